@@ -1,0 +1,92 @@
+// SPDX-License-Identifier: BSD-2-Clause
+// Copyright (c) 2026 The Nestor authors
+//
+// Single instructions as functions: control registers, CPUID, port I/O, descriptor tables.
+
+#pragma once
+
+#include <nestor/types.h>
+
+#define DEFINE_CR(n)                                                                               \
+    static inline u64 read_cr##n(void)                                                             \
+    {                                                                                              \
+        u64 v;                                                                                     \
+        __asm__ volatile("mov %%cr" #n ", %0" : "=r"(v) : : "memory");                             \
+        return v;                                                                                  \
+    }                                                                                              \
+    static inline void write_cr##n(u64 v)                                                          \
+    {                                                                                              \
+        __asm__ volatile("mov %0, %%cr" #n : : "r"(v) : "memory");                                 \
+    }
+DEFINE_CR(0)
+DEFINE_CR(2)
+DEFINE_CR(3)
+DEFINE_CR(4)
+#undef DEFINE_CR
+
+#define DEFINE_DR(n)                                                                               \
+    static inline u64 read_dr##n(void)                                                             \
+    {                                                                                              \
+        u64 v;                                                                                     \
+        __asm__ volatile("mov %%dr" #n ", %0" : "=r"(v));                                          \
+        return v;                                                                                  \
+    }                                                                                              \
+    static inline void write_dr##n(u64 v)                                                          \
+    {                                                                                              \
+        __asm__ volatile("mov %0, %%dr" #n : : "r"(v));                                            \
+    }
+DEFINE_DR(0)
+DEFINE_DR(1)
+DEFINE_DR(2)
+DEFINE_DR(3)
+DEFINE_DR(6)
+DEFINE_DR(7)
+#undef DEFINE_DR
+
+#define DEFINE_IO(suffix, type)                                                                    \
+    static inline type in##suffix(u16 port)                                                        \
+    {                                                                                              \
+        type v;                                                                                    \
+        __asm__ volatile("in %1, %0" : "=a"(v) : "Nd"(port) : "memory");                           \
+        return v;                                                                                  \
+    }                                                                                              \
+    static inline void out##suffix(u16 port, type v)                                               \
+    {                                                                                              \
+        __asm__ volatile("out %0, %1" : : "a"(v), "Nd"(port) : "memory");                          \
+    }
+DEFINE_IO(8, u8)
+DEFINE_IO(16, u16)
+DEFINE_IO(32, u32)
+#undef DEFINE_IO
+
+struct cpuid_regs {
+    u32 eax, ebx, ecx, edx;
+};
+
+static inline struct cpuid_regs cpuid(u32 leaf, u32 subleaf)
+{
+    struct cpuid_regs r;
+
+    __asm__ volatile("cpuid"
+                     : "=a"(r.eax), "=b"(r.ebx), "=c"(r.ecx), "=d"(r.edx)
+                     : "a"(leaf), "c"(subleaf));
+    return r;
+}
+
+struct PACKED table_pointer {
+    u16 limit;
+    u64 base;
+};
+
+static inline u64 xgetbv(u32 index)
+{
+    u32 lo, hi;
+
+    __asm__ volatile("xgetbv" : "=a"(lo), "=d"(hi) : "c"(index));
+    return (u64)hi << 32 | lo;
+}
+
+static inline void xsetbv(u32 index, u64 value)
+{
+    __asm__ volatile("xsetbv" : : "c"(index), "a"((u32)value), "d"((u32)(value >> 32)));
+}

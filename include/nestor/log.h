@@ -1,0 +1,36 @@
+// SPDX-License-Identifier: BSD-2-Clause
+// Copyright (c) 2026 The Nestor authors
+//
+// Nestor's log (core/log.c): one line an event, with a timestamp, the CPU and the level, on the log's serial port; and panic
+// (core/panic.c) for Nestor's own broken invariants.
+
+#pragma once
+
+#include <nestor/types.h>
+
+enum log_level { LOG_ERROR, LOG_WARN, LOG_INFO, LOG_DEBUG, LOG_TRACE };
+
+extern enum log_level log_level; // `loglevel=error|warn|info|debug|trace`, or 0..4
+
+// Writes one line (no newline at its end) if `level` is wanted. Any CPU, any context but NMI; takes the log's own lock.
+void log_line(enum log_level level, const char *fmt, ...) PRINTF_LIKE(2, 3);
+
+#define log_at(level, ...)                                                                         \
+    do {                                                                                           \
+        if ((level) <= log_level)                                                                  \
+            log_line(level, __VA_ARGS__);                                                          \
+    } while (0)
+#define log_error(...) log_at(LOG_ERROR, __VA_ARGS__)
+#define log_warn(...) log_at(LOG_WARN, __VA_ARGS__)
+#define log_info(...) log_at(LOG_INFO, __VA_ARGS__)
+#define log_debug(...) log_at(LOG_DEBUG, __VA_ARGS__)
+#define log_trace(...) log_at(LOG_TRACE, __VA_ARGS__)
+
+// Prints "PANIC: ...", the registers, a symbolised backtrace and the last exits, stops every CPU and never returns.
+_Noreturn void panic(const char *fmt, ...) PRINTF_LIKE(1, 2);
+
+#define ASSERT(cond)                                                                               \
+    do {                                                                                           \
+        if (unlikely(!(cond)))                                                                     \
+            panic("%s:%d: assertion failed: %s", __FILE__, __LINE__, #cond);                       \
+    } while (0)

@@ -1,0 +1,48 @@
+// SPDX-License-Identifier: BSD-2-Clause
+// Copyright (c) 2026 The Nestor authors
+//
+// Stage-2 tables: guest-physical to host-physical, in EPT format (SDM vol. 3, "The Extended Page Table Mechanism") or NPT format (APM
+// vol. 2, "Nested Paging"), by one walker and builder that a const struct describes. Nestor's own pages are never in one.
+
+#pragma once
+
+#include <nestor/spinlock.h>
+#include <nestor/types.h>
+
+enum stage2_rights { STAGE2_R = 1, STAGE2_W = 2, STAGE2_X = 4, STAGE2_RWX = 7, STAGE2_RW = 3 };
+
+// Memory types as the PAT and EPT encode them.
+enum mem_type { MEM_UC = 0, MEM_WC = 1, MEM_WT = 4, MEM_WP = 5, MEM_WB = 6, MEM_UC_MINUS = 7 };
+
+struct stage2_format; // encodings of present, leaf, rights, memory type
+extern const struct stage2_format stage2_ept;
+extern const struct stage2_format stage2_npt;
+
+struct stage2 {
+    const struct stage2_format *format;
+    struct spinlock lock; // serialises changes; walks by hardware and stage2_lookup take no lock
+    hpa_t root;
+    u8 levels;   // 4 or 5
+    bool has_1g; // the hardware allows 1 GiB leaves
+    u32 pages;   // table pages in use
+};
+
+// levels: 4 or 5. Returns 0 or -E_NOMEM.
+int stage2_create(struct stage2 *s2, const struct stage2_format *format, unsigned levels, bool has_1g);
+void stage2_destroy(struct stage2 *s2);
+// Maps [gpa, +size) to [hpa, +size) with the largest pages that fit (page-granular). Replaces what is there.
+// Returns >= 0: bit 0 (STAGE2_FLUSH) set if something that was present changed, so that the caller owes a tlb_flush_stage2();
+// or -E_NOMEM / -E_INVAL (unaligned, beyond the levels' reach) with nothing changed that the guest can see.
+enum { STAGE2_FLUSH = 1 };
+int stage2_map(struct stage2 *s2, gpa_t gpa, hpa_t hpa, u64 size, unsigned rights, enum mem_type type);
+int stage2_unmap(struct stage2 *s2, gpa_t gpa, u64 size);
+int stage2_protect(struct stage2 *s2, gpa_t gpa, u64 size, unsigned rights);
+
+struct stage2_entry {
+    hpa_t hpa; // of gpa itself, not of the page's start
+    u64 page_size;
+    unsigned rights;
+    enum mem_type type;
+};
+// Returns 0, or -E_NOENT if gpa is not mapped.
+int stage2_lookup(const struct stage2 *s2, gpa_t gpa, struct stage2_entry *out);
