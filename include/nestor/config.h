@@ -1,0 +1,36 @@
+// SPDX-License-Identifier: BSD-2-Clause
+// Copyright (c) 2026 The Nestor authors
+//
+// The configuration: which guests there are (core/config.c reads the device tree; DESIGN.md section 7).
+
+#pragma once
+
+#include <nestor/types.h>
+
+enum { CONFIG_GUEST_MAX = 64, CONFIG_VCPU_MAX = 64, CONFIG_MODULE_MAX = 8, CONFIG_NAME_MAX = 32 };
+
+struct vm_config {
+    char name[CONFIG_NAME_MAX]; // the node's name
+    u64 memory;                 // bytes, multiple of 2 MiB
+    u32 vcpus;
+    const char *kernel; // names of Multiboot modules
+    const char *initrd; // NULL: none
+    const char *command_line;
+    const char *modules[CONFIG_MODULE_MAX]; // for Multiboot guests, after initrd
+    u32 module_count;
+    bool nested;
+    bool test_device; // the test device, fw_cfg and port latches of GUESTS.md
+    bool console;     // COM1 is the machine's console; the first guest's by default
+    bool pinned;
+    u32 cpus[CONFIG_VCPU_MAX]; // pCPU of each vCPU; assigned in order if not pinned
+};
+
+struct config {
+    struct vm_config guests[CONFIG_GUEST_MAX];
+    u32 guest_count;
+};
+
+// Reads the dtb: checks the meaning of everything; a wrong guest is left out with a line that names the node's path, the property, what
+// was found and what was expected. Strings point into the dtb, which must stay. `report` gets each such line.
+// Returns the number of guests that are right, or -E_INVAL if the whole tree is unusable (report says why).
+int config_parse(struct config *config, const void *dtb, u64 dtb_size, void (*report)(const char *line));

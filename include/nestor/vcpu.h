@@ -1,0 +1,305 @@
+// SPDX-License-Identifier: BSD-2-Clause
+// Copyright (c) 2026 The Nestor authors
+//
+// The vendor-neutral vCPU: two contexts (ctx[0] = L1 or a plain guest, ctx[1] = L2), each with the guest state in groups, the controls as
+// data, and an opaque part of the back end; plus what both contexts share. DESIGN.md sections 1 and 6.
+//
+// Who writes: the vCPU's own pCPU writes everything but `requests` (atomic, any CPU) and the LAPIC's posted bits.
+
+#pragma once
+
+#include <nestor/exit.h>
+#include <nestor/types.h>
+
+struct vm;
+struct lapic;
+struct cpu;
+
+enum segment_index { SEG_ES, SEG_CS, SEG_SS, SEG_DS, SEG_FS, SEG_GS, SEG_LDTR, SEG_TR, SEG_COUNT };
+enum gpr { GPR_RAX, GPR_RCX, GPR_RDX, GPR_RBX, GPR_RSP, GPR_RBP, GPR_RSI, GPR_RDI, GPR_R8, GPR_R15 = 15 };
+
+struct segment {
+    u16 selector;
+    u32 access; // regs.h SEG_*: a descriptor's layout, SEG_UNUSABLE as VMX has it
+    u32 limit;  // in bytes, expanded
+    u64 base;
+};
+
+struct table_register {
+    u64 base;
+    u32 limit;
+};
+
+// The groups of guest state. A group is `valid` when the model holds it, `dirty` when the model's value is newer than the hardware's.
+enum state_group {
+    GROUP_RIP = BIT(0),      // rip, rsp, rflags: always valid after an exit
+    GROUP_CR = BIT(1),       // cr0, cr3, cr4
+    GROUP_PDPTE = BIT(2),    // pdpte[]
+    GROUP_CODE = BIT(3),     // CS, SS
+    GROUP_DATA = BIT(4),     // DS, ES
+    GROUP_SYSTEM = BIT(5),   // FS, GS, LDTR, TR (SVM: of the VMLOAD group)
+    GROUP_TABLES = BIT(6),   // gdtr, idtr
+    GROUP_SYSENTER = BIT(7), // (SVM: of the VMLOAD group)
+    GROUP_EFER_PAT = BIT(8),
+    GROUP_DEBUG = BIT(9), // dr7, debugctl
+    GROUP_CET = BIT(10),
+    GROUP_BLOCKING = BIT(11),    // interruptibility, activity
+    GROUP_PENDING_DBG = BIT(12), // pending_dbg
+    GROUP_ALL_CTX = BITS(12, 0),
+    // shared by both contexts
+    GROUP_SYSCALL = BIT(16), // star, lstar, cstar, sfmask, kernel_gs_base
+    GROUP_DR = BIT(17),      // dr0-3, dr6
+    GROUP_CR2 = BIT(18),
+    GROUP_ALL_SHARED = BITS(18, 16),
+};
+
+enum interruptibility { // SDM vol. 3 "Guest Non-Register State"; SVM's one interrupt shadow is BLOCK_STI
+    BLOCK_STI = BIT(0),
+    BLOCK_MOV_SS = BIT(1),
+    BLOCK_SMI = BIT(2),
+    BLOCK_NMI = BIT(3),
+};
+
+enum activity { ACTIVITY_ACTIVE, ACTIVITY_HLT, ACTIVITY_SHUTDOWN, ACTIVITY_WAIT_SIPI };
+
+// What the guest of this context architecturally has. CR0/CR4 are its effective values without what the back end adds for itself
+// (VMX: CR0.NE, CR4.VMXE; SVM: EFER.SVME).
+struct guest_state {
+    u64 rip, rsp, rflags;
+    u64 cr0, cr3, cr4;
+    u64 pdpte[4];
+    struct segment seg[SEG_COUNT];
+    struct table_register gdtr, idtr;
+    u64 sysenter_cs, sysenter_esp, sysenter_eip;
+    u64 efer, pat;
+    u64 dr7, debugctl;
+    u64 s_cet, ssp, interrupt_ssp_table;
+    u32 interruptibility, activity;
+    u64 pending_dbg; // SDM "Pending Debug Exceptions": B0-3, bit 12 enabled breakpoint, BS (14), RTM (16)
+};
+
+enum intercept { // controls.intercepts: instructions and events that exit beside those that always must
+    INTERCEPT_HLT = BIT(0),
+    INTERCEPT_PAUSE = BIT(1),
+    INTERCEPT_RDTSC = BIT(2), // and RDTSCP
+    INTERCEPT_RDPMC = BIT(3),
+    INTERCEPT_INVLPG = BIT(4),
+    INTERCEPT_INVPCID = BIT(5),
+    INTERCEPT_MWAIT = BIT(6),
+    INTERCEPT_MONITOR = BIT(7),
+    INTERCEPT_WBINVD = BIT(8), // and INVD (VMX: INVD always exits)
+    INTERCEPT_DR_READ = BIT(9), // MOV DR (VMX: both directions)
+    INTERCEPT_DR_WRITE = BIT(10),
+    INTERCEPT_CR3_READ = BIT(11),
+    INTERCEPT_CR3_WRITE = BIT(12),
+    INTERCEPT_CR8_READ = BIT(13),
+    INTERCEPT_CR8_WRITE = BIT(14),
+    INTERCEPT_TABLES_READ = BIT(15), // SGDT SIDT SLDT STR (VMX: "descriptor-table exiting" for all)
+    INTERCEPT_TABLES_WRITE = BIT(16),
+    INTERCEPT_TASK_SWITCH = BIT(17),
+    INTERCEPT_MTF = BIT(18),
+    INTERCEPT_XSETBV = BIT(19),
+    INTERCEPT_SVM = BIT(20), // VMRUN VMLOAD VMSAVE STGI CLGI SKINIT INVLPGA (SVM back end: VMRUN always)
+    INTERCEPT_RDPRU = BIT(21),
+    INTERCEPT_IRET = BIT(22),
+    INTERCEPT_PUSHF = BIT(23),
+    INTERCEPT_POPF = BIT(24),
+    INTERCEPT_SOFT_INT = BIT(25),
+    INTERCEPT_RSM = BIT(26),
+    INTERCEPT_CR0_READ = BIT(27), // SVM: whatever the mask says
+    INTERCEPT_CR4_READ = BIT(28),
+};
+
+enum control_group { // which part of the controls the back end must write again
+    CTL_INTERCEPTS = BIT(0), // intercepts, exception_bitmap, cr masks and shadows
+    CTL_STAGE2 = BIT(1),
+    CTL_TSC = BIT(2),
+    CTL_BITMAPS = BIT(3),
+    CTL_ALL = BITS(3, 0),
+};
+
+struct controls {
+    u64 intercepts;       // enum intercept
+    u32 exception_bitmap; // beside #MC, which always exits
+    u64 cr0_mask, cr4_mask;     // bits whose change exits (guest/host mask)
+    u64 cr0_shadow, cr4_shadow; // what the guest reads for those bits
+    u8 cr3_target_count;        // reserved for front ends
+    hpa_t stage2_root;
+    u8 stage2_levels;
+    bool stage2_ad; // EPT: A/D bits enabled
+    bool efer_lmsle; // unused by Nestor; kept so that front ends have a place for it
+    u64 tsc_offset;
+    u64 tsc_multiplier; // 0 = none; VMX's fixed point (48 fraction bits)
+    const void *msr_bitmap; // an L2's merged bitmap in the vendor's format (page_alloc'd), NULL: the VM's own policy
+    // Decided anew for every entry (core/event.c); no dirty bit.
+    struct event inject;
+    bool interrupt_window, nmi_window;
+};
+
+// A back end's per-context part: its VMCS or VMCB and what belongs to it.
+struct backend_ctx;
+
+struct vcpu_ctx {
+    struct guest_state state;
+    u32 valid, dirty; // enum state_group
+    u32 ctl_dirty;    // enum control_group
+    struct controls ctl;
+    struct backend_ctx *hw;
+    u32 flush;    // TLB flush owed before the next entry with this context: enum tlb_flush_kind
+    u64 flush_generation; // the VM's generation that this context has seen
+};
+
+enum vcpu_request { // vcpu->requests: set by any CPU with vcpu_post, taken by the run loop
+    REQUEST_EVENT = BIT(0), // the LAPIC, PIC or NMI latch has something new: look
+    REQUEST_NMI = BIT(1),
+    REQUEST_INIT = BIT(2),
+    REQUEST_SIPI = BIT(3),
+    REQUEST_STOP = BIT(4), // leave vcpu_run (kill, reset, power-off)
+    REQUEST_TLB_FLUSH = BIT(5),
+    REQUEST_TIMER = BIT(6), // a deadline of this pCPU is due
+    REQUEST_CALL = BIT(7),
+};
+
+// Events on their way (core/event.c owns them).
+struct vcpu_events {
+    struct event reinject;  // a delivery that an exit interrupted: goes first, always
+    struct event exception; // raised by emulation; at most one (vcpu_inject_exception merges to #DF)
+    u8 nmi_count;           // 0..2: one may be latched while one is in service
+    bool init, sipi;
+    u8 sipi_vector;
+    bool mtf_pending;
+    bool interrupts_check; // the LAPIC/PIC may have a deliverable interrupt: look before the next entry
+};
+
+struct vcpu {
+    // Assembly (entry stubs) knows the offset of gpr[] (0) - keep it first. gpr[GPR_RSP] is unused: RSP is in the context.
+    u64 gpr[16];
+    u64 cr2;                          // GROUP_CR2
+    u64 dr[4], dr6;                   // GROUP_DR
+    u64 star, lstar, cstar, sfmask, kernel_gs_base; // GROUP_SYSCALL
+    u32 shared_valid, shared_dirty;
+    struct vcpu_ctx ctx[2];
+    struct vcpu_ctx *cur; // &ctx[level]
+    u8 level;             // 0: L1 or plain guest, 1: L2
+    bool immediate_exit;  // for the next entry: exit before the guest's first instruction, after an injection
+    bool launched_once;
+    u32 requests;         // enum vcpu_request, atomic
+    struct vcpu_events events;
+
+    struct vm *vm;
+    u32 id;          // within the VM
+    struct cpu *cpu; // where it runs
+    void *fpu;       // XSAVE area, 64-byte aligned, used only when it does not live in the registers
+    u64 xcr0, xss;
+    u64 tsc_aux, tsc_adjust, tsc_offset_base;
+    u64 spec_ctrl;
+    struct lapic *lapic;
+    struct nested *nested; // front end's state, NULL when nested is off
+    struct vcpu_msrs *msrs; // what core/msr.c keeps for MSRs that are only remembered
+    struct insn_cache *insn_cache;
+    u32 run_state; // enum vcpu_run_state
+    u32 asid_generation;
+    u16 tag[2];    // VPID or ASID of each context, private to the back end
+    u64 exits;
+    u64 exit_counts[EXIT_KIND_COUNT];
+    struct {
+        u16 kind;
+        u16 level;
+        u32 raw;
+        u64 rip;
+    } history[16]; // the last exits, for reports
+};
+
+// --- the back end ---
+
+struct backend {
+    const char *name; // "VMX", "SVM"
+    const struct stage2_format *stage2_format;
+    // Boot. Logs one line for each thing it needs and does not find, by its manual's name. On every CPU (also before any changes the
+    // machine). Returns 0 or -E_NODEV.
+    int (*probe)(void);
+    void (*describe)(char *buf, size_t size); // optional features found and used, after cpu_on
+    int (*cpu_on)(void);                      // this CPU; page_alloc'd memory in this_cpu()->backend
+    void (*cpu_off)(void);
+    // Slow path. Creates a context's hardware part with Nestor's host state and default controls. 0 or -E_NOMEM.
+    int (*ctx_create)(struct vcpu *vcpu, unsigned level);
+    void (*ctx_destroy)(struct vcpu *vcpu, unsigned level);
+    // On the vCPU's own pCPU from here on.
+    // Puts the vCPU on this pCPU: loads what lives in registers (shared groups, XCR0/XSS, TSC_AUX, SPEC_CTRL) / takes it off again
+    // (everything of the guest's that lives in hardware is in the model afterwards).
+    void (*load)(struct vcpu *vcpu);
+    void (*put)(struct vcpu *vcpu);
+    void (*select)(struct vcpu *vcpu, unsigned level); // vcpu->level and cur are set by it
+    void (*pull)(struct vcpu *vcpu, u32 groups);       // reads groups into the model, sets valid
+    // Writes what is dirty, enters, and fills *exit. Interrupts closed. Returns with GROUP_RIP valid (and GROUP_BLOCKING where free).
+    // Moves nothing else: the interrupted event is in exit->interrupted.
+    void (*enter)(struct vcpu *vcpu, struct vm_exit *exit);
+    u8 (*stage2_levels)(void); // what the hardware will walk for Nestor's own tables: 4 or 5
+    bool stage2_1g;
+    bool has_mtf;
+    void (*report)(struct vcpu *vcpu); // logs the raw control structure, for a guest's end
+};
+
+extern const struct backend vmx_backend;
+extern const struct backend svm_backend;
+extern const struct backend *backend; // chosen once at boot
+
+// --- state access. All on the vCPU's own pCPU. ---
+
+static inline struct guest_state *vcpu_state(struct vcpu *vcpu, u32 groups)
+{
+    u32 missing = groups & ~(vcpu->cur->valid | vcpu->shared_valid);
+
+    if (unlikely(missing))
+        backend->pull(vcpu, missing);
+    return &vcpu->cur->state;
+}
+
+// The same, and the caller is about to change those groups.
+static inline struct guest_state *vcpu_modify(struct vcpu *vcpu, u32 groups)
+{
+    struct guest_state *state = vcpu_state(vcpu, groups);
+
+    vcpu->cur->dirty |= groups & GROUP_ALL_CTX;
+    vcpu->shared_dirty |= groups & GROUP_ALL_SHARED;
+    return state;
+}
+
+static inline u64 vcpu_gpr(struct vcpu *vcpu, unsigned n)
+{
+    return n == GPR_RSP ? vcpu->cur->state.rsp : vcpu->gpr[n];
+}
+
+static inline void vcpu_set_gpr(struct vcpu *vcpu, unsigned n, u64 value)
+{
+    if (n == GPR_RSP)
+        vcpu_modify(vcpu, GROUP_RIP)->rsp = value;
+    else
+        vcpu->gpr[n] = value;
+}
+
+// Posts a request and makes the vCPU see it soon. Any CPU, any context but NMI.
+void vcpu_post(struct vcpu *vcpu, u32 requests);
+
+// --- events (core/event.c) ---
+void vcpu_inject_exception(struct vcpu *vcpu, u8 vector, bool has_error, u32 error);
+void vcpu_inject_page_fault(struct vcpu *vcpu, u32 error, u64 cr2);
+void vcpu_inject_event(struct vcpu *vcpu, const struct event *event);
+static inline void vcpu_inject_gp0(struct vcpu *vcpu)
+{
+    vcpu_inject_exception(vcpu, 13, true, 0);
+}
+static inline void vcpu_inject_ud(struct vcpu *vcpu)
+{
+    vcpu_inject_exception(vcpu, 6, false, 0);
+}
+
+// The one place that advances RIP (DESIGN.md section 3): after the instruction's effects. Clears the interrupt shadow, raises
+// the single-step #DB, notes a pending MTF.
+void vcpu_finish_insn(struct vcpu *vcpu, u64 next_rip);
+// The same for an exit's instruction: finds its length (exit, or Nestor's decoder) and finishes it.
+void vcpu_finish_exit(struct vcpu *vcpu, struct vm_exit *exit);
+
+// Mode of the guest's code.
+unsigned vcpu_cpl(struct vcpu *vcpu);
+unsigned vcpu_code_size(struct vcpu *vcpu); // 2, 4 or 8 bytes: real/16, 32, 64-bit code

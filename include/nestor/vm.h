@@ -1,0 +1,68 @@
+// SPDX-License-Identifier: BSD-2-Clause
+// Copyright (c) 2026 The Nestor authors
+//
+// A VM: its memory, its vCPUs, its machine (devices.h) and its life.
+
+#pragma once
+
+#include <nestor/config.h>
+#include <nestor/page.h>
+#include <nestor/spinlock.h>
+#include <nestor/stage2.h>
+#include <nestor/types.h>
+
+struct vcpu;
+struct machine;
+
+enum { VM_RAM_MAX = 16, VM_NAME_MAX = 32 };
+
+// RAM below the PCI hole and above 4 GiB, as a PC has it.
+#define VM_LOW_RAM_LIMIT 0xc0000000ull
+#define VM_HIGH_RAM_BASE 0x100000000ull
+
+struct vm_ram {
+    gpa_t gpa;
+    u64 size;
+    hpa_t hpa;
+};
+
+enum vm_state { VM_OFF, VM_RUNNING, VM_RESETTING, VM_POWERED_OFF, VM_STOPPED /* by Nestor, with a report */ };
+
+struct vm {
+    u32 id;
+    const struct vm_config *config;
+    u32 state;       // enum vm_state; written under lock
+    u32 exit_status; // what the runner is told: the test device's code, 126 when stopped
+    struct spinlock lock;
+    struct stage2 stage2;
+    struct host_space space;
+    struct vm_ram ram[VM_RAM_MAX];
+    u32 ram_count;
+    u64 ram_size;
+    u64 flush_generation; // advanced by tlb_flush_vm
+    u32 vcpu_count;
+    struct vcpu **vcpus;
+    struct machine *machine;
+    u32 running; // vCPUs inside vcpu_run, atomic
+    const u8 *msr_bitmap; // of the back end for this VM's own policy
+    u64 tsc_base;         // host TSC when the guest's TSC was 0
+};
+
+// RAM at gpa as a host pointer, NULL unless [gpa, +len) is RAM wholly. Valid while the VM's space is loaded on this CPU.
+static inline void *vm_ram_ptr(const struct vm *vm, gpa_t gpa, u64 len)
+{
+    for (u32 i = 0; i < vm->ram_count; i++)
+        if (gpa - vm->ram[i].gpa < vm->ram[i].size)
+            return len <= vm->ram[i].size - (gpa - vm->ram[i].gpa) ? (void *)(VM_WINDOW_BASE + gpa) : NULL;
+    return NULL;
+}
+
+// Ends a VM's run. Any of its vCPUs, any CPU; returns at once, the vCPUs leave soon.
+void vm_power_off(struct vm *vm, u32 status);
+void vm_reset(struct vm *vm);
+// The guest can't go on: logs the reason, registers and bytes at RIP of `vcpu` (may be NULL) and stops the VM.
+void vm_stop(struct vm *vm, struct vcpu *vcpu, const char *why, ...) PRINTF_LIKE(3, 4);
+
+// Physical placement of what a guest finds at reset, filled by a loader (core/load_*.c) on the pCPU of vCPU 0 in the VM's space.
+// The loader writes vCPU 0's first state through vcpu_modify.
+int vm_load(struct vm *vm);
