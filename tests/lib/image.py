@@ -60,9 +60,8 @@ def config_dts(guest):
     """The device tree source for one guest; `guest` is a dict with the keys used below."""
     lines = ["memory = <%d>; /* MiB */" % guest["mem"], "vcpus = <%d>;" % guest["cpus"],
              'kernel = "kernel";']
-    if guest.get("initrd"):
-        # Linux takes an initial RAM disk, a Multiboot image a list of modules.
-        lines.append('initrd = "initrd";' if guest["kind"] != MULTIBOOT else 'modules = "initrd";')
+    if guest.get("initrd"):  # for a Multiboot image, its module
+        lines.append('initrd = "initrd";')
     if guest.get("append") is not None:
         lines.append("command-line = %s;" % dts_string(guest["append"]))
     lines += ["%s;" % flag for flag in ("nested", "test-device") if guest.get(flag)]

@@ -1,0 +1,67 @@
+# SPDX-License-Identifier: BSD-2-Clause
+# Copyright (c) 2026 The Nestor authors
+#
+# The Makefile's targets that boot and prove Nestor. Each first installs what it
+# needs (tests/deps), then builds by a second make, because the first one may
+# have started without a compiler.
+
+MACHINE ?= auto
+MODULES ?=
+OPTIONS ?=
+export BUILD
+
+# For people who configure the default guest: CONFIG= builds a configuration in, MODULES=
+# (NAME=FILE ...) adds the files it names, OPTIONS= are hypervisor options.
+ISO_FLAGS = $(if $(CONFIG),--builtin-config) $(foreach option,$(OPTIONS),--option $(option)) $(MODULES)
+RUN_DEPS = $(if $(filter bochs%,$(MACHINE)),bochs,run)
+SUB_MAKE = +@$(MAKE) --no-print-directory
+
+.PHONY: run iso guest-files check check-all bench format format-check
+
+run:
+	@tests/deps $(RUN_DEPS)
+	$(SUB_MAKE) $(BUILD)/nestor.iso
+	@tests/run --machine $(MACHINE) --iso $(BUILD)/nestor.iso --host-cpus 2 --host-mem 768
+
+iso:
+	@tests/deps run
+	$(SUB_MAKE) $(BUILD)/nestor.iso
+	@echo "$(BUILD)/nestor.iso boots on BIOS and UEFI"
+
+guest-files:
+	@tests/kernel
+	@tests/initramfs
+
+# What is unchanged comes from build/iso-cache, so this may always run.
+.PHONY: $(BUILD)/nestor.iso
+$(BUILD)/nestor.iso: $(BUILD)/nestor guest-files
+	@tests/iso --output $@ $(ISO_FLAGS)
+
+check:
+	@tests/deps check
+	$(SUB_MAKE) check-built LEVEL=check
+
+check-all:
+	@tests/deps check
+	$(SUB_MAKE) check-built LEVEL=all
+
+# ONLY= takes a pattern of test names.
+LEVEL ?= check
+ONLY ?=
+.PHONY: check-built
+check-built: $(BUILD)/nestor unit guests guest-files
+	@tests/system/check.py --level $(LEVEL) $(if $(ONLY),--only '$(ONLY)')
+
+bench:
+	@tests/deps check
+	$(SUB_MAKE) $(BUILD)/nestor guests guest-files
+	@tests/bench/run
+
+CLANG_FORMAT ?= clang-format
+STYLED = $(shell git ls-files '*.c' '*.h')
+
+format-check:
+	@$(CLANG_FORMAT) --dry-run --Werror $(STYLED)
+
+format:
+	@$(CLANG_FORMAT) -i $(STYLED)
