@@ -5,9 +5,9 @@
 // size. Exact lengths for the one-byte, 0F, 0F38 and 0F3A maps and for VEX, XOP and EVEX forms; full
 // operand description for the integer instructions. Intel SDM volume 2 chapter 2 and appendix A,
 // AMD APM volume 3 chapter 1 and appendix A.
-#ifndef NESTOR_DECODE_H
-#define NESTOR_DECODE_H
+#pragma once
 
+#include <nestor/segment.h>
 #include <nestor/types.h>
 
 #define INSN_MAX_LENGTH 15
@@ -22,8 +22,6 @@ enum insn_status {
     INSN_INVALID,   // #UD
     INSN_TOO_LONG,  // more than 15 bytes: #GP(0)
 };
-
-enum insn_seg { SEG_ES, SEG_CS, SEG_SS, SEG_DS, SEG_FS, SEG_GS, SEG_TR, SEG_LDTR, SEG_COUNT };
 
 #define INSN_REG_NONE 0xff // no base or no index
 #define INSN_REG_RIP  16   // base is the address of the next instruction
@@ -52,6 +50,7 @@ enum insn_operand {
 
 // Instruction identities. INSN_OTHER is valid as far as the decoder knows, has its exact length, and
 // nothing else is said of it. The order within ADD..CMP, ROL..SAR and BT..BTC is the encoding's.
+// clang-format off
 enum insn_op {
     INSN_NONE, // the table's holes: invalid
     INSN_OTHER,
@@ -87,6 +86,7 @@ enum insn_op {
     INSN_VMRUN, INSN_VMMCALL, INSN_VMLOAD, INSN_VMSAVE, INSN_STGI, INSN_CLGI, INSN_SKINIT, INSN_INVLPGA,
     INSN_OP_COUNT
 };
+// clang-format on
 
 struct insn {
     u8 op;     // enum insn_op
@@ -107,7 +107,7 @@ struct insn {
     u8 mem_size;  // bytes accessed; 0 = address only, or INSN_OTHER
     u8 base, index;
     u8 scale; // 1, 2, 4, 8
-    u8 seg;   // enum insn_seg: also that of implicit rSI and rBX operands
+    u8 seg;   // enum segment_index: also that of implicit rSI and rBX operands
     s64 disp;
     u64 imm;  // sign- or zero-extended as the instruction uses it; relative branch offset
     u16 imm2; // ENTER's nesting level, the selector of a far pointer
@@ -125,5 +125,3 @@ static inline bool insn_mode_is_64(enum insn_mode mode)
 {
     return mode >= INSN_MODE_64;
 }
-
-#endif

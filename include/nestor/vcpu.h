@@ -9,21 +9,14 @@
 #pragma once
 
 #include <nestor/exit.h>
+#include <nestor/segment.h>
 #include <nestor/types.h>
 
 struct vm;
 struct lapic;
 struct cpu;
 
-enum segment_index { SEG_ES, SEG_CS, SEG_SS, SEG_DS, SEG_FS, SEG_GS, SEG_LDTR, SEG_TR, SEG_COUNT };
 enum gpr { GPR_RAX, GPR_RCX, GPR_RDX, GPR_RBX, GPR_RSP, GPR_RBP, GPR_RSI, GPR_RDI, GPR_R8, GPR_R15 = 15 };
-
-struct segment {
-    u16 selector;
-    u32 access; // regs.h SEG_*: a descriptor's layout, SEG_UNUSABLE as VMX has it
-    u32 limit;  // in bytes, expanded
-    u64 base;
-};
 
 struct table_register {
     u64 base;
@@ -237,6 +230,7 @@ struct backend {
     u8 (*stage2_levels)(void); // what the hardware will walk for Nestor's own tables: 4 or 5
     bool stage2_1g;
     bool has_mtf;
+    bool has_timer; // enter() itself exits at timer_next(): the LAPIC timer serves only idle
     void (*report)(struct vcpu *vcpu); // logs the raw control structure, for a guest's end
 };
 
