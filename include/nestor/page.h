@@ -77,8 +77,8 @@ struct host_space {
 int host_space_create(struct host_space *space);
 void host_space_destroy(struct host_space *space); // no CPU may have it loaded
 // Maps RAM [hpa, +size) at VM_WINDOW_BASE + gpa with the largest pages that fit. Before any CPU loads the space.
-int host_space_map(struct host_space *space, gpa_t gpa, hpa_t hpa, u64 size);
 // Returns 0, -E_NOMEM, or -E_INVAL (not page-aligned, beyond the window). After an error only host_space_destroy is left.
+int host_space_map(struct host_space *space, gpa_t gpa, hpa_t hpa, u64 size);
 // Loads the space on this CPU (NULL: Nestor's own, with an empty window). Does nothing if it is loaded already.
 void host_space_load(struct host_space *space);
 
