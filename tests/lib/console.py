@@ -90,7 +90,9 @@ class Console:
         self.log_fd = log_fd
         self.timeout = timeout
         self.terminal = Terminal()
+        self.closed = set()  # descriptors of the machine that have ended
         self.to_guest = b""
+        self.next_write = 0.0
         self.stdin_open = self.terminal.fd >= 0
         self.log_line = b""
         self.guest_line = b""
@@ -143,8 +145,10 @@ class Console:
         readers = [fd for fd in (machine.com1, machine.com2) if fd not in self.closed]
         if self.stdin_open and len(self.to_guest) < 65536:
             readers.append(self.terminal.fd)
-        writers = [machine.com1] if self.to_guest and machine.com1 not in self.closed else []
-        readable, writable, _ = select.select(readers, writers, [], POLL)
+        may_write = machine.com1 not in self.closed and time.monotonic() >= self.next_write
+        writers = [machine.com1] if self.to_guest and may_write else []
+        wait = POLL if may_write or not self.to_guest else machine.input_pause
+        readable, writable, _ = select.select(readers, writers, [], wait)
         for fd, sink in ((machine.com2, self.log_output), (machine.com1, self.guest_output)):
             if fd in readable:
                 data = self.read(fd)
@@ -171,7 +175,8 @@ class Console:
 
     def write(self, fd, data):
         try:
-            return os.write(fd, data[:256])
+            self.next_write = time.monotonic() + self.machine.input_pause
+            return os.write(fd, data[:self.machine.input_burst])
         except BlockingIOError:
             return 0
         except OSError:
@@ -180,7 +185,6 @@ class Console:
 
     def run(self):
         """Until the machine is off."""
-        self.closed = set()
         for fd in (self.machine.com1, self.machine.com2):
             os.set_blocking(fd, False)
         while self.machine.process.poll() is None:

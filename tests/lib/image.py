@@ -18,8 +18,9 @@ BUILD = os.path.join(ROOT, os.environ.get("BUILD", "build"))
 CACHE = os.path.join(BUILD, "iso-cache")
 KEEP_SECONDS = 2 * 24 * 3600  # an ISO that nobody used for so long is removed
 
-# The few GRUB modules that the menus below use; all_video is for UEFI kernels that ask for a mode.
-GRUB_MODULES = "normal iso9660 multiboot multiboot2 linux all_video"
+# The few GRUB modules that the menus below use; all_video is for UEFI kernels that ask for a mode,
+# memrw for tests that spoil firmware tables.
+GRUB_MODULES = "normal iso9660 multiboot multiboot2 linux all_video memrw"
 
 LINUX, MULTIBOOT, MULTIBOOT2 = "linux", "multiboot", "multiboot2"
 
@@ -90,8 +91,8 @@ def quote(text):
 class Boot:
     """A GRUB menu entry in the making: its commands and the files they name."""
 
-    def __init__(self):
-        self.lines = []
+    def __init__(self, commands=()):
+        self.lines = list(commands)  # GRUB commands before the kernel's
         self.files = []  # (path in /boot, bytes)
 
     def add(self, command, content, arguments=""):

@@ -56,6 +56,9 @@ class Emulator:
     """A started emulator. It is in a process group of its own and dies with this process, however
     that ends, because Bochs ignores SIGTERM and a forgotten emulator takes a whole CPU."""
 
+    # How fast input may go in: at most so many bytes at once, then a pause of so many seconds.
+    input_burst, input_pause = 256, 0.0
+
     def __init__(self, options):
         self.options = options
         self.process = None
@@ -179,7 +182,10 @@ BOCHS_IPS = 50000000  # instructions a second of guest time; about what Bochs 2.
 
 class Bochs(Emulator):
     """Bochs: Debian's 2.7, or a newer one named by $BOCHS. Its serial ports are pseudo-terminals:
-    mode=file takes no input, and the socket modes wait or drop bytes."""
+    mode=file takes no input, and the socket modes wait or drop bytes. Its UART overruns where real
+    flow would wait, hence the pace."""
+
+    input_burst, input_pause = 8, 0.02
 
     def start(self, iso):
         options = self.options
@@ -242,9 +248,11 @@ class Bochs(Emulator):
         return None
 
     def failed_to_start(self):
-        return False
+        return "/bochsrc:" in super().report_tail()
 
     def report_tail(self, lines=12):
+        if self.failed_to_start():
+            return super().report_tail()
         try:
             with open(os.path.join(self.directory, "bochs.log"), "rb") as file:
                 return "\n".join(file.read().decode(errors="replace").splitlines()[-lines:])
