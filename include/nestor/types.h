@@ -47,6 +47,7 @@ typedef u64 gva_t; // guest-linear address
 #define ALIGNED(n) __attribute__((aligned(n)))
 #define INIT_TEXT __attribute__((section(".init.text"), cold))
 #define INIT_DATA __attribute__((section(".init.data")))
+#define INIT_BSS __attribute__((section(".bss.init"))) // zeroed
 
 // Functions that can fail return 0 or a positive result, or one of these negated.
 enum nestor_error {
