@@ -11,7 +11,7 @@
 
 struct slab {
     struct slab *next, *prev; // among those of its class that have a free piece
-    u16 free;                 // offset in the page of the first free piece, which holds the next one's; 0 ends the list
+    u16 free; // offset in the page of the first free piece, which holds the next one's; 0 ends the list
     u16 used;
     u32 piece; // size
 } ALIGNED(32);
@@ -27,7 +27,7 @@ static u32 class_of(size_t size)
     u32 class = 0;
 
     while (class < ARRAY_SIZE(pieces) && pieces[class] < size)
-        class++;
+        class ++;
     return class;
 }
 

@@ -11,11 +11,11 @@
 #include <nestor/spinlock.h>
 #include <nestor/string.h>
 
-#define FRAME_SIZE SIZE_2M
+#define FRAME_SIZE  SIZE_2M
 #define FRAME_PAGES 512u
-#define HPA_LIMIT BIT(52)
-#define LOW_TOP 0xa0000ull // the SIPI vectors above it are reserved
-#define FIRST_MIB MIB(1)
+#define HPA_LIMIT   BIT(52)
+#define LOW_TOP     0xa0000ull // the SIPI vectors above it are reserved
+#define FIRST_MIB   MIB(1)
 
 struct extent {
     u64 base, size;
@@ -36,7 +36,8 @@ enum { RESERVE_PAGES = 4 };
 static struct spinlock page_lock; // everything below, and the physmap's tables
 
 static struct extent first_extents[64];
-static struct extent *extents = first_extents; // free for guests, ascending, never touching each other
+static struct extent *extents =
+    first_extents; // free for guests, ascending, never touching each other
 static u32 extent_count, extent_max = ARRAY_SIZE(first_extents);
 
 static struct frame first_frames[64];
@@ -536,11 +537,12 @@ struct ram_sweep {
 
 static u64 region_end(const struct mem_region *region)
 {
-    return region->base < HPA_LIMIT ? region->base + MIN(region->size, HPA_LIMIT - region->base) : 0;
+    return region->base < HPA_LIMIT ? region->base + MIN(region->size, HPA_LIMIT - region->base)
+                                    : 0;
 }
 
 // The i-th thing that keeps RAM from being used, as far as it is one.
-static const struct mem_region *sweep_blocker(const struct ram_sweep *sweep, u32 i)
+INIT_TEXT static const struct mem_region *sweep_blocker(const struct ram_sweep *sweep, u32 i)
 {
     if (i >= sweep->count)
         return &sweep->reserved[i - sweep->count];
@@ -548,7 +550,7 @@ static const struct mem_region *sweep_blocker(const struct ram_sweep *sweep, u32
 }
 
 // The end of a blocker that contains `at`, or `at` itself.
-static u64 sweep_skip(const struct ram_sweep *sweep, u64 at)
+INIT_TEXT static u64 sweep_skip(const struct ram_sweep *sweep, u64 at)
 {
     u32 i;
 
@@ -562,7 +564,7 @@ static u64 sweep_skip(const struct ram_sweep *sweep, u64 at)
 }
 
 // The lowest RAM address that is not below `from`; HPA_LIMIT if there is none.
-static u64 sweep_ram(const struct ram_sweep *sweep, u64 from)
+INIT_TEXT static u64 sweep_ram(const struct ram_sweep *sweep, u64 from)
 {
     u64 best = HPA_LIMIT;
     u32 i;
@@ -574,7 +576,7 @@ static u64 sweep_ram(const struct ram_sweep *sweep, u64 from)
 }
 
 // How far the RAM at `start` reaches, over all regions that go on from one another, up to the next blocker.
-static u64 sweep_extend(const struct ram_sweep *sweep, u64 start)
+INIT_TEXT static u64 sweep_extend(const struct ram_sweep *sweep, u64 start)
 {
     u64 end = start, next;
     u32 i;
@@ -597,7 +599,7 @@ static u64 sweep_extend(const struct ram_sweep *sweep, u64 start)
 }
 
 // The next piece of usable RAM from *at on, in bytes. Needs no memory, whatever the map's size, order and overlaps.
-static bool sweep_next(const struct ram_sweep *sweep, u64 *at, struct extent *out)
+INIT_TEXT static bool sweep_next(const struct ram_sweep *sweep, u64 *at, struct extent *out)
 {
     u64 start = *at, skipped;
 
@@ -651,7 +653,7 @@ static void give_pieces(u64 base, u64 end)
     give_piece(last, end);
 }
 
-static void give_low(u64 base, u64 end)
+INIT_TEXT static void give_low(u64 base, u64 end)
 {
     base = MAX(ALIGN_UP(base, PAGE_SIZE), PAGE_SIZE); // page 0 belongs to the BIOS
     end = MIN(ALIGN_DOWN(end, PAGE_SIZE), LOW_TOP);
@@ -676,7 +678,8 @@ hpa_t low_page_alloc(void)
     return page;
 }
 
-static void sweep_all(const struct ram_sweep *sweep, u64 floor, void (*fn)(u64 base, u64 end))
+INIT_TEXT static void sweep_all(const struct ram_sweep *sweep, u64 floor,
+                                void (*fn)(u64 base, u64 end))
 {
     struct extent piece;
     u64 at = 0;
@@ -687,8 +690,8 @@ static void sweep_all(const struct ram_sweep *sweep, u64 floor, void (*fn)(u64 b
 }
 
 // The frames come first: the pieces need memory for their tables.
-void page_init(const struct mem_region *map, u32 count, const struct mem_region *reserved,
-               u32 reserved_count)
+INIT_TEXT void page_init(const struct mem_region *map, u32 count, const struct mem_region *reserved,
+                         u32 reserved_count)
 {
     struct ram_sweep sweep = {map, reserved, count, reserved_count};
     u32 i;
@@ -697,10 +700,12 @@ void page_init(const struct mem_region *map, u32 count, const struct mem_region 
     sweep_all(&sweep, 0, give_low);
     sweep_all(&sweep, FIRST_MIB, give_frames);
     if (!grow())
-        panic("no 2 MiB of free RAM, aligned and below 64 TiB, in a memory map of %u regions", count);
+        panic("no 2 MiB of free RAM, aligned and below 64 TiB, in a memory map of %u regions",
+              count);
     for (i = 0; i < count; i++)
         if (map[i].type == 1 && map[i].base < PHYSMAP_SIZE &&
-            page_map_prepare(map[i].base, MIN(region_end(&map[i]), PHYSMAP_SIZE) - map[i].base) != 0)
+            page_map_prepare(map[i].base, MIN(region_end(&map[i]), PHYSMAP_SIZE) - map[i].base) !=
+                0)
             panic("no memory for the page tables of %u regions of RAM", count);
     sweep_all(&sweep, FIRST_MIB, give_pieces);
     spin_unlock(&page_lock);
