@@ -49,7 +49,7 @@ check-all:
 LEVEL ?= check
 ONLY ?=
 .PHONY: check-built
-check-built: $(BUILD)/nestor unit guests guest-files
+check-built: $(BUILD)/nestor unit guests $(BUILD)/system/tiny.elf guest-files
 	@tests/system/check.py --level $(LEVEL) $(if $(ONLY),--only '$(ONLY)')
 
 bench:
@@ -65,3 +65,11 @@ format-check:
 
 format:
 	@$(CLANG_FORMAT) -i $(STYLED)
+
+# The guest of the system tests that need none in particular.
+$(BUILD)/system/tiny.elf: tests/system/tiny.c $(BUILD)/flags
+	@mkdir -p $(@D)
+	$(CC) -m32 -std=gnu11 -O1 -ffreestanding -fno-pic -fno-stack-protector -mgeneral-regs-only \
+		-fno-asynchronous-unwind-tables -fcf-protection=none $(WARNINGS) -nostdlib -static \
+		-Wl,-Ttext=0x400000,--section-start=.multiboot=0x3ff000,--build-id=none,-z,noexecstack \
+		-Wl,--no-warn-rwx-segments -o $@ $<

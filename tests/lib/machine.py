@@ -214,7 +214,7 @@ class Bochs(Emulator):
         if debugger:
             script = os.path.join(self.directory, "debugger")
             with open(script, "w", encoding="ascii") as file:
-                file.write("c\nq\n")
+                file.write("c\n" * 64 + "q\n")  # a reset by triple fault ends one c
             command += ["-rc", script]
         self.spawn(command, env=dict(os.environ, TERM="vt102"))
         self.slaves = (slave1, slave2)
