@@ -11,6 +11,7 @@ import argparse
 import fnmatch
 import os
 import re
+import signal
 import subprocess
 import sys
 import threading
@@ -24,6 +25,7 @@ import badinput  # noqa: E402
 import guests  # noqa: E402
 import linux  # noqa: E402
 import runner  # noqa: E402
+import session  # noqa: E402
 from session import BUILD, ROOT, Failure, expect  # noqa: E402
 
 LOGS = os.path.join(BUILD, "check")
@@ -38,6 +40,8 @@ def execute(log, command, limit):
     try:
         done = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, cwd=ROOT,
                               stderr=subprocess.STDOUT, timeout=limit, check=False)
+    except FileNotFoundError as error:
+        raise Failure("%s is not there" % command[0]) from error
     except subprocess.TimeoutExpired as error:
         log.write(error.output or b"")
         raise Failure("not done after %d seconds" % limit) from error
@@ -101,8 +105,9 @@ def run_test(name, function, report):
             result = function(log)
         except Failure as failure:
             result, why = (0, 1), str(failure)
-        except Exception:  # a test's own mistake is a failure of that test, not of the others
-            result, why = (0, 1), traceback.format_exc()
+        except Exception as error:  # a test's own mistake fails that test, not the others
+            result, why = (0, 1), "%s: %s" % (type(error).__name__, error)
+            log.write(traceback.format_exc().encode())
         log.write(b"\n%s\n" % why.encode())
     passed, failed = result if result else (1, 0)
     report.add(name, passed, failed, time.monotonic() - start, why)
@@ -130,14 +135,18 @@ def main():
     if options.list:
         print("\n".join(test[0] for test in tests))
         return 0
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     os.makedirs(LOGS, exist_ok=True)
     report, lock = Report(), threading.Lock()
     threads = [threading.Thread(target=work, args=(tests, lock, report), daemon=True)
                for _ in range(options.jobs)]
     for thread in threads:
         thread.start()
-    for thread in threads:
-        thread.join()
+    try:
+        for thread in threads:
+            thread.join()
+    finally:
+        session.end_all()  # what an interrupt left running
     print("%d passed, %d failed" % (report.passed, report.failed))
     return 1 if report.failed or not report.passed else 0
 

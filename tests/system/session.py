@@ -26,6 +26,16 @@ def expect(condition, message, *arguments):
         raise Failure(message % arguments if arguments else message)
 
 
+LIVE = set()  # the processes of sessions that have not ended
+
+
+def end_all():
+    """End what still runs: tests/run takes its emulator with it."""
+    for process in list(LIVE):
+        if process.poll() is None:
+            process.terminate()
+
+
 class Session:
     """tests/run with `arguments`; what it prints is copied to `log` (a binary file). Use it as a
     context manager: the run ends with the block."""
@@ -42,6 +52,7 @@ class Session:
         log.write(b"$ %s\n" % " ".join(command).encode())
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
                                         stderr=subprocess.PIPE, start_new_session=True)
+        LIVE.add(self.process)
 
     def __enter__(self):
         return self
@@ -54,6 +65,7 @@ class Session:
             except subprocess.TimeoutExpired:
                 os.killpg(self.process.pid, signal.SIGKILL)
                 self.process.wait()
+        LIVE.discard(self.process)
         for stream in (self.process.stdin, self.process.stdout, self.process.stderr):
             try:
                 stream.close()
