@@ -267,7 +267,6 @@ def option_cases():
 
 # --- ACPI tables ---
 
-TABLE = re.compile(rb"ACPI: (RSDT|FACP|DSDT|APIC|HPET|MCFG) 0x([0-9A-F]+) ([0-9A-F]+)")
 LENGTH, CHECKSUM, RSDT_ENTRIES, MADT_ENTRIES = 4, 9, 36, 44
 
 # name, table, {offset: byte}, whether the checksum is made right again, what the log must say
@@ -288,8 +287,8 @@ MACHINE = ["--machine", "qemu-svm", "--host-mem", HOST_MEM, "--host-cpus", 2]
 
 
 class Firmware:
-    """The tables that the emulator's firmware makes: {name: (address, bytes)}, as a bare Linux
-    sees them. They are the same in every boot of a machine with as much memory and as many CPUs."""
+    """The tables that the emulator's firmware makes: {name: (address, bytes)}, read out of the
+    machine's memory. They are the same in every boot with as much memory and as many CPUs."""
 
     def __init__(self):
         self.lock = threading.Lock()
@@ -298,21 +297,34 @@ class Firmware:
     def get(self, log):
         with self.lock:
             if self.tables is None:
-                self.tables = self.read(log)
+                self.tables = self.find(self.memory(log))
             return self.tables
 
     @staticmethod
-    def read(log):
-        tables = {}
-        with Session(log, MACHINE + ["--bare"], 90) as session:
-            session.wait(rb"guest:[^\n]*# ", 90)
-            for name, address, size in TABLE.findall(session.output):
-                dump = session.command("dd if=/dev/mem bs=1 skip=%d count=%d 2>/dev/null | hexdump "
-                                       "-v -e '1/1 \"%%02x\"'" % (int(address, 16), int(size, 16)))
-                tables[name.decode()] = int(address, 16), bytes.fromhex(dump.strip())
-        for name, (_, data) in tables.items():
-            expect(data[:4] == name.encode(), "the dump of %s is not it", name)
-        return tables
+    def memory(log):
+        with tempfile.NamedTemporaryFile(dir=BUILD) as file:
+            arguments = ["--bare", "--kernel", TINY, "--append", "code=0"]
+            for argument in ("-object", "memory-backend-file,id=ram,share=on,size=%dM,mem-path=%s" %
+                             (HOST_MEM, file.name), "-machine", "memory-backend=ram"):
+                arguments.append("--emulator-option=" + argument)
+            with Session(log, MACHINE + arguments, LIMIT) as session:
+                expect(session.finish() == 0, "the machine did not start")
+            with open(file.name, "rb") as ram:
+                return ram.read()
+
+    @staticmethod
+    def find(memory):
+        """By ACPI 6.5, 5.2.5: RSDP on a 16-byte boundary from 0xe0000, then the RSDT's entries."""
+        def table(address):
+            size = struct.unpack_from("<I", memory, address + LENGTH)[0]
+            return address, memory[address:address + size]
+
+        rsdp = next(address for address in range(0xE0000, 0x100000, 16)
+                    if memory[address:address + 8] == b"RSD PTR "
+                    and sum(memory[address:address + 20]) & 0xFF == 0)
+        rsdt = table(struct.unpack_from("<I", memory, rsdp + 16)[0])
+        found = [rsdt] + [table(entry[0]) for entry in struct.iter_unpack("<I", rsdt[1][36:])]
+        return {data[:4].decode(): (address, data) for address, data in found}
 
 
 FIRMWARE = Firmware()
