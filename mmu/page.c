@@ -240,10 +240,13 @@ static bool frame_own(hpa_t base, u64 size)
 
     if (!frame)
         frame = frame_add(start);
-    if (!frame || page_map_chunk(base, size) != 0)
+    if (!frame)
+        return false;
+    for (page = first; page < first + count; page++)
+        ASSERT(frame->tree[FRAME_PAGES + page] == NOT_OWN);
+    if (page_map_chunk(base, size) != 0)
         return false;
     for (page = first; page < first + count; page++) {
-        ASSERT(frame->tree[FRAME_PAGES + page] == NOT_OWN);
         frame->tree[FRAME_PAGES + page] = 0;
         tree_give(frame->tree, page, 0);
     }
