@@ -1,0 +1,88 @@
+// SPDX-License-Identifier: BSD-2-Clause
+// Copyright (c) 2026 The Nestor authors
+//
+// What the emulator's files share: emulate.c (frame, memory, operands), emulate_alu.c (arithmetic),
+// emulate_ops.c (the instructions).
+
+#pragma once
+
+#include <arch/x86/regs.h>
+#include <nestor/emulate.h>
+#include <nestor/vcpu.h>
+
+// What the frame does around an instruction's function.
+enum op_flags {
+    OP_LOAD_DST = BIT(0),
+    OP_LOAD_SRC = BIT(1),
+    OP_STORE_DST = BIT(2),
+    OP_OWN_ACCESS = BIT(3), // addresses, accesses and the EMULATE_ACCESSED point are its own
+    OP_PORT = BIT(4),       // I/O permission is checked
+    OP_VM86 = BIT(5), // PUSHF, POPF: IOPL counts in VM86
+    OP_CPL0 = BIT(6),
+    OP_CET = BIT(7), // a shadow stack or branch tracking would see it: unhandled with CR4.CET
+};
+
+struct emulate_op {
+    enum emulate_result (*run)(struct emulate_ctx *c);
+    u8 flags;
+};
+
+extern const struct emulate_op emulate_op_table[INSN_OP_COUNT];
+
+static inline u64 size_mask(unsigned size)
+{
+    return size == 8 ? ~0ull : (1ull << (8 * size)) - 1;
+}
+
+static inline u64 sign_extend(u64 value, unsigned size)
+{
+    u64 sign = 1ull << (8 * size - 1);
+
+    return ((value & size_mask(size)) ^ sign) - sign;
+}
+
+static inline enum emulate_result raise_gp0(struct emulate_ctx *c)
+{
+    return emulate_raise(c, VECTOR_GP, true, 0);
+}
+
+static inline bool in_vm86(const struct emulate_ctx *c)
+{
+    return c->cr0 & CR0_PE && c->regs->rflags & RFLAGS_VM;
+}
+
+static inline unsigned iopl(const struct emulate_ctx *c)
+{
+    return (unsigned)(c->regs->rflags >> 12) & 3;
+}
+
+// In VM86 with IOPL < 3, VME lets 16-bit PUSHF and POPF work on VIF (SDM volume 3 section 21.3.1).
+static inline bool flags_virtual(const struct emulate_ctx *c)
+{
+    return in_vm86(c) && iopl(c) < 3;
+}
+
+// --- emulate.c ---
+// Registers by number and operand size: AH..BH without REX, 32-bit writes clear the upper half.
+u64 reg_get(const struct emulate_ctx *c, unsigned n, unsigned size);
+void reg_set(struct emulate_ctx *c, unsigned n, unsigned size, u64 value);
+u64 operand_get(struct emulate_ctx *c, u8 operand, unsigned size); // registers and immediates
+void operand_set(struct emulate_ctx *c, u8 operand, unsigned size, u64 value);
+void commit_gprs(struct emulate_ctx *c);
+void start_over(struct emulate_ctx *c); // the registers and flags before the instruction
+enum emulate_result repeat(struct emulate_ctx *c);
+// Linear accesses of any alignment, split at pages; a crossing write is checked before it begins.
+enum emulate_result mem_read(struct emulate_ctx *c, gva_t la, void *buf, unsigned size, unsigned access);
+enum emulate_result mem_write(struct emulate_ctx *c, gva_t la, const void *buf, unsigned size);
+enum emulate_result mem_check(struct emulate_ctx *c, gva_t la, unsigned size);
+enum emulate_result operand_address(struct emulate_ctx *c, unsigned access); // sets c->linear
+enum emulate_result ask_intercept(struct emulate_ctx *c, enum emulate_point point);
+
+// --- emulate_alu.c: a and b may have garbage above size; the result does not ---
+u64 alu_binary(u8 op, u64 a, u64 b, unsigned size, u64 *flags); // INSN_ADD..INSN_CMP, TEST as AND
+u64 alu_step(u8 op, u64 a, unsigned size, u64 *flags);          // INSN_INC, INSN_DEC
+u64 alu_shift(u8 op, u64 a, unsigned count, unsigned size, u64 *flags);
+u64 alu_double_shift(u8 op, u64 a, u64 b, unsigned count, unsigned size, u64 *flags);
+void alu_multiply(u64 a, u64 b, bool is_signed, unsigned size, u64 *low, u64 *high, u64 *flags);
+bool alu_divide(u64 *low, u64 *high, u64 divisor, bool is_signed, unsigned size); // false: #DE
+bool alu_condition(u8 code, u64 flags);

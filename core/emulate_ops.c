@@ -1,0 +1,818 @@
+// SPDX-License-Identifier: BSD-2-Clause
+// Copyright (c) 2026 The Nestor authors
+//
+// The emulated instructions (Intel SDM volume 2, each under its own name), and the table that the frame
+// in emulate.c runs them by. A function sees its operands in c->dst and c->src and leaves its result in
+// c->dst; registers it changes beside that go to c->gpr, which counts only if all of it succeeds.
+
+#include "emulate_internal.h"
+
+#define DEFAULT_REPEAT 256
+
+// --- data movement ---
+
+static enum emulate_result run_mov(struct emulate_ctx *c)
+{
+    c->dst = c->src;
+    return EMULATE_OK;
+}
+
+static enum emulate_result run_movsx(struct emulate_ctx *c)
+{
+    c->dst = sign_extend(c->src, c->insn.src_size);
+    return EMULATE_OK;
+}
+
+static u64 swap_bytes(u64 value, unsigned size)
+{
+    return __builtin_bswap64(value) >> (64 - 8 * size);
+}
+
+static enum emulate_result run_movbe(struct emulate_ctx *c)
+{
+    c->dst = swap_bytes(c->src, c->insn.opsize);
+    return EMULATE_OK;
+}
+
+static enum emulate_result run_bswap(struct emulate_ctx *c)
+{
+    if (c->insn.opsize == 2)
+        return EMULATE_UNHANDLED; // undefined
+    c->dst = swap_bytes(c->dst, c->insn.opsize);
+    return EMULATE_OK;
+}
+
+static enum emulate_result run_lea(struct emulate_ctx *c)
+{
+    c->dst = insn_offset(&c->insn, c->gpr, c->next_rip);
+    return EMULATE_OK;
+}
+
+static enum emulate_result run_cmov(struct emulate_ctx *c)
+{
+    if (alu_condition(c->insn.opcode & 15, c->next_rflags))
+        c->dst = c->src;
+    return EMULATE_OK;
+}
+
+static enum emulate_result run_setcc(struct emulate_ctx *c)
+{
+    c->dst = alu_condition(c->insn.opcode & 15, c->next_rflags);
+    return EMULATE_OK;
+}
+
+static enum emulate_result run_xchg(struct emulate_ctx *c)
+{
+    u64 old = c->dst;
+
+    c->dst = c->src;
+    operand_set(c, c->insn.src, c->insn.opsize, old);
+    return EMULATE_OK;
+}
+
+static enum emulate_result run_xadd(struct emulate_ctx *c)
+{
+    u64 old = c->dst;
+
+    c->dst = alu_binary(INSN_ADD, old, c->src, c->insn.opsize, &c->next_rflags);
+    operand_set(c, c->insn.src, c->insn.opsize, old);
+    return EMULATE_OK;
+}
+
+// Memory is written in both cases, as the CPU does.
+static enum emulate_result run_cmpxchg(struct emulate_ctx *c)
+{
+    unsigned size = c->insn.opsize;
+    u64 acc = reg_get(c, 0, size);
+
+    alu_binary(INSN_CMP, acc, c->dst, size, &c->next_rflags);
+    if (c->next_rflags & RFLAGS_ZF)
+        c->dst = c->src;
+    else
+        reg_set(c, 0, size, c->dst);
+    return EMULATE_OK;
+}
+
+static enum emulate_result store_pair(struct emulate_ctx *c, void *old, const void *value, unsigned size)
+{
+    bool swapped = false;
+    enum emulate_result r;
+
+    if (!(c->insn.prefixes & INSN_LOCK))
+        return mem_write(c, c->linear, value, size);
+    if (!c->ops->cmpxchg_mem)
+        return EMULATE_UNHANDLED;
+    r = c->ops->cmpxchg_mem(c, c->linear, old, value, size, &swapped);
+    return r == EMULATE_OK && !swapped ? EMULATE_REPEAT : r;
+}
+
+static u64 pair_half(const u8 *pair, unsigned half)
+{
+    u64 value = 0;
+
+    for (unsigned i = half; i > 0; i--)
+        value = value << 8 | pair[i - 1];
+    return value;
+}
+
+static void pair_put(u8 *pair, unsigned half, u64 value)
+{
+    for (unsigned i = 0; i < half; i++)
+        pair[i] = (u8)(value >> (8 * i));
+}
+
+// CMPXCHG8B and, with REX.W, CMPXCHG16B. A lost race is EMULATE_REPEAT with nothing changed.
+static enum emulate_result run_cmpxchg8b(struct emulate_ctx *c)
+{
+    unsigned size = c->insn.mem_size, half = size / 2;
+    u8 old[16] = {0}, value[16] = {0};
+    enum emulate_result r = operand_address(c, EMULATE_READ_MODIFY);
+    bool equal;
+
+    if (r == EMULATE_OK && size == 16 && c->linear & 15)
+        r = raise_gp0(c);
+    if (r == EMULATE_OK)
+        r = mem_read(c, c->linear, old, size, EMULATE_READ_MODIFY);
+    if (r == EMULATE_OK)
+        r = ask_intercept(c, EMULATE_ACCESSED);
+    if (r != EMULATE_OK)
+        return r;
+    equal = pair_half(old, half) == reg_get(c, 0, half) && pair_half(old + half, half) == reg_get(c, 2, half);
+    pair_put(value, half, equal ? c->gpr[3] : pair_half(old, half));
+    pair_put(value + half, half, equal ? c->gpr[1] : pair_half(old + half, half));
+    if (!equal) {
+        reg_set(c, 0, half, pair_half(old, half));
+        reg_set(c, 2, half, pair_half(old + half, half));
+    }
+    c->next_rflags = (c->next_rflags & ~RFLAGS_ZF) | (equal ? RFLAGS_ZF : 0);
+    r = store_pair(c, old, value, size);
+    if (r != EMULATE_REPEAT)
+        return r;
+    start_over(c);
+    return repeat(c);
+}
+
+static enum emulate_result load_segment(struct emulate_ctx *c, enum segment_index seg, u64 selector)
+{
+    if (!c->ops->load_seg)
+        return EMULATE_UNHANDLED;
+    if (seg == SEG_SS)
+        c->shadow = EMULATE_SHADOW_MOV_SS;
+    return c->ops->load_seg(c, seg, (u16)selector);
+}
+
+static enum emulate_result run_mov_to_sreg(struct emulate_ctx *c)
+{
+    return load_segment(c, (enum segment_index)(c->insn.reg & 7), c->src);
+}
+
+static enum emulate_result run_xlat(struct emulate_ctx *c)
+{
+    u64 offset = (c->gpr[3] + (c->gpr[0] & 0xff)) & size_mask(c->insn.addr_size), value = 0;
+    enum emulate_result r = emulate_linear(c, c->insn.seg, offset, 1, EMULATE_READ, &c->linear);
+
+    if (r == EMULATE_OK)
+        r = mem_read(c, c->linear, &value, 1, EMULATE_READ);
+    if (r == EMULATE_OK)
+        reg_set(c, 0, 1, value);
+    return r;
+}
+
+static enum emulate_result run_cbw(struct emulate_ctx *c)
+{
+    unsigned size = c->insn.opsize;
+
+    reg_set(c, 0, size, sign_extend(c->gpr[0], size / 2));
+    return EMULATE_OK;
+}
+
+static enum emulate_result run_cwd(struct emulate_ctx *c)
+{
+    unsigned size = c->insn.opsize;
+
+    reg_set(c, 2, size, sign_extend(c->gpr[0], size) >> 63 ? ~0ull : 0);
+    return EMULATE_OK;
+}
+
+// --- arithmetic ---
+
+static enum emulate_result run_binary(struct emulate_ctx *c)
+{
+    c->dst = alu_binary(c->insn.op, c->dst, c->src, c->insn.opsize, &c->next_rflags);
+    return EMULATE_OK;
+}
+
+static enum emulate_result run_step(struct emulate_ctx *c)
+{
+    c->dst = alu_step(c->insn.op, c->dst, c->insn.opsize, &c->next_rflags);
+    return EMULATE_OK;
+}
+
+static enum emulate_result run_not(struct emulate_ctx *c)
+{
+    c->dst = ~c->dst;
+    return EMULATE_OK;
+}
+
+static enum emulate_result run_neg(struct emulate_ctx *c)
+{
+    c->dst = alu_binary(INSN_SUB, 0, c->dst, c->insn.opsize, &c->next_rflags);
+    return EMULATE_OK;
+}
+
+static enum emulate_result run_shift(struct emulate_ctx *c)
+{
+    c->dst = alu_shift(c->insn.op, c->dst, (unsigned)c->src & 0xff, c->insn.opsize, &c->next_rflags);
+    return EMULATE_OK;
+}
+
+static enum emulate_result run_double_shift(struct emulate_ctx *c)
+{
+    u64 count = c->insn.opcode & 1 ? c->gpr[1] : c->insn.imm;
+
+    c->dst = alu_double_shift(c->insn.op, c->dst, c->src, (unsigned)count & 0xff, c->insn.opsize,
+                              &c->next_rflags);
+    return EMULATE_OK;
+}
+
+static enum emulate_result run_bit(struct emulate_ctx *c)
+{
+    u64 bit = 1ull << (c->src & (8u * c->insn.opsize - 1));
+
+    c->next_rflags = (c->next_rflags & ~RFLAGS_CF) | (c->dst & bit ? RFLAGS_CF : 0);
+    if (c->insn.op == INSN_BTS)
+        c->dst |= bit;
+    else if (c->insn.op == INSN_BTR)
+        c->dst &= ~bit;
+    else if (c->insn.op == INSN_BTC)
+        c->dst ^= bit;
+    return EMULATE_OK;
+}
+
+static enum emulate_result run_imul(struct emulate_ctx *c)
+{
+    u64 factor = c->insn.op == INSN_IMUL3 ? c->insn.imm : c->dst, high;
+
+    alu_multiply(factor, c->src, true, c->insn.opsize, &c->dst, &high, &c->next_rflags);
+    return EMULATE_OK;
+}
+
+// The double-width accumulator: AX for bytes, else rDX:rAX.
+static void wide_get(const struct emulate_ctx *c, u64 *low, u64 *high)
+{
+    unsigned size = c->insn.opsize;
+
+    *low = c->gpr[0] & size_mask(size);
+    *high = size == 1 ? c->gpr[0] >> 8 & 0xff : c->gpr[2] & size_mask(size);
+}
+
+static void wide_set(struct emulate_ctx *c, u64 low, u64 high)
+{
+    unsigned size = c->insn.opsize;
+
+    if (size == 1) {
+        reg_set(c, 0, 2, low | high << 8);
+        return;
+    }
+    reg_set(c, 0, size, low);
+    reg_set(c, 2, size, high);
+}
+
+static enum emulate_result run_mul(struct emulate_ctx *c)
+{
+    u64 low, high;
+
+    alu_multiply(c->gpr[0], c->src, c->insn.op == INSN_IMUL1, c->insn.opsize, &low, &high,
+                 &c->next_rflags);
+    wide_set(c, low, high);
+    return EMULATE_OK;
+}
+
+static enum emulate_result run_div(struct emulate_ctx *c)
+{
+    u64 low, high;
+
+    wide_get(c, &low, &high);
+    if (!alu_divide(&low, &high, c->src, c->insn.op == INSN_IDIV, c->insn.opsize))
+        return emulate_raise(c, VECTOR_DE, false, 0);
+    wide_set(c, low, high);
+    return EMULATE_OK;
+}
+
+// --- stack ---
+
+static unsigned stack_width(struct emulate_ctx *c)
+{
+    struct segment ss = {0};
+
+    if (insn_mode_is_64(c->mode))
+        return 8;
+    c->ops->get_seg(c, SEG_SS, &ss);
+    return ss.access & SEG_DB ? 4 : 2;
+}
+
+static void stack_move(struct emulate_ctx *c, u64 bytes)
+{
+    reg_set(c, GPR_RSP, stack_width(c), c->gpr[GPR_RSP] + bytes);
+}
+
+static enum emulate_result stack_address(struct emulate_ctx *c, unsigned access, gva_t *la)
+{
+    u64 offset = c->gpr[GPR_RSP] & size_mask(stack_width(c));
+
+    return emulate_linear(c, SEG_SS, offset, c->insn.opsize, access, la);
+}
+
+static enum emulate_result push(struct emulate_ctx *c, u64 value)
+{
+    enum emulate_result r;
+    gva_t la;
+
+    stack_move(c, 0ull - c->insn.opsize);
+    r = stack_address(c, EMULATE_WRITE, &la);
+    return r == EMULATE_OK ? mem_write(c, la, &value, c->insn.opsize) : r;
+}
+
+static enum emulate_result pop(struct emulate_ctx *c, u64 *value)
+{
+    enum emulate_result r;
+    gva_t la;
+
+    *value = 0;
+    r = stack_address(c, EMULATE_READ, &la);
+    if (r == EMULATE_OK)
+        r = mem_read(c, la, value, c->insn.opsize, EMULATE_READ);
+    if (r == EMULATE_OK)
+        stack_move(c, c->insn.opsize);
+    return r;
+}
+
+static enum emulate_result run_push(struct emulate_ctx *c)
+{
+    return push(c, c->src);
+}
+
+// The destination's address is worked out with the RSP after the pop, and POP RSP keeps the value.
+static enum emulate_result run_pop(struct emulate_ctx *c)
+{
+    u64 value;
+    enum emulate_result r = pop(c, &value);
+
+    if (r != EMULATE_OK)
+        return r;
+    if (c->insn.dst == OPERAND_RM && c->insn.has_mem) {
+        r = operand_address(c, EMULATE_WRITE);
+        return r == EMULATE_OK ? mem_write(c, c->linear, &value, c->insn.opsize) : r;
+    }
+    operand_set(c, c->insn.dst, c->insn.opsize, value);
+    return EMULATE_OK;
+}
+
+static enum emulate_result run_pop_sreg(struct emulate_ctx *c)
+{
+    u64 value;
+    enum emulate_result r = pop(c, &value);
+
+    return r == EMULATE_OK ? load_segment(c, (enum segment_index)(c->insn.opcode >> 3 & 7), value) : r;
+}
+
+static enum emulate_result run_pusha(struct emulate_ctx *c)
+{
+    u64 sp = c->gpr[GPR_RSP];
+    enum emulate_result r;
+    gva_t la;
+
+    for (unsigned i = 0; i < 8; i++) { // all eight can be written, or none is
+        stack_move(c, 0ull - c->insn.opsize);
+        r = stack_address(c, EMULATE_WRITE, &la);
+        if (r == EMULATE_OK)
+            r = mem_check(c, la, c->insn.opsize);
+        if (r != EMULATE_OK)
+            return r;
+    }
+    c->gpr[GPR_RSP] = sp;
+    for (unsigned i = 0; i < 8; i++) {
+        r = push(c, i == GPR_RSP ? sp : c->gpr[i]);
+        if (r != EMULATE_OK)
+            return r;
+    }
+    return EMULATE_OK;
+}
+
+static enum emulate_result run_popa(struct emulate_ctx *c)
+{
+    for (unsigned i = 8; i-- > 0;) {
+        u64 value;
+        enum emulate_result r = pop(c, &value);
+
+        if (r != EMULATE_OK)
+            return r;
+        if (i != GPR_RSP)
+            reg_set(c, i, c->insn.opsize, value);
+    }
+    return EMULATE_OK;
+}
+
+static enum emulate_result run_leave(struct emulate_ctx *c)
+{
+    u64 value;
+    enum emulate_result r;
+
+    reg_set(c, GPR_RSP, stack_width(c), c->gpr[GPR_RBP]);
+    r = pop(c, &value);
+    if (r == EMULATE_OK)
+        reg_set(c, GPR_RBP, c->insn.opsize, value);
+    return r;
+}
+
+static enum emulate_result run_pushf(struct emulate_ctx *c)
+{
+    u64 flags = c->regs->rflags & ~(RFLAGS_VM | RFLAGS_RF);
+
+    if (flags_virtual(c)) {
+        flags |= RFLAGS_IOPL;
+        flags = (flags & ~RFLAGS_IF) | (flags & RFLAGS_VIF ? RFLAGS_IF : 0);
+    }
+    return push(c, flags);
+}
+
+static u64 popf_writable(const struct emulate_ctx *c)
+{
+    u64 mask = RFLAGS_CF | RFLAGS_PF | RFLAGS_AF | RFLAGS_ZF | RFLAGS_SF | RFLAGS_TF | RFLAGS_DF |
+               RFLAGS_OF | RFLAGS_NT;
+
+    if (c->insn.opsize > 2)
+        mask |= RFLAGS_AC | RFLAGS_ID;
+    if (!(c->cr0 & CR0_PE) || c->cpl == 0)
+        return mask | RFLAGS_IF | RFLAGS_IOPL;
+    return c->cpl <= iopl(c) ? mask | RFLAGS_IF : mask;
+}
+
+static enum emulate_result run_popf(struct emulate_ctx *c)
+{
+    u64 flags, mask = popf_writable(c);
+    enum emulate_result r;
+
+    r = pop(c, &flags);
+    if (r != EMULATE_OK)
+        return r;
+    if (flags_virtual(c)) {
+        if (flags & RFLAGS_TF || (flags & RFLAGS_IF && c->regs->rflags & RFLAGS_VIP))
+            return raise_gp0(c);
+        mask |= RFLAGS_VIF;
+        flags |= flags & RFLAGS_IF ? RFLAGS_VIF : 0;
+    }
+    c->next_rflags = (c->next_rflags & ~mask) | (flags & mask);
+    return EMULATE_OK;
+}
+
+// --- control transfer ---
+
+// Sets next_rip, or faults with #GP(0) (code segment limit, canonical address).
+static enum emulate_result branch(struct emulate_ctx *c, u64 target)
+{
+    gva_t la;
+    enum emulate_result r;
+
+    target &= size_mask(c->insn.opsize);
+    r = emulate_linear(c, SEG_CS, target, 1, EMULATE_FETCH, &la);
+    if (r == EMULATE_OK)
+        c->next_rip = target;
+    return r;
+}
+
+static enum emulate_result run_jmp(struct emulate_ctx *c)
+{
+    return branch(c, c->next_rip + c->insn.imm);
+}
+
+static enum emulate_result run_jmp_indirect(struct emulate_ctx *c)
+{
+    return branch(c, c->src);
+}
+
+static enum emulate_result call(struct emulate_ctx *c, u64 target)
+{
+    u64 back = c->next_rip;
+    enum emulate_result r = branch(c, target);
+
+    return r == EMULATE_OK ? push(c, back) : r;
+}
+
+static enum emulate_result run_call(struct emulate_ctx *c)
+{
+    return call(c, c->next_rip + c->insn.imm);
+}
+
+static enum emulate_result run_call_indirect(struct emulate_ctx *c)
+{
+    return call(c, c->src);
+}
+
+static enum emulate_result run_ret(struct emulate_ctx *c)
+{
+    u64 target;
+    enum emulate_result r = pop(c, &target);
+
+    if (r == EMULATE_OK)
+        stack_move(c, c->insn.imm);
+    return r == EMULATE_OK ? branch(c, target) : r;
+}
+
+static enum emulate_result run_jcc(struct emulate_ctx *c)
+{
+    return alu_condition(c->insn.opcode & 15, c->next_rflags) ? run_jmp(c) : EMULATE_OK;
+}
+
+static enum emulate_result run_loop(struct emulate_ctx *c)
+{
+    unsigned size = c->insn.addr_size;
+    u64 count = (c->gpr[1] - (c->insn.op != INSN_JCXZ)) & size_mask(size);
+    bool zero = c->next_rflags & RFLAGS_ZF, taken = count != 0;
+
+    if (c->insn.op == INSN_JCXZ)
+        return count == 0 ? run_jmp(c) : EMULATE_OK;
+    reg_set(c, 1, size, count);
+    if (c->insn.op == INSN_LOOPE)
+        taken = taken && zero;
+    else if (c->insn.op == INSN_LOOPNE)
+        taken = taken && !zero;
+    return taken ? run_jmp(c) : EMULATE_OK;
+}
+
+// --- strings and ports ---
+
+static void string_advance(struct emulate_ctx *c, unsigned n)
+{
+    u64 step = c->next_rflags & RFLAGS_DF ? 0ull - c->insn.opsize : c->insn.opsize;
+
+    reg_set(c, n, c->insn.addr_size, c->gpr[n] + step);
+}
+
+static enum emulate_result string_address(struct emulate_ctx *c, unsigned n, unsigned access, gva_t *la)
+{
+    enum segment_index seg = n == GPR_RDI ? SEG_ES : c->insn.seg;
+    u64 offset = c->gpr[n] & size_mask(c->insn.addr_size);
+
+    return emulate_linear(c, seg, offset, c->insn.opsize, access, la);
+}
+
+static enum emulate_result string_load(struct emulate_ctx *c, unsigned n, u64 *value)
+{
+    enum emulate_result r = string_address(c, n, EMULATE_READ, &c->linear);
+
+    *value = 0;
+    if (r == EMULATE_OK)
+        r = mem_read(c, c->linear, value, c->insn.opsize, EMULATE_READ);
+    if (r == EMULATE_OK)
+        string_advance(c, n);
+    return r;
+}
+
+static enum emulate_result string_store(struct emulate_ctx *c, u64 value)
+{
+    enum emulate_result r = string_address(c, GPR_RDI, EMULATE_WRITE, &c->linear);
+
+    if (r == EMULATE_OK)
+        r = mem_write(c, c->linear, &value, c->insn.opsize);
+    if (r == EMULATE_OK)
+        string_advance(c, GPR_RDI);
+    return r;
+}
+
+// The port is read only when the store can't fault any more.
+static enum emulate_result string_in(struct emulate_ctx *c)
+{
+    enum emulate_result r = string_address(c, GPR_RDI, EMULATE_WRITE, &c->linear);
+    u32 value = 0;
+
+    if (r == EMULATE_OK)
+        r = mem_check(c, c->linear, c->insn.opsize);
+    if (r == EMULATE_OK)
+        r = ask_intercept(c, EMULATE_ACCESSED);
+    if (r == EMULATE_OK)
+        r = c->ops->io_in(c, c->port, c->insn.opsize, &value);
+    return r == EMULATE_OK ? string_store(c, value) : r;
+}
+
+static enum emulate_result string_out(struct emulate_ctx *c)
+{
+    u64 value;
+    enum emulate_result r = string_load(c, GPR_RSI, &value);
+
+    if (r == EMULATE_OK)
+        r = ask_intercept(c, EMULATE_ACCESSED);
+    return r == EMULATE_OK ? c->ops->io_out(c, c->port, c->insn.opsize, (u32)value) : r;
+}
+
+static enum emulate_result string_compare(struct emulate_ctx *c)
+{
+    u64 left = c->gpr[0], right;
+    enum emulate_result r = EMULATE_OK;
+
+    if (c->insn.op == INSN_CMPS)
+        r = string_load(c, GPR_RSI, &left);
+    if (r == EMULATE_OK)
+        r = string_load(c, GPR_RDI, &right);
+    if (r == EMULATE_OK)
+        alu_binary(INSN_CMP, left, right, c->insn.opsize, &c->next_rflags);
+    return r;
+}
+
+static enum emulate_result string_once(struct emulate_ctx *c)
+{
+    enum emulate_result r;
+    u64 value;
+
+    switch (c->insn.op) {
+    case INSN_INS: return string_in(c);
+    case INSN_OUTS: return string_out(c);
+    case INSN_STOS: return string_store(c, c->gpr[0]);
+    case INSN_MOVS:
+        r = string_load(c, GPR_RSI, &value);
+        return r == EMULATE_OK ? string_store(c, value) : r;
+    case INSN_LODS:
+        r = string_load(c, GPR_RSI, &value);
+        if (r == EMULATE_OK)
+            reg_set(c, 0, c->insn.opsize, value);
+        return r;
+    default: return string_compare(c);
+    }
+}
+
+// CMPS and SCAS end on ZF too: REPE when it is clear, REPNE when it is set.
+static bool repeat_ends(const struct emulate_ctx *c, u64 left)
+{
+    bool zero = c->next_rflags & RFLAGS_ZF;
+
+    if (left == 0)
+        return true;
+    if (c->insn.op != INSN_CMPS && c->insn.op != INSN_SCAS)
+        return false;
+    return zero == !!(c->insn.prefixes & INSN_REPNE);
+}
+
+// Each completed repetition is committed at once; a fault in a later one leaves the flags as they were.
+static enum emulate_result run_string(struct emulate_ctx *c)
+{
+    unsigned size = c->insn.addr_size;
+    u32 max = c->max_repeat ? c->max_repeat : DEFAULT_REPEAT;
+
+    if (!(c->insn.prefixes & (INSN_REP | INSN_REPNE)))
+        return string_once(c);
+    if ((c->gpr[1] & size_mask(size)) == 0)
+        return EMULATE_OK;
+    for (u32 n = 0; n < max; n++) {
+        enum emulate_result r = string_once(c);
+
+        if (r != EMULATE_OK)
+            return r;
+        reg_set(c, 1, size, c->gpr[1] - 1);
+        commit_gprs(c);
+        if (repeat_ends(c, c->gpr[1] & size_mask(size)))
+            return EMULATE_OK;
+    }
+    return repeat(c);
+}
+
+static enum emulate_result run_in(struct emulate_ctx *c)
+{
+    u32 value = 0;
+    enum emulate_result r = c->ops->io_in(c, c->port, c->insn.opsize, &value);
+
+    c->dst = value;
+    return r;
+}
+
+static enum emulate_result run_out(struct emulate_ctx *c)
+{
+    return c->ops->io_out(c, c->port, c->insn.opsize, (u32)reg_get(c, 0, c->insn.opsize));
+}
+
+// --- flags and the rest ---
+
+static enum emulate_result run_lahf(struct emulate_ctx *c)
+{
+    c->gpr[0] = (c->gpr[0] & ~0xff00ull) | ((c->next_rflags & 0xd5) | RFLAGS_FIXED) << 8;
+    return EMULATE_OK;
+}
+
+static enum emulate_result run_sahf(struct emulate_ctx *c)
+{
+    c->next_rflags = (c->next_rflags & ~0xd5ull) | (c->gpr[0] >> 8 & 0xd5);
+    return EMULATE_OK;
+}
+
+static enum emulate_result run_flag(struct emulate_ctx *c)
+{
+    switch (c->insn.op) {
+    case INSN_CMC: c->next_rflags ^= RFLAGS_CF; break;
+    case INSN_CLC: c->next_rflags &= ~RFLAGS_CF; break;
+    case INSN_STC: c->next_rflags |= RFLAGS_CF; break;
+    case INSN_CLD: c->next_rflags &= ~RFLAGS_DF; break;
+    default: c->next_rflags |= RFLAGS_DF; break;
+    }
+    return EMULATE_OK;
+}
+
+// Intel SDM volume 2, tables "Decision Table for CLI Results" and "for STI Results".
+static enum emulate_result run_if(struct emulate_ctx *c)
+{
+    bool set = c->insn.op == INSN_STI, real = !(c->cr0 & CR0_PE);
+    bool virtual = in_vm86(c) ? c->cr4 & CR4_VME : c->cr4 & CR4_PVI && c->cpl == 3;
+    u64 flag = RFLAGS_IF;
+
+    if (!real && iopl(c) < c->cpl) {
+        if (!virtual || (set && c->regs->rflags & RFLAGS_VIP))
+            return raise_gp0(c);
+        flag = RFLAGS_VIF;
+    }
+    if (set && flag == RFLAGS_IF && !(c->regs->rflags & RFLAGS_IF))
+        c->shadow = EMULATE_SHADOW_STI;
+    c->next_rflags = set ? c->next_rflags | flag : c->next_rflags & ~flag;
+    return EMULATE_OK;
+}
+
+static enum emulate_result run_nop(struct emulate_ctx *c)
+{
+    (void)c;
+    return EMULATE_OK;
+}
+
+static enum emulate_result run_hlt(struct emulate_ctx *c)
+{
+    (void)c;
+    return EMULATE_HALT;
+}
+
+static enum emulate_result run_ud(struct emulate_ctx *c)
+{
+    return emulate_raise(c, VECTOR_UD, false, 0);
+}
+
+#define D  OP_LOAD_DST
+#define S  OP_LOAD_SRC
+#define W  OP_STORE_DST
+#define X  OP_OWN_ACCESS
+
+const struct emulate_op emulate_op_table[INSN_OP_COUNT] = {
+    [INSN_ADD... INSN_XOR] = {run_binary, D | S | W},
+    [INSN_CMP] = {run_binary, D | S},
+    [INSN_TEST] = {run_binary, D | S},
+    [INSN_ROL... INSN_SAR] = {run_shift, D | S | W},
+    [INSN_BT] = {run_bit, D | S},
+    [INSN_BTS... INSN_BTC] = {run_bit, D | S | W},
+    [INSN_NOT] = {run_not, D | W},
+    [INSN_NEG] = {run_neg, D | W},
+    [INSN_MUL... INSN_IMUL1] = {run_mul, S},
+    [INSN_DIV... INSN_IDIV] = {run_div, S},
+    [INSN_IMUL2] = {run_imul, D | S | W},
+    [INSN_IMUL3] = {run_imul, S | W},
+    [INSN_INC... INSN_DEC] = {run_step, D | W},
+    [INSN_SHLD... INSN_SHRD] = {run_double_shift, D | S | W},
+    [INSN_BSWAP] = {run_bswap, D | W},
+    [INSN_XCHG] = {run_xchg, D | S | W},
+    [INSN_CMPXCHG] = {run_cmpxchg, D | S | W},
+    [INSN_XADD] = {run_xadd, D | S | W},
+    [INSN_CMPXCHG8B] = {run_cmpxchg8b, X},
+    [INSN_MOV... INSN_MOVZX] = {run_mov, S | W},
+    [INSN_MOVSX] = {run_movsx, S | W},
+    [INSN_MOVBE] = {run_movbe, S | W},
+    [INSN_MOVNTI] = {run_mov, S | W},
+    [INSN_LEA] = {run_lea, W},
+    [INSN_CMOVCC] = {run_cmov, D | S | W},
+    [INSN_SETCC] = {run_setcc, W},
+    [INSN_MOV_FROM_SREG] = {run_mov, S | W},
+    [INSN_MOV_TO_SREG] = {run_mov_to_sreg, S},
+    [INSN_PUSH] = {run_push, S},
+    [INSN_POP] = {run_pop, X},
+    [INSN_PUSH_SREG] = {run_push, S},
+    [INSN_POP_SREG] = {run_pop_sreg, X},
+    [INSN_PUSHF] = {run_pushf, OP_VM86},
+    [INSN_POPF] = {run_popf, OP_VM86},
+    [INSN_PUSHA] = {run_pusha, 0},
+    [INSN_POPA] = {run_popa, 0},
+    [INSN_LEAVE] = {run_leave, 0},
+    [INSN_CALL] = {run_call, OP_CET},
+    [INSN_JMP] = {run_jmp, 0},
+    [INSN_CALL_IND] = {run_call_indirect, S | OP_CET},
+    [INSN_JMP_IND] = {run_jmp_indirect, S | OP_CET},
+    [INSN_RET] = {run_ret, OP_CET},
+    [INSN_JCC] = {run_jcc, 0},
+    [INSN_LOOPNE... INSN_JCXZ] = {run_loop, 0},
+    [INSN_MOVS... INSN_SCAS] = {run_string, X},
+    [INSN_INS... INSN_OUTS] = {run_string, X | OP_PORT},
+    [INSN_IN] = {run_in, W | OP_PORT},
+    [INSN_OUT] = {run_out, OP_PORT},
+    [INSN_CBW] = {run_cbw, 0},
+    [INSN_CWD] = {run_cwd, 0},
+    [INSN_LAHF] = {run_lahf, 0},
+    [INSN_SAHF] = {run_sahf, 0},
+    [INSN_XLAT] = {run_xlat, X},
+    [INSN_CMC... INSN_STC] = {run_flag, 0},
+    [INSN_CLI... INSN_STI] = {run_if, 0},
+    [INSN_CLD... INSN_STD] = {run_flag, 0},
+    [INSN_NOP... INSN_PAUSE] = {run_nop, 0},
+    [INSN_HLT] = {run_hlt, OP_CPL0},
+    [INSN_UD] = {run_ud, X},
+};
