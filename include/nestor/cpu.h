@@ -6,6 +6,7 @@
 
 #pragma once
 
+#include <nestor/spinlock.h>
 #include <nestor/types.h>
 
 struct vcpu;
@@ -40,6 +41,8 @@ struct cpu {
 
     // Private to this CPU.
     struct timer *timers; // sorted by deadline, under timer_lock
+    struct spinlock timer_lock;
+    u64 timer_first; // the first one's deadline, ~0 = none: written under timer_lock, read by this CPU without
     u64 timer_armed;      // the deadline that the hardware has, ~0 = none
     u32 nmi_pending;      // an NMI came while Nestor ran; the run loop decides whose it is
     u32 irq_count;

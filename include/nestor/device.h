@@ -18,6 +18,11 @@ typedef void (*mmio_fn)(void *device, struct vcpu *vcpu, gpa_t gpa, unsigned siz
 // --- the bus (devices/bus.c). Registration: while the VM is built. 0, -E_EXIST (overlap) or -E_NOSPC. ---
 int bus_add_pio(struct vm *vm, u16 first, u16 last, pio_fn fn, void *device, const char *name);
 int bus_add_mmio(struct vm *vm, gpa_t first, u64 size, mmio_fn fn, void *device, const char *name);
+enum bus_flags {
+    BUS_BYTE = BIT(0),     // the device's data path is 8 bits wide: fn sees single bytes only
+    BUS_UNLOCKED = BIT(1), // fn is called without the machine's lock
+};
+int bus_add_pio_flags(struct vm *vm, u16 first, u16 last, pio_fn fn, void *device, const char *name, u32 flags);
 // Performs an access. An unknown port or address reads all ones, drops writes, and is logged once. Cheap.
 void bus_pio(struct vcpu *vcpu, u16 port, unsigned size, bool write, u32 *value);
 void bus_mmio(struct vcpu *vcpu, gpa_t gpa, unsigned size, bool write, u64 *value);
@@ -26,6 +31,8 @@ void bus_mmio(struct vcpu *vcpu, gpa_t gpa, unsigned size, bool write, u64 *valu
 int machine_create(struct vm *vm);  // allocates every device, registers it; LAPICs into vcpu->lapic. 0 or -E_*
 void machine_destroy(struct vm *vm); // timers cancelled first
 void machine_reset(struct vm *vm);  // as after power-on; no vCPU runs
+// How many physical-address bits the guest's CPUID shows (IA32_APIC_BASE's reserved bits); 52 until told. Before its vCPUs run.
+void machine_set_phys_bits(struct vm *vm, unsigned bits);
 // Writes the ACPI tables, SMBIOS-free, into guest RAM (0xe0000..0xfffff and below) and returns the RSDP's GPA. The VM's space is loaded.
 gpa_t machine_write_tables(struct vm *vm);
 

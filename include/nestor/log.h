@@ -29,6 +29,14 @@ void log_line(enum log_level level, const char *fmt, ...) PRINTF_LIKE(2, 3);
 // Prints "PANIC: ...", the registers, a symbolised backtrace and the last exits, stops every CPU and never returns.
 _Noreturn void panic(const char *fmt, ...) PRINTF_LIKE(1, 2);
 
+// Called by a panic after its own report, with the other CPUs stopped: the run loop prints the last exits. Takes no locks.
+extern void (*panic_hook)(void);
+// Set for ever once a CPU panics. One that sees it (after an NMI exit, for one) calls panic_stop.
+extern u32 panic_active;
+_Noreturn void panic_stop(void);
+// A line of a panic's report: takes no lock.
+void log_panic(const char *fmt, ...) PRINTF_LIKE(1, 2);
+
 #define ASSERT(cond)                                                                               \
     do {                                                                                           \
         if (unlikely(!(cond)))                                                                     \

@@ -8,6 +8,7 @@
 #include <nestor/types.h>
 
 extern u64 tsc_hz; // calibrated at boot by CPUID 15h, the PM timer or the PIT
+extern u64 boot_tsc; // when Nestor began: the log's zero
 
 static inline u64 tsc_now(void)
 {

@@ -161,6 +161,7 @@ struct vcpu_events {
     bool init, sipi;
     u8 sipi_vector;
     bool mtf_pending;
+    bool debug_check;      // pending_dbg may have become non-zero
     bool interrupts_check; // the LAPIC/PIC may have a deliverable interrupt: look before the next entry
 };
 
@@ -230,12 +231,14 @@ struct backend {
     u8 (*stage2_levels)(void); // what the hardware will walk for Nestor's own tables: 4 or 5
     bool stage2_1g;
     bool has_mtf;
+    bool holds_pdptes; // PAE's PDPTEs are CPU state (VMX); else they are read from memory (SVM, nested paging)
     bool has_timer; // enter() itself exits at timer_next(): the LAPIC timer serves only idle
     void (*report)(struct vcpu *vcpu); // logs the raw control structure, for a guest's end
 };
 
-extern const struct backend vmx_backend;
-extern const struct backend svm_backend;
+// Not const: probe fills stage2_1g and has_mtf; nothing changes them afterwards.
+extern struct backend vmx_backend;
+extern struct backend svm_backend;
 extern const struct backend *backend; // chosen once at boot
 
 // --- state access. All on the vCPU's own pCPU. ---

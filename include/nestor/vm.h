@@ -43,7 +43,13 @@ struct vm {
     u32 vcpu_count;
     struct vcpu **vcpus;
     struct machine *machine;
-    u32 running; // vCPUs inside vcpu_run, atomic
+    struct cpuid_table *cpuid; // core/cpuid.c
+    // How the VM's CPUs wait for each other (core/vm.c), all atomic.
+    u32 running;          // vCPUs inside vcpu_run
+    u32 zeroed;           // slices of RAM zeroed, ever
+    u32 run_generation;   // starts
+    u32 ended_generation; // ends
+    u32 left;             // vCPUs that have left the current run
     const u8 *msr_bitmap; // of the back end for this VM's own policy
     u64 tsc_base;         // host TSC when the guest's TSC was 0
 };

@@ -1,0 +1,337 @@
+// SPDX-License-Identifier: BSD-2-Clause
+// Copyright (c) 2026 The Nestor authors
+//
+// The CPUID policy: a table says what of the CPU's leaves a guest sees; each VM's leaves are worked out once, so that a CPUID exit is
+// a look-up (executing CPUID would itself be an exit where Nestor runs nested). SDM vol. 2 "CPUID", APM vol. 3 appendix E.
+
+#include <arch/x86/insn.h>
+#include <arch/x86/regs.h>
+#include <nestor/cpu.h>
+#include <nestor/device.h>
+#include <nestor/nested.h>
+#include <nestor/page.h>
+#include <nestor/run.h>
+#include <nestor/string.h>
+#include <nestor/time.h>
+
+enum reg { EAX, EBX, ECX, EDX };
+enum { BASIC_MAX = 0xd, EXTENDED_MAX = 0x22, XSAVE_MAX = 64, HYPERVISOR_LEAF = 0x40000000 };
+
+struct cpuid_table {
+    u32 basic[BASIC_MAX + 1][4];
+    u32 extended[EXTENDED_MAX + 1][4];
+    u32 seven_1[4];
+    u32 cache[8][4]; // leaf 4 / 8000001Dh by subleaf
+    u32 xsave[XSAVE_MAX][4];
+    u32 max_basic, max_extended;
+    bool amd;
+    u32 vcpus;
+    u64 features_xcr0;
+    u8 phys_bits;
+};
+
+// --- the policy ---
+
+// Bits passed on when the CPU has them: those whose state Nestor handles wholly. `force`: supplied whatever the CPU has.
+struct policy {
+    u32 leaf;
+    u8 reg;
+    u32 pass, force;
+};
+
+#define B(n) (1u << (n))
+
+static const struct policy policies[] = {
+    // SSE3 PCLMUL SSSE3 FMA CX16 PCID SSE4.1 SSE4.2 MOVBE POPCNT AES XSAVE AVX F16C RDRAND; x2APIC, TSC-deadline, hypervisor by Nestor
+    {1, ECX,
+     B(0) | B(1) | B(9) | B(12) | B(13) | B(17) | B(19) | B(20) | B(22) | B(23) | B(25) | B(26) | B(28) | B(29) | B(30),
+     B(21) | B(24) | B(31)},
+    // all but PSN, DS, ACPI, SS, HTT (by count), TM, PBE
+    {1, EDX,
+     B(0) | B(1) | B(2) | B(3) | B(4) | B(5) | B(6) | B(7) | B(8) | B(9) | B(11) | B(12) | B(13) | B(14) | B(15) | B(16) | B(17) |
+         B(19) | B(23) | B(24) | B(25) | B(26),
+     B(9)},
+    // FSGSBASE TSC_ADJUST BMI1 AVX2 FDP SMEP BMI2 ERMS INVPCID NOFPUCSDS AVX512F DQ RDSEED ADX SMAP IFMA CLFLUSHOPT CLWB AVX512.. SHA BW VL
+    {7, EBX,
+     B(0) | B(3) | B(5) | B(6) | B(7) | B(8) | B(9) | B(10) | B(13) | B(16) | B(17) | B(18) | B(19) | B(20) | B(21) | B(23) | B(24) |
+         B(26) | B(27) | B(28) | B(29) | B(30) | B(31),
+     B(1)},
+    // AVX512_VBMI UMIP VBMI2 GFNI VAES VPCLMULQDQ VNNI BITALG VPOPCNTDQ LA57 RDPID
+    {7, ECX, B(1) | B(2) | B(6) | B(8) | B(9) | B(10) | B(11) | B(12) | B(14) | B(16) | B(22), 0},
+    {7, EDX, B(2) | B(3) | B(4) | B(8), 0}, // AVX512_4VNNIW 4FMAPS FSRM VP2INTERSECT
+    {0xd, EAX, 0xe7, 0},
+    // LAHF CMPLEGACY(by count) CR8LEGACY ABM SSE4A MISALIGNSSE PREFETCHW
+    {0x80000001, ECX, B(0) | B(4) | B(5) | B(6) | B(7) | B(8), 0},
+    // as leaf 1, with SYSCALL NX MMXEXT FXSR FFXSR 1G RDTSCP LM 3DNOW
+    {0x80000001, EDX,
+     B(0) | B(1) | B(2) | B(3) | B(4) | B(5) | B(6) | B(7) | B(8) | B(9) | B(11) | B(12) | B(13) | B(14) | B(15) | B(16) | B(17) |
+         B(20) | B(22) | B(23) | B(24) | B(25) | B(26) | B(27) | B(29) | B(30) | B(31),
+     B(9)},
+    {0x80000007, EDX, B(8), 0},    // invariant TSC
+    {0x80000008, EBX, B(0) | B(9), 0}, // CLZERO, WBNOINVD
+};
+
+// Leaves that go on as the CPU has them (registers that a policy names are masked besides).
+static const u32 passed_leaves[] = {0,          1,          2,          7,          0xd,        0x80000000, 0x80000001,
+                                    0x80000002, 0x80000003, 0x80000004, 0x80000005, 0x80000006, 0x80000007, 0x80000008};
+
+static u32 *leaf_regs(struct cpuid_table *t, u32 leaf)
+{
+    if (leaf <= BASIC_MAX)
+        return t->basic[leaf];
+    if (leaf - 0x80000000u <= EXTENDED_MAX)
+        return t->extended[leaf - 0x80000000u];
+    return NULL;
+}
+
+static void read_host(u32 leaf, u32 subleaf, u32 out[4])
+{
+    struct cpuid_regs r = cpuid(leaf, subleaf);
+
+    memcpy(out, &r, sizeof(r));
+}
+
+static void pass_leaves(struct cpuid_table *t)
+{
+    u32 host_basic = cpuid(0, 0).eax, host_extended = cpuid(0x80000000, 0).eax;
+
+    for (unsigned i = 0; i < ARRAY_SIZE(passed_leaves); i++) {
+        u32 leaf = passed_leaves[i];
+
+        if (leaf <= (leaf >> 31 ? host_extended : host_basic))
+            read_host(leaf, 0, leaf_regs(t, leaf));
+    }
+    t->max_basic = MIN(MAX(host_basic, 0xdu), (u32)BASIC_MAX);
+    t->max_extended = MIN(host_extended, 0x80000000u + EXTENDED_MAX);
+    t->basic[0][EAX] = t->max_basic;
+    t->extended[0][EAX] = t->max_extended;
+}
+
+static void apply_policies(struct cpuid_table *t)
+{
+    for (unsigned i = 0; i < ARRAY_SIZE(policies); i++) {
+        const struct policy *p = &policies[i];
+        u32 *reg = &leaf_regs(t, p->leaf)[p->reg];
+
+        *reg = (*reg & p->pass) | p->force;
+    }
+    // Leaf 7's subleaf count and what has no policy row: nothing beyond subleaf 0.
+    t->basic[7][EAX] = 0;
+    t->extended[0xa][EAX] = 0;
+}
+
+static void mask_cores(struct cpuid_table *t)
+{
+    t->basic[1][EBX] &= 0xffff; // brand, CLFLUSH; APIC ID and count per vCPU
+    t->extended[8][ECX] = t->vcpus - 1;
+    t->extended[8][EDX] = 0;
+    if (t->vcpus > 1) {
+        t->basic[1][EBX] |= MIN(t->vcpus, 255u) << 16;
+        t->basic[1][EDX] |= B(28);
+        if (t->amd)
+            t->extended[1][ECX] |= B(1); // CmpLegacy: cores, not threads
+    }
+}
+
+// Leaf 4: the CPU's caches, each private to one vCPU; cores in the package = vCPUs.
+static void build_caches(struct cpuid_table *t)
+{
+    u32 leaf = t->amd ? 0x8000001d : 4;
+
+    if (t->amd || cpuid(0, 0).eax < 4)
+        return;
+    for (unsigned i = 0; i < ARRAY_SIZE(t->cache); i++) {
+        read_host(leaf, i, t->cache[i]);
+        if (!(t->cache[i][EAX] & 0x1f))
+            break;
+        t->cache[i][EAX] = (t->cache[i][EAX] & 0x3fff) | (t->vcpus - 1) << 26;
+    }
+}
+
+static void build_xsave(struct cpuid_table *t)
+{
+    u32 sub1[4];
+
+    if (!(t->basic[1][ECX] & B(26))) {
+        memset(t->basic[0xd], 0, sizeof(t->basic[0xd]));
+        return;
+    }
+    t->features_xcr0 = t->basic[0xd][EAX];
+    t->basic[0xd][EDX] = 0;
+    read_host(0xd, 1, sub1);
+    t->xsave[1][EAX] = sub1[EAX] & 7; // XSAVEOPT XSAVEC XGETBV1; XSAVES with its MSR is not offered
+    t->basic[0xd][ECX] = 576;
+    for (unsigned i = 2; i < XSAVE_MAX; i++) {
+        if (!(t->features_xcr0 & BIT(i)))
+            continue;
+        read_host(0xd, i, t->xsave[i]);
+        t->basic[0xd][ECX] = MAX(t->basic[0xd][ECX], t->xsave[i][EAX] + t->xsave[i][EBX]);
+    }
+}
+
+// Only known features may appear; these follow others.
+static void settle_dependencies(struct cpuid_table *t)
+{
+    if (!(t->features_xcr0 & XCR0_AVX))
+        t->basic[1][ECX] &= ~(B(12) | B(28) | B(29));
+    if (!(t->features_xcr0 & BIT(5)))
+        t->basic[7][EBX] &= ~(B(16) | B(17) | B(21) | B(26) | B(27) | B(28) | B(30) | B(31));
+    t->extended[1][ECX] &= t->amd ? ~0u : B(0) | B(5) | B(8);
+}
+
+int cpuid_create(struct vm *vm)
+{
+    struct cpuid_table *t = heap_alloc(sizeof(*t));
+
+    if (!t)
+        return -E_NOMEM;
+    vm->cpuid = t;
+    t->vcpus = vm->vcpu_count;
+    pass_leaves(t);
+    t->amd = t->basic[0][EDX] == 0x69746e65 || t->basic[0][EDX] == 0x6e65476e; // "enti", "nGen": AuthenticAMD, HygonGenuine
+    apply_policies(t);
+    mask_cores(t);
+    build_caches(t);
+    build_xsave(t);
+    settle_dependencies(t);
+    t->phys_bits = (u8)t->extended[8][EAX];
+    if (nested_offered(vm))
+        for (unsigned i = 0; i < ARRAY_SIZE(passed_leaves); i++)
+            nested_cpuid(passed_leaves[i], leaf_regs(t, passed_leaves[i]));
+    return 0;
+}
+
+void cpuid_destroy(struct vm *vm)
+{
+    if (vm->cpuid)
+        heap_free(vm->cpuid, sizeof(*vm->cpuid));
+}
+
+bool cpuid_has(const struct vm *vm, u32 leaf, unsigned reg, unsigned bit)
+{
+    return leaf_regs(vm->cpuid, leaf)[reg] & B(bit);
+}
+
+u8 cpuid_phys_bits(const struct vm *vm)
+{
+    return vm->cpuid->phys_bits;
+}
+
+// --- what the guest reads ---
+
+static u32 xsave_size(const struct cpuid_table *t, u64 xcr0, bool compacted)
+{
+    u32 size = 576;
+
+    for (unsigned i = 2; i < XSAVE_MAX && xcr0 >> i; i++) {
+        if (!(xcr0 & BIT(i)))
+            continue;
+        if (compacted)
+            size = (t->xsave[i][ECX] & B(1) ? ALIGN_UP(size, 64u) : size) + t->xsave[i][EAX];
+        else
+            size = MAX(size, t->xsave[i][EAX] + t->xsave[i][EBX]);
+    }
+    return size;
+}
+
+static void read_xsave(struct vcpu *vcpu, u32 subleaf, u32 out[4])
+{
+    const struct cpuid_table *t = vcpu->vm->cpuid;
+
+    if (subleaf == 0) {
+        memcpy(out, t->basic[0xd], sizeof(t->basic[0]));
+        out[EBX] = xsave_size(t, vcpu->xcr0, false);
+        return;
+    }
+    if (subleaf < XSAVE_MAX)
+        memcpy(out, t->xsave[subleaf], sizeof(t->xsave[0]));
+    if (subleaf == 1)
+        out[EBX] = xsave_size(t, vcpu->xcr0, true);
+}
+
+// One thread a core, one package (SDM vol. 2 leaf 0Bh).
+static void read_topology(struct vcpu *vcpu, u32 subleaf, u32 out[4])
+{
+    u32 vcpus = vcpu->vm->cpuid->vcpus;
+
+    out[ECX] = subleaf & 0xff;
+    out[EDX] = vcpu->id;
+    if (subleaf > 1)
+        return;
+    out[EAX] = subleaf && vcpus > 1 ? 32 - (u32)__builtin_clz(vcpus - 1) : 0;
+    out[EBX] = subleaf ? vcpus : 1;
+    out[ECX] |= (subleaf + 1) << 8;
+}
+
+static void read_hypervisor(u32 leaf, u32 out[4])
+{
+    static const char signature[12] = "NestorNestor";
+
+    if (leaf == HYPERVISOR_LEAF) {
+        out[EAX] = HYPERVISOR_LEAF + 0x10;
+        memcpy(&out[EBX], signature, sizeof(signature));
+    } else if (leaf == HYPERVISOR_LEAF + 0x10) {
+        out[EAX] = (u32)(tsc_hz / 1000); // the timing leaf that guests know from others: TSC and bus kHz
+        out[EBX] = 1000000;
+    }
+}
+
+static void read_dynamic(struct vcpu *vcpu, u32 leaf, u32 subleaf, u32 out[4])
+{
+    switch (leaf) {
+    case 1:
+        out[EBX] |= vcpu->id << 24;
+        if (cr_read_guest(vcpu, 4) & CR4_OSXSAVE)
+            out[ECX] |= B(27);
+        if (!lapic_enabled(vcpu))
+            out[EDX] &= ~B(9);
+        break;
+    case 4:
+        if (subleaf < ARRAY_SIZE(vcpu->vm->cpuid->cache))
+            memcpy(out, vcpu->vm->cpuid->cache[subleaf], 16);
+        break;
+    case 7:
+        if (subleaf)
+            memset(out, 0, 16);
+        break;
+    case 0xb:
+        read_topology(vcpu, subleaf, out);
+        break;
+    case 0xd:
+        memset(out, 0, 16);
+        read_xsave(vcpu, subleaf, out);
+        break;
+    default:
+        break;
+    }
+}
+
+void cpuid_read(struct vcpu *vcpu, u32 leaf, u32 subleaf, u32 out[4])
+{
+    const struct cpuid_table *t = vcpu->vm->cpuid;
+
+    if (likely(leaf <= t->max_basic)) {
+        memcpy(out, t->basic[leaf], sizeof(t->basic[0]));
+        if (leaf)
+            read_dynamic(vcpu, leaf, subleaf, out);
+        return;
+    }
+    memset(out, 0, sizeof(t->basic[0]));
+    if (leaf - 0x80000000u <= t->max_extended - 0x80000000u)
+        memcpy(out, t->extended[leaf - 0x80000000u], sizeof(t->extended[0]));
+    else if (leaf - HYPERVISOR_LEAF < 0x100)
+        read_hypervisor(leaf, out);
+    else if (!t->amd) // Intel: above the last basic leaf the last one's data (SDM); with subleaves taken as read
+        memcpy(out, t->basic[t->max_basic], sizeof(t->basic[0]));
+}
+
+bool xcr0_refused(struct vcpu *vcpu, u64 value)
+{
+    u64 avx512 = BITS(7, 5);
+
+    if (!(value & XCR0_X87) || (value & ~vcpu->vm->cpuid->features_xcr0))
+        return true;
+    if ((value & XCR0_AVX) && !(value & XCR0_SSE))
+        return true;
+    return (value & avx512) && ((value & avx512) != avx512 || !(value & XCR0_AVX));
+}

@@ -1,0 +1,261 @@
+// SPDX-License-Identifier: BSD-2-Clause
+// Copyright (c) 2026 The Nestor authors
+//
+// The emulator (emulate.h, pure) put to a vCPU: memory through the guest's paging to RAM or a device, ports to the bus, segments and
+// faults to the model. The instruction's effects are committed here, RIP last.
+
+#include <arch/x86/regs.h>
+#include <nestor/device.h>
+#include <nestor/emulate.h>
+#include <nestor/guest_walk.h>
+#include <nestor/nested.h>
+#include <nestor/run.h>
+#include <nestor/string.h>
+
+static u32 walk_bits(const struct emulate_ctx *ctx, unsigned access)
+{
+    static const u32 bits[] = {
+        [EMULATE_READ] = WALK_READ,
+        [EMULATE_WRITE] = WALK_WRITE,
+        [EMULATE_READ_MODIFY] = WALK_WRITE,
+        [EMULATE_FETCH] = WALK_FETCH,
+    };
+    u32 walk = bits[access & 3];
+
+    if (access & EMULATE_SUPERVISOR)
+        return walk | (ctx->cpl == 3 ? WALK_IMPLICIT : 0);
+    return walk | (ctx->cpl == 3 ? WALK_USER : 0);
+}
+
+static enum emulate_result find(struct emulate_ctx *ctx, gva_t la, unsigned access, gpa_t *gpa, u8 **host)
+{
+    struct walk_fault fault = {0};
+
+    if (!guest_translate(ctx->opaque, la, walk_bits(ctx, access), gpa, host, &fault))
+        return EMULATE_OK;
+    if (fault.stage2)
+        return EMULATE_UNHANDLED;
+    ctx->fault = (struct event){.valid = true,
+                                .vector = VECTOR_PF,
+                                .type = EVENT_EXCEPTION,
+                                .has_error = true,
+                                .error = fault.error_code,
+                                .has_payload = true,
+                                .payload = la};
+    return EMULATE_FAULT;
+}
+
+// A device takes 1, 2, 4 or 8 bytes; anything else is cut as the bus would.
+static void device_access(struct vcpu *vcpu, gpa_t gpa, u8 *buf, unsigned size, bool write)
+{
+    vcpu->events.interrupts_check = true;
+    while (size) {
+        unsigned piece = size >= 8 ? 8 : size >= 4 ? 4 : size >= 2 ? 2 : 1;
+        u64 value = ~0ull;
+
+        if (write) {
+            value = 0;
+            memcpy(&value, buf, piece);
+        }
+        bus_mmio(vcpu, gpa, piece, write, &value);
+        if (!write)
+            memcpy(buf, &value, piece);
+        gpa += piece;
+        buf += piece;
+        size -= piece;
+    }
+}
+
+static enum emulate_result op_read(struct emulate_ctx *ctx, gva_t la, void *buf, unsigned size, unsigned access)
+{
+    gpa_t gpa;
+    u8 *host;
+    enum emulate_result result = find(ctx, la, access, &gpa, &host);
+
+    if (result != EMULATE_OK)
+        return result;
+    if (host)
+        memcpy(buf, host, size);
+    else
+        device_access(ctx->opaque, gpa, buf, size, false);
+    return EMULATE_OK;
+}
+
+static enum emulate_result op_write(struct emulate_ctx *ctx, gva_t la, const void *buf, unsigned size, unsigned access)
+{
+    gpa_t gpa;
+    u8 *host, copy[64];
+    enum emulate_result result = find(ctx, la, access | EMULATE_WRITE, &gpa, &host);
+
+    if (result != EMULATE_OK)
+        return result;
+    if (host) {
+        memcpy(host, buf, size);
+        return EMULATE_OK;
+    }
+    if (size > sizeof(copy))
+        return EMULATE_UNHANDLED;
+    memcpy(copy, buf, size);
+    device_access(ctx->opaque, gpa, copy, size, true);
+    return EMULATE_OK;
+}
+
+static enum emulate_result op_check(struct emulate_ctx *ctx, gva_t la, unsigned size, unsigned access)
+{
+    gpa_t gpa;
+    u8 *host;
+
+    (void)size; // within one page
+    return find(ctx, la, access | EMULATE_WRITE, &gpa, &host);
+}
+
+#define CMPXCHG_AS(type)                                                                           \
+    *swapped = __atomic_compare_exchange_n((type *)host, (type *)old, *(const type *)new_value, false, __ATOMIC_SEQ_CST,   \
+                                           __ATOMIC_SEQ_CST);                                      \
+    return EMULATE_OK
+
+static enum emulate_result op_cmpxchg(struct emulate_ctx *ctx, gva_t la, void *old, const void *new_value, unsigned size,
+                                      bool *swapped)
+{
+    gpa_t gpa;
+    u8 *host;
+    enum emulate_result result;
+
+    if ((la & ~PAGE_MASK) + size > PAGE_SIZE)
+        return EMULATE_UNHANDLED;
+    result = find(ctx, la, EMULATE_WRITE, &gpa, &host);
+    if (result != EMULATE_OK)
+        return result;
+    if (!host) {
+        u8 copy[16];
+
+        memcpy(copy, new_value, size);
+        device_access(ctx->opaque, gpa, copy, size, true);
+        *swapped = true;
+        return EMULATE_OK;
+    }
+    switch (size) {
+    case 1:
+        CMPXCHG_AS(u8);
+    case 2:
+        CMPXCHG_AS(u16);
+    case 4:
+        CMPXCHG_AS(u32);
+    case 8:
+        CMPXCHG_AS(u64);
+    default:
+        return EMULATE_UNHANDLED; // 16 bytes: no guest does that to a page that exits
+    }
+}
+
+static enum emulate_result op_in(struct emulate_ctx *ctx, u16 port, unsigned size, u32 *value)
+{
+    *value = ~0u;
+    bus_pio(ctx->opaque, port, size, false, value);
+    return EMULATE_OK;
+}
+
+static enum emulate_result op_out(struct emulate_ctx *ctx, u16 port, unsigned size, u32 value)
+{
+    bus_pio(ctx->opaque, port, size, true, &value);
+    return EMULATE_OK;
+}
+
+static void op_get_seg(struct emulate_ctx *ctx, enum segment_index seg, struct segment *out)
+{
+    static const u32 groups[SEG_COUNT] = {
+        [SEG_ES] = GROUP_DATA,   [SEG_CS] = GROUP_CODE,   [SEG_SS] = GROUP_CODE,     [SEG_DS] = GROUP_DATA,
+        [SEG_FS] = GROUP_SYSTEM, [SEG_GS] = GROUP_SYSTEM, [SEG_LDTR] = GROUP_SYSTEM, [SEG_TR] = GROUP_SYSTEM,
+    };
+
+    *out = vcpu_state(ctx->opaque, groups[seg])->seg[seg];
+}
+
+static const struct emulate_ops ops = {
+    .read_mem = op_read,
+    .write_mem = op_write,
+    .check_mem = op_check,
+    .cmpxchg_mem = op_cmpxchg,
+    .io_in = op_in,
+    .io_out = op_out,
+    .get_seg = op_get_seg,
+};
+
+static void prepare(struct vcpu *vcpu, struct emulate_ctx *ctx, struct emulate_regs *regs, const struct vm_exit *exit)
+{
+    const struct guest_state *s = vcpu_state(vcpu, GROUP_RIP | GROUP_CR | GROUP_CODE | GROUP_EFER_PAT);
+    unsigned size = vcpu_code_size(vcpu);
+
+    memcpy(regs->gpr, vcpu->gpr, sizeof(regs->gpr));
+    regs->gpr[GPR_RSP] = s->rsp;
+    regs->rip = s->rip;
+    regs->rflags = s->rflags;
+    ctx->ops = &ops;
+    ctx->opaque = vcpu;
+    ctx->regs = regs;
+    ctx->mode = size == 8 ? INSN_MODE_64 : size == 4 ? INSN_MODE_32 : INSN_MODE_16;
+    ctx->cpl = (u8)vcpu_cpl(vcpu);
+    ctx->cr0 = s->cr0;
+    ctx->cr4 = s->cr4;
+    ctx->max_repeat = 0;
+    ctx->bytes_count = 0;
+    if (exit->bytes_count) {
+        memcpy(ctx->bytes, exit->bytes, exit->bytes_count);
+        ctx->bytes_count = exit->bytes_count;
+    }
+}
+
+static void commit_registers(struct vcpu *vcpu, const struct emulate_regs *regs)
+{
+    u64 rsp = regs->gpr[GPR_RSP];
+
+    memcpy(vcpu->gpr, regs->gpr, sizeof(vcpu->gpr));
+    if (vcpu->cur->state.rsp != rsp)
+        vcpu_modify(vcpu, GROUP_RIP)->rsp = rsp;
+}
+
+static void commit_insn(struct vcpu *vcpu, const struct emulate_ctx *ctx)
+{
+    commit_registers(vcpu, ctx->regs);
+    vcpu_modify(vcpu, GROUP_RIP)->rflags = ctx->next_rflags;
+    vcpu_finish_insn(vcpu, ctx->next_rip);
+    if (ctx->shadow)
+        vcpu_modify(vcpu, GROUP_BLOCKING)->interruptibility |= ctx->shadow;
+}
+
+// A boundary inside REP: the registers have moved, RIP has not; an event taken here pushes RF = 1.
+static void commit_repeat(struct vcpu *vcpu, const struct emulate_ctx *ctx)
+{
+    commit_registers(vcpu, ctx->regs);
+    vcpu_modify(vcpu, GROUP_RIP)->rflags = ctx->next_rflags | RFLAGS_RF;
+}
+
+void vcpu_emulate(struct vcpu *vcpu, struct vm_exit *exit)
+{
+    struct emulate_ctx ctx;
+    struct emulate_regs regs;
+
+    prepare(vcpu, &ctx, &regs, exit);
+    switch (emulate_insn(&ctx)) {
+    case EMULATE_OK:
+        commit_insn(vcpu, &ctx);
+        break;
+    case EMULATE_HALT:
+        commit_insn(vcpu, &ctx);
+        vcpu_modify(vcpu, GROUP_BLOCKING)->activity = ACTIVITY_HLT;
+        break;
+    case EMULATE_REPEAT:
+        commit_repeat(vcpu, &ctx);
+        break;
+    case EMULATE_FAULT:
+        commit_registers(vcpu, &regs);
+        vcpu_inject_event(vcpu, &ctx.fault);
+        break;
+    case EMULATE_INTERCEPTED:
+        break;
+    case EMULATE_UNHANDLED:
+        vm_stop(vcpu->vm, vcpu, "an instruction that the emulator does not know (exit %s, GPA %#llx)", exit_kind_names[exit->kind],
+                exit->kind == EXIT_STAGE2 ? (unsigned long long)exit->stage2.gpa : 0);
+        break;
+    }
+}

@@ -1,0 +1,333 @@
+// SPDX-License-Identifier: BSD-2-Clause
+// Copyright (c) 2026 The Nestor authors
+//
+// Which event a guest sees next, in one place (DESIGN.md section 3; SDM vol. 3 "Priority Among Concurrent Events" and "Event Injection";
+// APM vol. 2 "Event Injection", "Interrupt and Exception Priorities"). At each boundary, before an entry:
+//   a delivery that an exit interrupted; an exception raised by emulation; INIT; SIPI; MTF; #DB traps; NMI; interrupts.
+// Events keep their payload (DR6 bits, CR2) until they are delivered.
+
+#include <arch/x86/regs.h>
+#include <nestor/device.h>
+#include <nestor/nested.h>
+#include <nestor/run.h>
+#include <nestor/string.h>
+
+// --- exceptions that meet (SDM vol. 3, table "Conditions for Generating a Double Fault") ---
+
+static bool is_contributory(u8 vector)
+{
+    return BIT(vector) & (BIT(VECTOR_DE) | BIT(VECTOR_TS) | BIT(VECTOR_NP) | BIT(VECTOR_SS) |
+                          BIT(VECTOR_GP) | BIT(VECTOR_CP));
+}
+
+static bool is_page_fault(u8 vector)
+{
+    return vector == VECTOR_PF || vector == VECTOR_VE;
+}
+
+enum event_merge event_merge_exceptions(u8 first, u8 second)
+{
+    if (first == VECTOR_DF && (is_contributory(second) || is_page_fault(second)))
+        return MERGE_TRIPLE_FAULT;
+    if (is_contributory(first) && is_contributory(second))
+        return MERGE_DOUBLE_FAULT;
+    if (is_page_fault(first) && (is_contributory(second) || is_page_fault(second)))
+        return MERGE_DOUBLE_FAULT;
+    return MERGE_SECOND;
+}
+
+static void triple_fault(struct vcpu *vcpu)
+{
+    struct vm_exit exit = {.kind = EXIT_TRIPLE_FAULT};
+
+    vcpu->events.exception.valid = false;
+    vcpu->events.reinject.valid = false;
+    if (vcpu->level && nested_reflect(vcpu, &exit))
+        return;
+    exit_handle(vcpu, &exit);
+}
+
+static bool is_exception(const struct event *event)
+{
+    return event->valid && (event->type == EVENT_EXCEPTION || event->type == EVENT_SOFT_EXCEPTION ||
+                            event->type == EVENT_INT1);
+}
+
+void vcpu_inject_event(struct vcpu *vcpu, const struct event *event)
+{
+    struct vcpu_events *ev = &vcpu->events;
+    const struct event *first = is_exception(&ev->reinject) ? &ev->reinject : &ev->exception;
+    enum event_merge merge = MERGE_SECOND;
+
+    if (is_exception(first) && event->type == EVENT_EXCEPTION)
+        merge = event_merge_exceptions(first->vector, event->vector);
+    if (merge == MERGE_TRIPLE_FAULT) {
+        triple_fault(vcpu);
+        return;
+    }
+    // The first event is lost: what raised it comes again when the handler of the second returns.
+    ev->reinject.valid = false;
+    ev->exception = *event;
+    ev->exception.valid = true;
+    if (merge == MERGE_DOUBLE_FAULT)
+        ev->exception = (struct event){.valid = true, .vector = VECTOR_DF, .type = EVENT_EXCEPTION, .has_error = true};
+}
+
+void vcpu_inject_exception(struct vcpu *vcpu, u8 vector, bool has_error, u32 error)
+{
+    vcpu_inject_event(vcpu, &(struct event){.vector = vector, .type = EVENT_EXCEPTION, .has_error = has_error, .error = error});
+}
+
+void vcpu_inject_page_fault(struct vcpu *vcpu, u32 error, u64 cr2)
+{
+    vcpu_inject_event(vcpu, &(struct event){.vector = VECTOR_PF,
+                                            .type = EVENT_EXCEPTION,
+                                            .has_error = true,
+                                            .error = error,
+                                            .has_payload = true,
+                                            .payload = cr2});
+}
+
+// --- delivery ---
+
+u64 event_db_dr6(u64 dr6, u64 payload)
+{
+    dr6 &= ~0xfull;
+    dr6 |= payload & (0xf | DR6_BD | DR6_BS | DR6_BT);
+    dr6 |= DR6_BLD | DR6_RTM;
+    return dr6 & ~(payload & (DR6_BLD | DR6_RTM)); // inverted in DR6
+}
+
+// What the CPU changes when it delivers an exception and injection does not: CR2; DR6, DR7.GD and the branch tracing.
+static void commit_payload(struct vcpu *vcpu, const struct event *event)
+{
+    struct guest_state *state;
+
+    if (!event->has_payload)
+        return;
+    if (event->vector == VECTOR_PF) {
+        vcpu_modify(vcpu, GROUP_CR2);
+        vcpu->cr2 = event->payload;
+        return;
+    }
+    state = vcpu_modify(vcpu, GROUP_DR | GROUP_DEBUG);
+    vcpu->dr6 = event_db_dr6(vcpu->dr6, event->payload);
+    state->dr7 &= ~DR7_GD;
+    state->debugctl &= ~(DEBUGCTL_LBR | DEBUGCTL_BTF);
+}
+
+static void inject(struct vcpu *vcpu, const struct event *event)
+{
+    struct event *out = &vcpu->cur->ctl.inject;
+
+    *out = *event;
+    // Fault-class exceptions push RF = 1 (SDM vol. 3 "Restarting Instructions"); an entry takes RFLAGS as it is.
+    if (event->type == EVENT_EXCEPTION && event->vector != VECTOR_DB && event->vector != VECTOR_DF &&
+        event->vector != VECTOR_MC)
+        vcpu_modify(vcpu, GROUP_RIP)->rflags |= RFLAGS_RF;
+    if (out->type == EVENT_EXCEPTION && !(vcpu_state(vcpu, GROUP_CR)->cr0 & CR0_PE))
+        out->has_error = false; // real mode pushes none (SDM vol. 3 "VM-Entry Controls for Event Injection")
+    commit_payload(vcpu, event);
+}
+
+static bool deliver_exception(struct vcpu *vcpu)
+{
+    struct vcpu_events *ev = &vcpu->events;
+    struct event event;
+
+    if (ev->reinject.valid) {
+        inject(vcpu, &ev->reinject);
+        ev->reinject.valid = false;
+        return true;
+    }
+    if (!ev->exception.valid)
+        return false;
+    event = ev->exception;
+    ev->exception.valid = false;
+    if (vcpu->level && nested_wants_exception(vcpu, &event))
+        return false;
+    inject(vcpu, &event);
+    return true;
+}
+
+static void take_init(struct vcpu *vcpu)
+{
+    vcpu->events.init = false;
+    if (vcpu->level && nested_wants_event(vcpu, NESTED_INIT))
+        return;
+    vcpu_reset(vcpu, true);
+}
+
+static void take_sipi(struct vcpu *vcpu)
+{
+    struct guest_state *state;
+    u8 vector = __atomic_load_n(&vcpu->events.sipi_vector, __ATOMIC_ACQUIRE);
+
+    vcpu->events.sipi = false;
+    if (vcpu_state(vcpu, GROUP_BLOCKING)->activity != ACTIVITY_WAIT_SIPI)
+        return; // counts only in wait-for-SIPI
+    if (vcpu->level && nested_wants_event(vcpu, NESTED_SIPI))
+        return;
+    state = vcpu_modify(vcpu, GROUP_RIP | GROUP_CODE | GROUP_BLOCKING);
+    state->seg[SEG_CS].selector = (u16)(vector << 8);
+    state->seg[SEG_CS].base = (u64)vector << 12;
+    state->rip = 0;
+    state->activity = ACTIVITY_ACTIVE;
+}
+
+// #DB traps that wait: with MOV SS blocking they wait for the next instruction.
+static bool deliver_pending_debug(struct vcpu *vcpu)
+{
+    struct guest_state *state = vcpu_state(vcpu, GROUP_PENDING_DBG | GROUP_BLOCKING);
+    struct event event = {.valid = true, .vector = VECTOR_DB, .type = EVENT_EXCEPTION, .has_payload = true};
+
+    if (likely(!state->pending_dbg) || (state->interruptibility & BLOCK_MOV_SS))
+        return false;
+    event.payload = state->pending_dbg & ~BIT(12); // bit 12 never reaches DR6
+    state = vcpu_modify(vcpu, GROUP_PENDING_DBG | GROUP_BLOCKING);
+    state->pending_dbg = 0;
+    state->activity = ACTIVITY_ACTIVE;
+    state->interruptibility &= ~(u32)BLOCK_STI;
+    if (vcpu->level && nested_wants_exception(vcpu, &event))
+        return false;
+    inject(vcpu, &event);
+    return true;
+}
+
+static bool deliver_nmi(struct vcpu *vcpu)
+{
+    struct guest_state *state;
+
+    if (!vcpu->events.nmi_count)
+        return false;
+    if (vcpu->level && nested_wants_event(vcpu, NESTED_NMI))
+        return false;
+    state = vcpu_modify(vcpu, GROUP_BLOCKING);
+    if (state->interruptibility & (BLOCK_NMI | BLOCK_MOV_SS | BLOCK_STI)) {
+        vcpu->cur->ctl.nmi_window = true;
+        return false;
+    }
+    vcpu->events.nmi_count--;
+    state->activity = ACTIVITY_ACTIVE;
+    inject(vcpu, &(struct event){.valid = true, .vector = VECTOR_NMI, .type = EVENT_NMI});
+    if (vcpu->events.nmi_count)
+        vcpu->cur->ctl.nmi_window = true;
+    return true;
+}
+
+static bool interrupts_open(struct vcpu *vcpu)
+{
+    struct guest_state *state = vcpu_state(vcpu, GROUP_RIP | GROUP_BLOCKING);
+
+    return (state->rflags & RFLAGS_IF) && !(state->interruptibility & (BLOCK_STI | BLOCK_MOV_SS));
+}
+
+static void deliver_interrupt(struct vcpu *vcpu)
+{
+    int vector;
+
+    if (!irq_pending(vcpu)) {
+        vcpu->events.interrupts_check = false;
+        return;
+    }
+    if (vcpu->level && nested_wants_event(vcpu, NESTED_INTERRUPT))
+        return;
+    if (!interrupts_open(vcpu) || vcpu->cur->ctl.inject.valid) {
+        vcpu->cur->ctl.interrupt_window = true;
+        return;
+    }
+    vector = irq_ack(vcpu);
+    if (vector < 0)
+        return;
+    if (vcpu->cur->state.activity != ACTIVITY_ACTIVE)
+        vcpu_modify(vcpu, GROUP_BLOCKING)->activity = ACTIVITY_ACTIVE;
+    inject(vcpu, &(struct event){.valid = true, .vector = (u8)vector, .type = EVENT_INTERRUPT});
+    // One more behind it needs a window as soon as the handler opens it.
+    if (irq_pending(vcpu))
+        vcpu->cur->ctl.interrupt_window = true;
+}
+
+void events_prepare(struct vcpu *vcpu)
+{
+    struct vcpu_events *ev = &vcpu->events;
+    bool injected;
+
+    vcpu->cur->ctl.inject.valid = false;
+    vcpu->cur->ctl.interrupt_window = false;
+    vcpu->cur->ctl.nmi_window = false;
+    if (unlikely(ev->init))
+        take_init(vcpu);
+    if (unlikely(ev->sipi))
+        take_sipi(vcpu);
+    if (unlikely(vcpu->cur->state.activity == ACTIVITY_WAIT_SIPI))
+        return;
+    injected = deliver_exception(vcpu);
+    if (!injected && unlikely(ev->mtf_pending) && vcpu->level && nested_wants_event(vcpu, NESTED_MTF))
+        return;
+    if (!injected && (ev->debug_check || ev->nmi_count || ev->interrupts_check)) {
+        injected = deliver_pending_debug(vcpu);
+        ev->debug_check = false;
+    }
+    if (!injected)
+        injected = deliver_nmi(vcpu);
+    else if (ev->nmi_count)
+        vcpu->cur->ctl.nmi_window = true;
+    if (ev->interrupts_check)
+        deliver_interrupt(vcpu);
+}
+
+void events_take_interrupted(struct vcpu *vcpu, const struct event *event)
+{
+    vcpu->events.reinject = *event;
+    vcpu->events.reinject.has_payload = false; // CR2 and DR6 were written when the delivery began
+}
+
+bool events_wake(struct vcpu *vcpu)
+{
+    return vcpu->events.nmi_count || vcpu->events.init || (interrupts_open(vcpu) && irq_pending(vcpu));
+}
+
+void events_reset(struct vcpu *vcpu)
+{
+    u8 sipi_vector = vcpu->events.sipi_vector;
+    bool sipi = vcpu->events.sipi;
+
+    memset(&vcpu->events, 0, sizeof(vcpu->events));
+    vcpu->events.sipi = sipi; // posted behind the INIT that resets the CPU
+    vcpu->events.sipi_vector = sipi_vector;
+    vcpu->events.interrupts_check = true;
+}
+
+// --- the end of an instruction ---
+
+void vcpu_finish_insn(struct vcpu *vcpu, u64 next_rip)
+{
+    struct guest_state *state = vcpu_modify(vcpu, GROUP_RIP);
+
+    state->rip = next_rip;
+    state->rflags &= ~RFLAGS_RF;
+    if (vcpu_state(vcpu, GROUP_BLOCKING)->interruptibility & (BLOCK_STI | BLOCK_MOV_SS))
+        vcpu_modify(vcpu, GROUP_BLOCKING)->interruptibility &= ~(u32)(BLOCK_STI | BLOCK_MOV_SS);
+    if (unlikely(state->rflags & RFLAGS_TF) && !(vcpu_state(vcpu, GROUP_DEBUG)->debugctl & DEBUGCTL_BTF)) {
+        vcpu_modify(vcpu, GROUP_PENDING_DBG)->pending_dbg |= DR6_BS;
+        vcpu->events.debug_check = true;
+    }
+    if (unlikely(vcpu->cur->ctl.intercepts & INTERCEPT_MTF))
+        vcpu->events.mtf_pending = true;
+}
+
+void vcpu_finish_exit(struct vcpu *vcpu, struct vm_exit *exit)
+{
+    u64 rip = vcpu->cur->state.rip;
+
+    if (unlikely(!exit->next_rip)) {
+        unsigned len = exit->insn_len ? exit->insn_len : insn_exit_length(vcpu, exit);
+
+        if (!len)
+            return; // insn_exit_length has injected a fault or ended the guest
+        exit->next_rip = rip + len;
+        if (vcpu_code_size(vcpu) != 8)
+            exit->next_rip = (u32)exit->next_rip;
+    }
+    vcpu_finish_insn(vcpu, exit->next_rip);
+}

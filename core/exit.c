@@ -1,0 +1,316 @@
+// SPDX-License-Identifier: BSD-2-Clause
+// Copyright (c) 2026 The Nestor authors
+//
+// What Nestor does with each kind of exit, as a table. An exit that no row handles ends the guest with a report; no instruction is ever
+// skipped.
+
+#include <arch/x86/insn.h>
+#include <arch/x86/regs.h>
+#include <nestor/decode.h>
+#include <nestor/device.h>
+#include <nestor/log.h>
+#include <nestor/nested.h>
+#include <nestor/run.h>
+#include <nestor/time.h>
+#include <nestor/tlb.h>
+
+#define LLU(x) ((unsigned long long)(x))
+
+static void on_cpuid(struct vcpu *vcpu, struct vm_exit *exit)
+{
+    u32 out[4];
+
+    cpuid_read(vcpu, (u32)vcpu->gpr[GPR_RAX], (u32)vcpu->gpr[GPR_RCX], out);
+    vcpu->gpr[GPR_RAX] = out[0];
+    vcpu->gpr[GPR_RBX] = out[1];
+    vcpu->gpr[GPR_RCX] = out[2];
+    vcpu->gpr[GPR_RDX] = out[3];
+    vcpu_finish_exit(vcpu, exit);
+}
+
+static void on_hlt(struct vcpu *vcpu, struct vm_exit *exit)
+{
+    vcpu_modify(vcpu, GROUP_BLOCKING)->activity = ACTIVITY_HLT;
+    vcpu->events.interrupts_check = true;
+    vcpu_finish_exit(vcpu, exit);
+}
+
+static void on_io(struct vcpu *vcpu, struct vm_exit *exit)
+{
+    u32 value = exit->io.in ? ~0u : (u32)vcpu->gpr[GPR_RAX];
+    u64 *rax = &vcpu->gpr[GPR_RAX];
+
+    if (exit->io.string) {
+        vcpu_emulate(vcpu, exit);
+        return;
+    }
+    vcpu->events.interrupts_check = true;
+    if (!exit->io.in && exit->io.size < 4)
+        value &= (1u << exit->io.size * 8) - 1;
+    bus_pio(vcpu, exit->io.port, exit->io.size, !exit->io.in, &value);
+    if (exit->io.in) {
+        if (exit->io.size == 4)
+            *rax = value;
+        else if (exit->io.size == 2)
+            *rax = (*rax & ~0xffffull) | (u16)value;
+        else
+            *rax = (*rax & ~0xffull) | (u8)value;
+    }
+    vcpu_finish_exit(vcpu, exit);
+}
+
+static void on_rdmsr(struct vcpu *vcpu, struct vm_exit *exit)
+{
+    u64 value = 0;
+
+    if (msr_read_guest(vcpu, (u32)vcpu->gpr[GPR_RCX], &value)) {
+        vcpu_inject_gp0(vcpu);
+        return;
+    }
+    vcpu->gpr[GPR_RAX] = (u32)value;
+    vcpu->gpr[GPR_RDX] = value >> 32;
+    vcpu_finish_exit(vcpu, exit);
+}
+
+static void on_wrmsr(struct vcpu *vcpu, struct vm_exit *exit)
+{
+    u64 value = (u32)vcpu->gpr[GPR_RAX] | vcpu->gpr[GPR_RDX] << 32;
+
+    if (msr_write_guest(vcpu, (u32)vcpu->gpr[GPR_RCX], value))
+        vcpu_inject_gp0(vcpu);
+    else
+        vcpu_finish_exit(vcpu, exit);
+}
+
+// --- control and debug registers ---
+
+// SVM without decode assists says neither the register nor the value.
+static bool decode_cr(struct vcpu *vcpu, struct vm_exit *exit)
+{
+    struct insn insn;
+
+    if (exit->cr.gpr != EXIT_GPR_UNKNOWN || exit->cr.access == CR_CLTS)
+        return true;
+    if (exit->cr.access == CR_LMSW && exit->insn_len)
+        return true;
+    if (!insn_decode_current(vcpu, &insn))
+        return false;
+    exit->insn_len = insn.length;
+    exit->cr.gpr = insn.rm;
+    switch (insn.op) {
+    case INSN_MOV_TO_CR:
+        exit->cr.access = CR_WRITE;
+        return true;
+    case INSN_MOV_FROM_CR:
+        exit->cr.access = CR_READ;
+        return true;
+    case INSN_CLTS:
+        exit->cr.access = CR_CLTS;
+        return true;
+    case INSN_LMSW:
+        exit->cr.access = CR_LMSW;
+        exit->cr.lmsw_source = (u16)vcpu_gpr(vcpu, insn.rm);
+        return !insn.has_mem;
+    default:
+        return false; // SMSW
+    }
+}
+
+static u64 cr_new_value(struct vcpu *vcpu, const struct exit_cr *cr)
+{
+    u64 cr0;
+
+    if (cr->access == CR_WRITE) {
+        u64 value = vcpu_gpr(vcpu, cr->gpr);
+
+        return vcpu_mode_64bit(vcpu) ? value : (u32)value;
+    }
+    cr0 = cr_read_guest(vcpu, 0);
+    if (cr->access == CR_CLTS)
+        return cr0 & ~CR0_TS;
+    // LMSW sets PE but never clears it.
+    return (cr0 & ~(u64)(CR0_MP | CR0_EM | CR0_TS)) | (cr->lmsw_source & (CR0_PE | CR0_MP | CR0_EM | CR0_TS));
+}
+
+static void on_cr(struct vcpu *vcpu, struct vm_exit *exit)
+{
+    if (!decode_cr(vcpu, exit)) {
+        vm_stop(vcpu->vm, vcpu, "a control-register access that is not decoded");
+        return;
+    }
+    if (exit->cr.access == CR_READ) {
+        u64 value = cr_read_guest(vcpu, exit->cr.number);
+
+        vcpu_set_gpr(vcpu, exit->cr.gpr, vcpu_mode_64bit(vcpu) ? value : (u32)value);
+    } else if (cr_write_guest(vcpu, exit->cr.number, cr_new_value(vcpu, &exit->cr))) {
+        vcpu_inject_gp0(vcpu);
+        return;
+    }
+    vcpu_finish_exit(vcpu, exit);
+}
+
+static void on_xsetbv(struct vcpu *vcpu, struct vm_exit *exit)
+{
+    u64 value = (u32)vcpu->gpr[GPR_RAX] | vcpu->gpr[GPR_RDX] << 32;
+
+    if (!(cr_read_guest(vcpu, 4) & CR4_OSXSAVE)) {
+        vcpu_inject_ud(vcpu);
+        return;
+    }
+    if (vcpu_cpl(vcpu) || (u32)vcpu->gpr[GPR_RCX] || xcr0_refused(vcpu, value)) {
+        vcpu_inject_gp0(vcpu);
+        return;
+    }
+    vcpu->xcr0 = value;
+    xsetbv(0, value);
+    vcpu_finish_exit(vcpu, exit);
+}
+
+// --- memory ---
+
+// What stage 2 does not map is a device, or nothing; the emulator finds out which.
+static void on_stage2(struct vcpu *vcpu, struct vm_exit *exit)
+{
+    if (exit->stage2.execute) {
+        vm_stop(vcpu->vm, vcpu, "instruction fetch where there is no RAM, GPA %#llx", LLU(exit->stage2.gpa));
+        return;
+    }
+    vcpu_emulate(vcpu, exit);
+}
+
+static void on_stage2_misconfig(struct vcpu *vcpu, struct vm_exit *exit)
+{
+    panic("stage-2 entry misconfigured, GPA %#llx, guest %s vCPU %u", LLU(exit->stage2.gpa), vcpu->vm->config->name, vcpu->id);
+}
+
+static void on_invlpg(struct vcpu *vcpu, struct vm_exit *exit)
+{
+    tlb_flush_vcpu(vcpu, TLB_FLUSH_GUEST);
+    vcpu_finish_exit(vcpu, exit);
+}
+
+// --- events ---
+
+static void on_exception(struct vcpu *vcpu, struct vm_exit *exit)
+{
+    vcpu_inject_event(vcpu, &exit->event);
+}
+
+static void on_window(struct vcpu *vcpu, struct vm_exit *exit)
+{
+    (void)exit;
+    vcpu->events.interrupts_check = true;
+}
+
+static void on_triple_fault(struct vcpu *vcpu, struct vm_exit *exit)
+{
+    (void)exit;
+    vm_stop(vcpu->vm, vcpu, "triple fault");
+}
+
+static void on_entry_failed(struct vcpu *vcpu, struct vm_exit *exit)
+{
+    vm_stop(vcpu->vm, vcpu, "the CPU refused to enter the guest (%#llx, %#llx, %#llx)", LLU(exit->raw_reason), LLU(exit->raw_info1),
+            LLU(exit->raw_info2));
+}
+
+static void on_task_switch(struct vcpu *vcpu, struct vm_exit *exit)
+{
+    vm_stop(vcpu->vm, vcpu, "task switch to selector %#x: hardware task switching is not supported", exit->task.selector);
+}
+
+// --- small instructions ---
+
+static void on_nop(struct vcpu *vcpu, struct vm_exit *exit) // WBINVD, INVD, PAUSE: guest memory is coherent
+{
+    vcpu_finish_exit(vcpu, exit);
+}
+
+static void on_ud(struct vcpu *vcpu, struct vm_exit *exit) // not offered in CPUID
+{
+    (void)exit;
+    vcpu_inject_ud(vcpu);
+}
+
+static void on_gp(struct vcpu *vcpu, struct vm_exit *exit) // RDPMC: no counter exists
+{
+    (void)exit;
+    vcpu_inject_gp0(vcpu);
+}
+
+// Hypercalls: none is offered; all answer "unknown" as KVM's guests expect (-KVM_ENOSYS).
+enum { HYPERCALL_ENOSYS = 1000 };
+
+static void on_hypercall(struct vcpu *vcpu, struct vm_exit *exit)
+{
+    vcpu->gpr[GPR_RAX] = (u64)-HYPERCALL_ENOSYS;
+    vcpu_finish_exit(vcpu, exit);
+}
+
+static void on_unknown(struct vcpu *vcpu, struct vm_exit *exit)
+{
+    vm_stop(vcpu->vm, vcpu, "exit %s (%#llx, %#llx, %#llx) that Nestor does not handle", exit_kind_names[exit->kind],
+            LLU(exit->raw_reason), LLU(exit->raw_info1), LLU(exit->raw_info2));
+}
+
+typedef void (*exit_handler)(struct vcpu *vcpu, struct vm_exit *exit);
+
+static const exit_handler exit_table[EXIT_KIND_COUNT] = {
+    [EXIT_STAGE2] = on_stage2,
+    [EXIT_STAGE2_MISCONFIG] = on_stage2_misconfig,
+    [EXIT_EXCEPTION] = on_exception,
+    [EXIT_TRIPLE_FAULT] = on_triple_fault,
+    [EXIT_INTERRUPT_WINDOW] = on_window,
+    [EXIT_NMI_WINDOW] = on_window,
+    [EXIT_TASK_SWITCH] = on_task_switch,
+    [EXIT_ENTRY_FAILED] = on_entry_failed,
+    [EXIT_CPUID] = on_cpuid,
+    [EXIT_HLT] = on_hlt,
+    [EXIT_IO] = on_io,
+    [EXIT_RDMSR] = on_rdmsr,
+    [EXIT_WRMSR] = on_wrmsr,
+    [EXIT_CR] = on_cr,
+    [EXIT_INVD] = on_nop,
+    [EXIT_WBINVD] = on_nop,
+    [EXIT_INVLPG] = on_invlpg,
+    [EXIT_RDPMC] = on_gp,
+    [EXIT_RDPRU] = on_ud,
+    [EXIT_RSM] = on_ud,
+    [EXIT_PAUSE] = on_nop,
+    [EXIT_MONITOR] = on_ud,
+    [EXIT_MWAIT] = on_ud,
+    [EXIT_XSETBV] = on_xsetbv,
+    [EXIT_GETSEC] = on_ud,
+    [EXIT_VMFUNC] = on_ud,
+    [EXIT_ENCLS] = on_ud,
+    [EXIT_VMCALL] = on_hypercall,
+    [EXIT_VMMCALL] = on_hypercall,
+    [EXIT_VMXON] = nested_instruction,
+    [EXIT_VMXOFF] = nested_instruction,
+    [EXIT_VMCLEAR] = nested_instruction,
+    [EXIT_VMPTRLD] = nested_instruction,
+    [EXIT_VMPTRST] = nested_instruction,
+    [EXIT_VMREAD] = nested_instruction,
+    [EXIT_VMWRITE] = nested_instruction,
+    [EXIT_VMLAUNCH] = nested_instruction,
+    [EXIT_VMRESUME] = nested_instruction,
+    [EXIT_INVEPT] = nested_instruction,
+    [EXIT_INVVPID] = nested_instruction,
+    [EXIT_VMRUN] = nested_instruction,
+    [EXIT_VMLOAD] = nested_instruction,
+    [EXIT_VMSAVE] = nested_instruction,
+    [EXIT_STGI] = nested_instruction,
+    [EXIT_CLGI] = nested_instruction,
+    [EXIT_SKINIT] = nested_instruction,
+    [EXIT_INVLPGA] = nested_instruction,
+};
+
+void exit_handle(struct vcpu *vcpu, struct vm_exit *exit)
+{
+    exit_handler handler = exit_table[exit->kind];
+
+    if (likely(handler != NULL))
+        handler(vcpu, exit);
+    else
+        on_unknown(vcpu, exit);
+}

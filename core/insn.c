@@ -1,0 +1,362 @@
+// SPDX-License-Identifier: BSD-2-Clause
+// Copyright (c) 2026 The Nestor authors
+//
+// Reaching a guest's memory by its own addresses: linear accesses through its paging, instruction fetch, and the length of an instruction
+// that exited where the hardware does not say it (SVM without nRIP save).
+//
+// A small cache remembers translations with the paging-structure entries that they came from, and compares those entries with
+// memory at each use: a hit is what a walk would find, for a tenth of its cost.
+
+#include <arch/x86/regs.h>
+#include <nestor/decode.h>
+#include <nestor/guest_walk.h>
+#include <nestor/nested.h>
+#include <nestor/page.h>
+#include <nestor/run.h>
+#include <nestor/string.h>
+
+enum { CACHE_SLOTS = 16, CACHE_ENTRIES = 5 };
+
+struct translation {
+    u64 page; // linear, | 1 when valid
+    u64 cr0, cr3, cr4, efer;
+    u32 access;
+    u32 entries;
+    bool ac;
+    const u64 *entry[CACHE_ENTRIES];
+    u64 value[CACHE_ENTRIES];
+    gpa_t gpa; // of the page
+    u8 *host;  // of the page, NULL: not RAM
+};
+
+struct insn_cache {
+    struct translation slot[CACHE_SLOTS];
+};
+
+int insn_cache_create(struct vcpu *vcpu)
+{
+    vcpu->insn_cache = heap_alloc(sizeof(*vcpu->insn_cache));
+    return vcpu->insn_cache ? 0 : -E_NOMEM;
+}
+
+void insn_cache_destroy(struct vcpu *vcpu)
+{
+    if (vcpu->insn_cache)
+        heap_free(vcpu->insn_cache, sizeof(*vcpu->insn_cache));
+}
+
+// --- guest-physical ---
+
+// RAM behind a guest-physical address of the running level, NULL if there is none: for an L2, through L1's nested paging.
+static void *ram_at(struct vcpu *vcpu, gpa_t gpa, u64 size)
+{
+    if (unlikely(vcpu->level) && nested_translate(vcpu, &gpa))
+        return NULL;
+    return vm_ram_ptr(vcpu->vm, gpa, size);
+}
+
+int guest_read_gpa(struct vcpu *vcpu, gpa_t gpa, void *buf, u64 size)
+{
+    const void *from = vm_ram_ptr(vcpu->vm, gpa, size);
+
+    if (!from)
+        return -E_FAULT;
+    memcpy(buf, from, size);
+    return 0;
+}
+
+int guest_write_gpa(struct vcpu *vcpu, gpa_t gpa, const void *buf, u64 size)
+{
+    void *to = vm_ram_ptr(vcpu->vm, gpa, size);
+
+    if (!to)
+        return -E_FAULT;
+    memcpy(to, buf, size);
+    return 0;
+}
+
+// --- the walk ---
+
+struct walk_context {
+    struct vcpu *vcpu;
+    struct translation *record; // entries read so far; NULL when the walk is not to be remembered
+};
+
+static int walk_read(void *context, gpa_t gpa, void *value, unsigned size)
+{
+    struct walk_context *ctx = context;
+    const void *from = ram_at(ctx->vcpu, gpa, size);
+    struct translation *record = ctx->record;
+
+    if (!from)
+        return -E_FAULT;
+    if (size == 4) {
+        *(u32 *)value = __atomic_load_n((const u32 *)from, __ATOMIC_RELAXED);
+        record->entries = CACHE_ENTRIES + 1; // only tables of 8-byte entries are remembered
+        return 0;
+    }
+    *(u64 *)value = __atomic_load_n((const u64 *)from, __ATOMIC_RELAXED);
+    if (record->entries < CACHE_ENTRIES) {
+        record->entry[record->entries] = from;
+        record->value[record->entries] = *(u64 *)value;
+    }
+    record->entries++;
+    return 0;
+}
+
+static int walk_cmpxchg(void *context, gpa_t gpa, u64 old, u64 new_value, unsigned size)
+{
+    struct walk_context *ctx = context;
+    void *at = ram_at(ctx->vcpu, gpa, size);
+    u32 old32 = (u32)old;
+    bool done;
+
+    if (!at)
+        return -E_FAULT;
+    ctx->record->entries = CACHE_ENTRIES + 1; // changed under the record: the next walk will be remembered
+    if (size == 4)
+        done = __atomic_compare_exchange_n((u32 *)at, &old32, (u32)new_value, false, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST);
+    else
+        done = __atomic_compare_exchange_n((u64 *)at, &old, new_value, false, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST);
+    return done ? 0 : -E_AGAIN;
+}
+
+static void fill_paging_state(struct vcpu *vcpu, struct paging_state *ps)
+{
+    const struct guest_state *s = vcpu_state(vcpu, GROUP_RIP | GROUP_CR | GROUP_EFER_PAT);
+
+    *ps = (struct paging_state){
+        .cr0 = s->cr0,
+        .cr3 = s->cr3,
+        .cr4 = s->cr4,
+        .efer = s->efer,
+        .rflags = s->rflags,
+        .pdpte_from_memory = !backend->holds_pdptes,
+        .phys_bits = cpuid_phys_bits(vcpu->vm),
+        .nx = cpuid_has(vcpu->vm, 0x80000001, 3, 20),
+        .page1g = cpuid_has(vcpu->vm, 0x80000001, 3, 26),
+    };
+    if (!ps->pdpte_from_memory && (s->cr0 & CR0_PG) && (s->cr4 & CR4_PAE) && !(s->efer & EFER_LMA))
+        memcpy(ps->pdpte, vcpu_state(vcpu, GROUP_PDPTE)->pdpte, sizeof(ps->pdpte));
+}
+
+static bool still_true(const struct translation *t)
+{
+    for (u32 i = 0; i < t->entries; i++)
+        if (__atomic_load_n(t->entry[i], __ATOMIC_RELAXED) != t->value[i])
+            return false;
+    return true;
+}
+
+// The page of `la` for `access` (WALK_*): its translation, or NULL with *fault.
+static const struct translation *translate(struct vcpu *vcpu, gva_t la, u32 access, struct walk_fault *fault)
+{
+    const struct guest_state *s = vcpu_state(vcpu, GROUP_RIP | GROUP_CR | GROUP_EFER_PAT);
+    struct translation *t = &vcpu->insn_cache->slot[(la >> PAGE_SHIFT ^ access) % CACHE_SLOTS];
+    struct walk_context context = {vcpu, t};
+    const struct walk_memory memory = {walk_read, walk_cmpxchg, &context};
+    struct paging_state ps;
+    struct walk_result result;
+
+    if (t->page == (la >> PAGE_SHIFT << 1 | 1) && t->access == access && t->cr3 == s->cr3 && t->cr0 == s->cr0 &&
+        t->cr4 == s->cr4 && t->efer == s->efer && t->ac == !!(s->rflags & RFLAGS_AC) && still_true(t))
+        return t;
+    t->page = 0;
+    t->entries = 0;
+    fill_paging_state(vcpu, &ps);
+    if (guest_walk(&ps, &memory, la & PAGE_MASK, access, &result, fault))
+        return NULL;
+    t->gpa = result.gpa;
+    t->host = ram_at(vcpu, result.gpa, PAGE_SIZE);
+    t->access = access;
+    t->cr0 = s->cr0;
+    t->cr3 = s->cr3;
+    t->cr4 = s->cr4;
+    t->efer = s->efer;
+    t->ac = s->rflags & RFLAGS_AC;
+    if (t->entries <= CACHE_ENTRIES && !vcpu->level)
+        t->page = la >> PAGE_SHIFT << 1 | 1;
+    return t;
+}
+
+int guest_translate(struct vcpu *vcpu, gva_t la, u32 access, gpa_t *gpa, u8 **host, struct walk_fault *fault)
+{
+    const struct translation *t = translate(vcpu, la, access, fault);
+
+    if (!t)
+        return -E_FAULT;
+    *gpa = t->gpa | (la & ~PAGE_MASK);
+    *host = t->host ? t->host + (la & ~PAGE_MASK) : NULL;
+    return 0;
+}
+
+// --- linear accesses ---
+
+typedef void (*copy_fn)(u8 *ram, u8 *buf, unsigned size);
+
+static void copy_out(u8 *ram, u8 *buf, unsigned size)
+{
+    memcpy(buf, ram, size);
+}
+
+static void copy_in(u8 *ram, u8 *buf, unsigned size)
+{
+    memcpy(ram, buf, size);
+}
+
+static int access_linear(struct vcpu *vcpu, gva_t la, u8 *buf, unsigned size, u32 access, copy_fn copy)
+{
+    struct walk_fault fault = {0};
+    gpa_t gpa;
+    u8 *host;
+
+    while (size) {
+        unsigned piece = (unsigned)MIN((u64)size, PAGE_SIZE - (la & ~PAGE_MASK));
+
+        if (guest_translate(vcpu, la, access, &gpa, &host, &fault)) {
+            if (!fault.stage2)
+                vcpu_inject_page_fault(vcpu, fault.error_code, la);
+            else
+                vcpu_inject_gp0(vcpu); // a paging structure that is no RAM: as a machine's bus would leave it, undefined
+            return -E_FAULT;
+        }
+        if (!host)
+            return -E_FAULT;
+        copy(host, buf, piece);
+        la += piece;
+        buf += piece;
+        size -= piece;
+    }
+    return 0;
+}
+
+int guest_read_linear(struct vcpu *vcpu, gva_t la, void *buf, unsigned size, u32 access)
+{
+    return access_linear(vcpu, la, buf, size, access | (vcpu_cpl(vcpu) == 3 ? WALK_USER : 0), copy_out);
+}
+
+int guest_write_linear(struct vcpu *vcpu, gva_t la, const void *buf, unsigned size, u32 access)
+{
+    u8 copy[64];
+
+    if (size > sizeof(copy))
+        return -E_INVAL;
+    memcpy(copy, buf, size);
+    return access_linear(vcpu, la, copy, size, access | WALK_WRITE | (vcpu_cpl(vcpu) == 3 ? WALK_USER : 0), copy_in);
+}
+
+// --- instructions ---
+
+static u64 code_address(struct vcpu *vcpu)
+{
+    const struct guest_state *s = vcpu_state(vcpu, GROUP_RIP | GROUP_CODE);
+
+    return vcpu_mode_64bit(vcpu) ? s->rip : (u32)(s->seg[SEG_CS].base + s->rip);
+}
+
+int insn_peek(struct vcpu *vcpu, u8 buf[15])
+{
+    u32 access = WALK_FETCH | (vcpu_cpl(vcpu) == 3 ? (u32)WALK_USER : 0);
+    struct walk_fault fault = {0};
+    u64 la = code_address(vcpu);
+    unsigned n = 0;
+
+    while (n < 15) {
+        unsigned piece = (unsigned)MIN(15u - n, PAGE_SIZE - ((la + n) & ~PAGE_MASK));
+        gpa_t gpa;
+        u8 *host;
+
+        if (guest_translate(vcpu, la + n, access, &gpa, &host, &fault) || !host)
+            break;
+        memcpy(buf + n, host, piece);
+        n += piece;
+    }
+    return (int)n;
+}
+
+int insn_fetch(struct vcpu *vcpu, u8 buf[15])
+{
+    int n = insn_peek(vcpu, buf);
+
+    if (n > 0)
+        return n;
+    vcpu_inject_page_fault(vcpu, PF_I | (vcpu_cpl(vcpu) == 3 ? PF_U : 0), code_address(vcpu));
+    return -E_FAULT;
+}
+
+static enum insn_mode decode_mode(struct vcpu *vcpu)
+{
+    unsigned size = vcpu_code_size(vcpu);
+
+    return size == 8 ? INSN_MODE_64 : size == 4 ? INSN_MODE_32 : INSN_MODE_16;
+}
+
+// What an exit of this kind was made by: its usual bytes without prefixes (mod 0), and the decoder's names for it.
+struct exit_opcode {
+    u8 length;
+    u8 bytes[3];
+    u8 op[4];
+};
+
+static const struct exit_opcode exit_opcodes[EXIT_KIND_COUNT] = {
+    [EXIT_CPUID] = {2, {0x0f, 0xa2}, {INSN_CPUID}},
+    [EXIT_HLT] = {1, {0xf4}, {INSN_HLT}},
+    [EXIT_RDMSR] = {2, {0x0f, 0x32}, {INSN_RDMSR}},
+    [EXIT_WRMSR] = {2, {0x0f, 0x30}, {INSN_WRMSR}},
+    [EXIT_CR] = {0, {0}, {INSN_MOV_TO_CR, INSN_MOV_FROM_CR, INSN_CLTS, INSN_LMSW}},
+    [EXIT_DR] = {0, {0}, {INSN_MOV_TO_DR, INSN_MOV_FROM_DR}},
+    [EXIT_INVD] = {2, {0x0f, 0x08}, {INSN_INVD}},
+    [EXIT_WBINVD] = {2, {0x0f, 0x09}, {INSN_WBINVD}},
+    [EXIT_INVLPG] = {0, {0}, {INSN_INVLPG}},
+    [EXIT_INVPCID] = {0, {0}, {INSN_INVPCID}},
+    [EXIT_RDTSC] = {2, {0x0f, 0x31}, {INSN_RDTSC, INSN_RDTSCP}},
+    [EXIT_RDTSCP] = {3, {0x0f, 0x01, 0xf9}, {INSN_RDTSCP}},
+    [EXIT_RDPMC] = {2, {0x0f, 0x33}, {INSN_RDPMC}},
+    [EXIT_RDPRU] = {3, {0x0f, 0x01, 0xfd}, {INSN_OTHER}},
+    [EXIT_PAUSE] = {2, {0xf3, 0x90}, {INSN_PAUSE}},
+    [EXIT_MONITOR] = {3, {0x0f, 0x01, 0xc8}, {INSN_MONITOR}},
+    [EXIT_MWAIT] = {3, {0x0f, 0x01, 0xc9}, {INSN_MWAIT}},
+    [EXIT_XSETBV] = {3, {0x0f, 0x01, 0xd1}, {INSN_XSETBV}},
+    [EXIT_VMCALL] = {3, {0x0f, 0x01, 0xc1}, {INSN_VMCALL}},
+    [EXIT_VMMCALL] = {3, {0x0f, 0x01, 0xd9}, {INSN_VMMCALL}},
+    [EXIT_VMRUN] = {3, {0x0f, 0x01, 0xd8}, {INSN_VMRUN}},
+    [EXIT_VMLOAD] = {3, {0x0f, 0x01, 0xda}, {INSN_VMLOAD}},
+    [EXIT_VMSAVE] = {3, {0x0f, 0x01, 0xdb}, {INSN_VMSAVE}},
+    [EXIT_STGI] = {3, {0x0f, 0x01, 0xdc}, {INSN_STGI}},
+    [EXIT_CLGI] = {3, {0x0f, 0x01, 0xdd}, {INSN_CLGI}},
+    [EXIT_SKINIT] = {3, {0x0f, 0x01, 0xde}, {INSN_SKINIT}},
+    [EXIT_INVLPGA] = {3, {0x0f, 0x01, 0xdf}, {INSN_INVLPGA}},
+};
+
+bool insn_decode_current(struct vcpu *vcpu, struct insn *insn)
+{
+    u8 bytes[15];
+    int n = insn_fetch(vcpu, bytes);
+
+    return n > 0 && insn_decode(insn, bytes, (unsigned)n, decode_mode(vcpu)) == INSN_OK;
+}
+
+static bool op_expected(const struct exit_opcode *expected, u8 op)
+{
+    for (unsigned i = 0; i < ARRAY_SIZE(expected->op); i++)
+        if (expected->op[i] && expected->op[i] == op)
+            return true;
+    return false;
+}
+
+unsigned insn_exit_length(struct vcpu *vcpu, const struct vm_exit *exit)
+{
+    const struct exit_opcode *expected = &exit_opcodes[exit->kind];
+    struct insn insn;
+    u8 bytes[15];
+    int n = insn_fetch(vcpu, bytes);
+
+    if (n <= 0)
+        return 0;
+    if (expected->length && n >= expected->length && !memcmp(bytes, expected->bytes, expected->length))
+        return expected->length;
+    if (insn_decode(&insn, bytes, (unsigned)n, decode_mode(vcpu)) == INSN_OK && op_expected(expected, insn.op))
+        return insn.length;
+    vm_stop(vcpu->vm, vcpu, "exit %s by an instruction that is none such", exit_kind_names[exit->kind]);
+    return 0;
+}

@@ -1,0 +1,180 @@
+// SPDX-License-Identifier: BSD-2-Clause
+// Copyright (c) 2026 The Nestor authors
+//
+// What Nestor does once the machine is up: reads the configuration, places each guest's vCPUs on CPUs, starts them, and powers
+// the machine off when the last guest has ended.
+
+#include <nestor/cpu.h>
+#include <nestor/host.h>
+#include <nestor/log.h>
+#include <nestor/main.h>
+#include <nestor/page.h>
+#include <nestor/string.h>
+#include <nestor/time.h>
+#include <nestor/vcpu.h>
+#include <nestor/vm_life.h>
+
+static struct config config;
+static struct vcpu *assigned[CPU_MAX]; // written by the boot CPU, taken by the CPU itself
+static u32 wake[CPU_MAX];
+static u32 guests_alive;
+static u32 final_status;
+static struct vm *guests[CONFIG_GUEST_MAX];
+
+static void report_config_line(const char *line)
+{
+    log_error("configuration: %s", line);
+}
+
+static int read_config(void)
+{
+    const struct boot_module *module = boot_module_find("config");
+    const void *dtb = module ? module->data : builtin_dtb_start;
+    u64 size = module ? module->size : (u64)(builtin_dtb_end - builtin_dtb_start);
+
+    log_info("configuration: %s, %llu bytes", module ? "Multiboot2 module 'config'" : "built in", (unsigned long long)size);
+    return config_parse(&config, dtb, size, report_config_line);
+}
+
+// --- placing vCPUs ---
+
+static bool cpu_taken[CPU_MAX];
+
+static bool place_pinned(const struct vm_config *guest, struct cpu **on)
+{
+    for (u32 i = 0; i < guest->vcpus; i++) {
+        u32 id = guest->cpus[i];
+
+        if (id >= cpu_count) {
+            log_error("/guests/%s: cpus: found CPU %u, expected 0..%u: the machine has no more", guest->name, id, cpu_count - 1);
+            return false;
+        }
+        if (cpu_taken[id]) {
+            log_error("/guests/%s: cpus: found CPU %u, expected one that no other guest has", guest->name, id);
+            return false;
+        }
+        on[i] = cpus[id];
+    }
+    return true;
+}
+
+static bool place_anywhere(const struct vm_config *guest, struct cpu **on)
+{
+    u32 found = 0;
+
+    for (u32 id = 0; id < cpu_count && found < guest->vcpus; id++)
+        if (!cpu_taken[id])
+            on[found++] = cpus[id];
+    if (found == guest->vcpus)
+        return true;
+    log_error("/guests/%s: vcpus: found %u, expected at most %u: each vCPU needs a CPU of its own, and so many are free",
+              guest->name, guest->vcpus, found);
+    return false;
+}
+
+static bool enough_memory(const struct vm_config *guest)
+{
+    if (guest->memory <= ram_free_bytes())
+        return true;
+    log_error("/guests/%s: memory: found %llu MiB, expected at most %llu MiB: so much is free", guest->name,
+              (unsigned long long)(guest->memory >> 20), (unsigned long long)(ram_free_bytes() >> 20));
+    return false;
+}
+
+static bool module_there(const struct vm_config *guest, const char *property, const char *name)
+{
+    if (!name || boot_module_find(name))
+        return true;
+    log_error("/guests/%s: %s: found \"%s\", expected the name of a Multiboot2 module: none is called so", guest->name, property,
+              name);
+    return false;
+}
+
+static bool files_there(const struct vm_config *guest)
+{
+    bool ok = module_there(guest, "kernel", guest->kernel) & module_there(guest, "initrd", guest->initrd);
+
+    for (u32 i = 0; i < guest->module_count; i++)
+        ok &= module_there(guest, "modules", guest->modules[i]);
+    return ok;
+}
+
+static void create_guest(u32 id)
+{
+    const struct vm_config *guest = &config.guests[id];
+    struct cpu *on[CONFIG_VCPU_MAX];
+
+    if (!files_there(guest) || !enough_memory(guest) || !(guest->pinned ? place_pinned(guest, on) : place_anywhere(guest, on)))
+        return;
+    guests[id] = vm_create(guest, id, on);
+    if (!guests[id])
+        return;
+    guests_alive++;
+    for (u32 i = 0; i < guest->vcpus; i++) {
+        cpu_taken[on[i]->id] = true;
+        assigned[on[i]->id] = guests[id]->vcpus[i];
+    }
+    log_info("guest %s: %u vCPUs from CPU %u, %llu MiB%s%s", guest->name, guest->vcpus, on[0]->id,
+             (unsigned long long)(guest->memory >> 20), guest->nested ? ", nested" : "", guest->test_device ? ", test device" : "");
+}
+
+void vm_ended(u32 id, u32 status)
+{
+    if (status)
+        __atomic_store_n(&final_status, status, __ATOMIC_RELEASE);
+    guests[id] = NULL;
+    log_info("guest %s: ended, status %u", config.guests[id].name, status);
+}
+
+static void guest_gone(void)
+{
+    if (__atomic_sub_fetch(&guests_alive, 1, __ATOMIC_ACQ_REL) == 0)
+        machine_power_off(final_status);
+}
+
+_Noreturn void core_main_cpu(void)
+{
+    u32 id = this_cpu()->id;
+    struct vcpu *vcpu;
+
+    for (;;) {
+        if (__atomic_exchange_n(&wake[id], 0, __ATOMIC_ACQ_REL)) {
+            bool leads;
+
+            vcpu = assigned[id];
+            leads = vcpu->id == 0;
+            vm_run_vcpu(vcpu);
+            if (leads)
+                guest_gone();
+        }
+        timer_arm_hardware(timer_poll());
+        cpu_idle(&wake[id]);
+        cpu_call_poll();
+    }
+}
+
+enum { STATUS_NO_GUEST = 126 };
+
+void core_main(void)
+{
+    u32 used_before;
+
+    if (read_config() < 0)
+        log_error("configuration: unusable");
+    used_before = (u32)(page_used_bytes() >> 10);
+    for (u32 i = 0; i < config.guest_count; i++)
+        create_guest(i);
+    log_info("memory: %u KiB of Nestor's own before guests, %u KiB with them; %llu MiB free for guests", used_before,
+             (u32)(page_used_bytes() >> 10), (unsigned long long)(ram_free_bytes() >> 20));
+    options_check();
+    if (!guests_alive) {
+        log_error("no guest to start");
+        machine_power_off(STATUS_NO_GUEST);
+    }
+    for (u32 id = 0; id < cpu_count; id++)
+        if (assigned[id]) {
+            __atomic_store_n(&wake[id], 1, __ATOMIC_RELEASE);
+            cpu_kick(cpus[id]);
+        }
+    core_main_cpu();
+}

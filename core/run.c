@@ -1,0 +1,138 @@
+// SPDX-License-Identifier: BSD-2-Clause
+// Copyright (c) 2026 The Nestor authors
+//
+// The run loop (DESIGN.md section 3): requests, events, enter, exit, again; and waiting while the vCPU is halted.
+
+#include <nestor/cpu.h>
+#include <nestor/host.h>
+#include <nestor/log.h>
+#include <nestor/nested.h>
+#include <nestor/run.h>
+#include <nestor/tlb.h>
+#include <nestor/time.h>
+
+void vcpu_post(struct vcpu *vcpu, u32 requests)
+{
+    __atomic_fetch_or(&vcpu->requests, requests, __ATOMIC_SEQ_CST);
+    if (vcpu->cpu != this_cpu())
+        cpu_kick(vcpu->cpu);
+}
+
+static void flush_all(struct vcpu *vcpu)
+{
+    for (unsigned i = 0; i < ARRAY_SIZE(vcpu->ctx); i++)
+        vcpu->ctx[i].flush |= TLB_FLUSH_GUEST | TLB_FLUSH_STAGE2;
+}
+
+// Takes what others posted. Returns false if the vCPU is to leave the loop.
+static bool take_requests(struct vcpu *vcpu)
+{
+    u32 requests = __atomic_exchange_n(&vcpu->requests, 0, __ATOMIC_ACQ_REL);
+
+    if (requests & REQUEST_STOP)
+        return false;
+    if (requests & REQUEST_TLB_FLUSH)
+        flush_all(vcpu);
+    if (requests & REQUEST_NMI)
+        vcpu->events.nmi_count = (u8)MIN(vcpu->events.nmi_count + 1, 2);
+    if (requests & REQUEST_INIT)
+        vcpu->events.init = true;
+    if (requests & REQUEST_SIPI)
+        vcpu->events.sipi = true;
+    if (requests & REQUEST_CALL)
+        cpu_call_poll();
+    vcpu->events.interrupts_check = true;
+    return true;
+}
+
+// The hardware timer follows the head of this CPU's queue; a deadline that has passed is run at once rather than by an exit.
+static void follow_deadline(struct vcpu *vcpu)
+{
+    struct cpu *cpu = vcpu->cpu;
+
+    if (likely(timer_next() == cpu->timer_armed))
+        return;
+    timer_arm_hardware(timer_poll());
+}
+
+static void wait_while_halted(struct vcpu *vcpu)
+{
+    timer_arm_hardware(timer_poll());
+    if (__atomic_load_n(&vcpu->requests, __ATOMIC_ACQUIRE))
+        return;
+    cpu_idle(&vcpu->requests);
+    cpu_call_poll();
+}
+
+static void account(struct vcpu *vcpu, const struct vm_exit *exit)
+{
+    unsigned slot = vcpu->exits++ % ARRAY_SIZE(vcpu->history);
+
+    vcpu->exit_counts[exit->kind]++;
+    vcpu->history[slot].kind = exit->kind;
+    vcpu->history[slot].level = vcpu->level;
+    vcpu->history[slot].raw = (u32)exit->raw_reason;
+    vcpu->history[slot].rip = vcpu->cur->state.rip;
+}
+
+// Exits that concern Nestor's machine, whoever was running.
+static bool handle_host_exit(const struct vm_exit *exit)
+{
+    switch (exit->kind) {
+    case EXIT_EXTERNAL_INTERRUPT:
+        if (exit->vector_valid)
+            irq_handle(exit->vector);
+        timer_arm_hardware(timer_poll());
+        return true;
+    case EXIT_TIMER:
+        timer_arm_hardware(timer_poll());
+        return true;
+    case EXIT_NMI:
+    case EXIT_NONE:
+        return true;
+    case EXIT_MACHINE_CHECK:
+        panic("machine check while a guest ran (%#llx %#llx)", (unsigned long long)exit->raw_reason,
+              (unsigned long long)exit->raw_info1);
+    default:
+        return false;
+    }
+}
+
+static void enter_once(struct vcpu *vcpu, struct vm_exit *exit)
+{
+    struct cpu *cpu = vcpu->cpu;
+
+    // The exchange orders the flag before the check: a poster either sees in_guest and kicks, or is seen here.
+    __atomic_store_n(&cpu->in_guest, 1, __ATOMIC_SEQ_CST);
+    if (unlikely(__atomic_load_n(&vcpu->requests, __ATOMIC_RELAXED)))
+        vcpu->immediate_exit = true;
+    backend->enter(vcpu, exit);
+    __atomic_store_n(&cpu->in_guest, 0, __ATOMIC_RELEASE);
+    vcpu->immediate_exit = false;
+    account(vcpu, exit);
+    if (unlikely(exit->interrupted.valid))
+        events_take_interrupted(vcpu, &exit->interrupted);
+}
+
+void vcpu_run(struct vcpu *vcpu)
+{
+    struct vm_exit exit;
+
+    for (;;) {
+        if (unlikely(__atomic_load_n(&vcpu->requests, __ATOMIC_RELAXED)) && !take_requests(vcpu))
+            return;
+        follow_deadline(vcpu);
+        events_prepare(vcpu);
+        if (unlikely(vcpu->cur->state.activity != ACTIVITY_ACTIVE)) {
+            wait_while_halted(vcpu);
+            vcpu->events.interrupts_check = true;
+            continue;
+        }
+        enter_once(vcpu, &exit);
+        if (unlikely(handle_host_exit(&exit)))
+            continue;
+        if (unlikely(vcpu->level) && nested_reflect(vcpu, &exit))
+            continue;
+        exit_handle(vcpu, &exit);
+    }
+}

@@ -1,0 +1,326 @@
+// SPDX-License-Identifier: BSD-2-Clause
+// Copyright (c) 2026 The Nestor authors
+//
+// A VM's life: built once on the boot CPU, then carried by the CPUs of its vCPUs through boot, reset and end. vCPU 0's CPU leads:
+// it waits until the others are out of the guest, has everybody zero his part of the RAM, loads the guest, and lets all go.
+
+#include <nestor/cpu.h>
+#include <nestor/device.h>
+#include <nestor/host.h>
+#include <nestor/log.h>
+#include <nestor/run.h>
+#include <nestor/string.h>
+#include <nestor/time.h>
+#include <nestor/vm_life.h>
+
+// --- building ---
+
+static int add_ram(struct vm *vm, gpa_t gpa, u64 size)
+{
+    hpa_t hpa;
+    u64 piece;
+    int err;
+
+    // One extent if there is one, else halves: a server's memory has holes.
+    while (size) {
+        piece = size;
+        while ((err = ram_alloc(piece, piece >= SIZE_1G ? SIZE_1G : SIZE_2M, &hpa)) && piece > SIZE_2M)
+            piece = ALIGN_UP(piece / 2, SIZE_2M);
+        if (err)
+            return err;
+        if (vm->ram_count == VM_RAM_MAX) {
+            ram_free(hpa, piece);
+            return -E_NOMEM;
+        }
+        vm->ram[vm->ram_count++] = (struct vm_ram){.gpa = gpa, .size = piece, .hpa = hpa};
+        vm->ram_size += piece;
+        gpa += piece;
+        size -= piece;
+    }
+    return 0;
+}
+
+// The legacy hole (VGA) is left out of stage 2 and of the window alike; what lies behind it is scrubbed with the rest.
+#define VGA_HOLE 0xa0000ull
+#define VGA_HOLE_END 0xc0000ull
+
+static int map_piece(struct vm *vm, gpa_t gpa, hpa_t hpa, u64 size)
+{
+    int ret = stage2_map(&vm->stage2, gpa, hpa, size, STAGE2_RWX, MEM_WB);
+
+    return ret < 0 ? ret : host_space_map(&vm->space, gpa, hpa, size);
+}
+
+static int map_ram(struct vm *vm)
+{
+    int err = 0;
+
+    for (u32 i = 0; i < vm->ram_count && !err; i++) {
+        const struct vm_ram *ram = &vm->ram[i];
+
+        if (ram->gpa) {
+            err = map_piece(vm, ram->gpa, ram->hpa, ram->size);
+            continue;
+        }
+        err = map_piece(vm, 0, ram->hpa, VGA_HOLE);
+        if (!err)
+            err = map_piece(vm, VGA_HOLE_END, ram->hpa + VGA_HOLE_END, ram->size - VGA_HOLE_END);
+    }
+    return err;
+}
+
+// vm->ram[] as guests and vm_ram_ptr see it: without the hole.
+static void split_ram_at_hole(struct vm *vm)
+{
+    struct vm_ram *low = &vm->ram[0];
+
+    memmove(&vm->ram[2], &vm->ram[1], (vm->ram_count - 1) * sizeof(vm->ram[0]));
+    vm->ram[1] = (struct vm_ram){.gpa = VGA_HOLE_END, .size = low->size - VGA_HOLE_END, .hpa = low->hpa + VGA_HOLE_END};
+    low->size = VGA_HOLE;
+    vm->ram_count++;
+}
+
+static int create_memory(struct vm *vm)
+{
+    u64 memory = vm->config->memory;
+    u64 low = MIN(memory, VM_LOW_RAM_LIMIT);
+    int err = add_ram(vm, 0, low);
+
+    if (!err && memory > low)
+        err = add_ram(vm, VM_HIGH_RAM_BASE, memory - low);
+    if (!err && vm->ram_count >= VM_RAM_MAX)
+        err = -E_NOMEM;
+    if (!err)
+        err = stage2_create(&vm->stage2, backend->stage2_format, backend->stage2_levels(), backend->stage2_1g);
+    if (!err)
+        err = host_space_create(&vm->space);
+    if (!err)
+        err = map_ram(vm);
+    if (!err)
+        split_ram_at_hole(vm);
+    return err;
+}
+
+static void free_memory(struct vm *vm)
+{
+    if (vm->stage2.root)
+        stage2_destroy(&vm->stage2);
+    if (vm->space.cr3)
+        host_space_destroy(&vm->space);
+    for (u32 i = 0; i < vm->ram_count; i++) {
+        struct vm_ram *ram = &vm->ram[i];
+
+        if (ram->gpa == VGA_HOLE_END) // the other half of the extent that starts at 0
+            continue;
+        ram_free(ram->hpa, ram->gpa || ram->size > VGA_HOLE ? ram->size : ram[1].size + VGA_HOLE_END);
+    }
+    vm->ram_count = 0;
+}
+
+static void free_all(struct vm *vm)
+{
+    machine_destroy(vm);
+    for (u32 i = 0; vm->vcpus && i < vm->vcpu_count; i++)
+        if (vm->vcpus[i])
+            vcpu_destroy(vm->vcpus[i]);
+    if (vm->vcpus)
+        heap_free(vm->vcpus, vm->vcpu_count * sizeof(vm->vcpus[0]));
+    cpuid_destroy(vm);
+    free_memory(vm);
+    heap_free(vm, sizeof(*vm));
+}
+
+struct vm *vm_create(const struct vm_config *config, u32 id, struct cpu *const *on)
+{
+    struct vm *vm = heap_alloc(sizeof(*vm));
+    int err;
+
+    if (!vm)
+        return NULL;
+    vm->id = id;
+    vm->config = config;
+    vm->vcpu_count = config->vcpus;
+    vm->vcpus = heap_alloc(config->vcpus * sizeof(vm->vcpus[0]));
+    err = vm->vcpus ? create_memory(vm) : -E_NOMEM;
+    if (!err)
+        err = cpuid_create(vm);
+    for (u32 i = 0; i < config->vcpus && !err; i++)
+        err = vcpu_create(vm, i, on[i]);
+    if (!err)
+        err = machine_create(vm);
+    if (!err)
+        return vm;
+    log_error("guest %s: not created: out of memory (%d; %llu MiB free for guests)", config->name, err,
+              (unsigned long long)(ram_free_bytes() >> 20));
+    free_all(vm);
+    return NULL;
+}
+
+// --- running ---
+
+static void stop_all(struct vm *vm)
+{
+    for (u32 i = 0; i < vm->vcpu_count; i++)
+        vcpu_post(vm->vcpus[i], REQUEST_STOP);
+}
+
+// The first to end a run decides how; returns whether this call was it.
+static bool leave_running(struct vm *vm, enum vm_state state, u32 status)
+{
+    bool first;
+
+    spin_lock(&vm->lock);
+    first = vm->state == VM_RUNNING;
+    if (first) {
+        vm->exit_status = status;
+        __atomic_store_n(&vm->state, state, __ATOMIC_RELEASE);
+    }
+    spin_unlock(&vm->lock);
+    if (first)
+        stop_all(vm);
+    return first;
+}
+
+void vm_power_off(struct vm *vm, u32 status)
+{
+    if (leave_running(vm, VM_POWERED_OFF, status))
+        log_info("guest %s: powers off, status %u", vm->config->name, status);
+}
+
+void vm_reset(struct vm *vm)
+{
+    if (leave_running(vm, VM_RESETTING, 0))
+        log_info("guest %s: resets", vm->config->name);
+}
+
+enum { STATUS_STOPPED = 126 };
+
+void vm_stop(struct vm *vm, struct vcpu *vcpu, const char *why, ...)
+{
+    char text[160];
+    va_list args;
+
+    if (!leave_running(vm, VM_STOPPED, STATUS_STOPPED))
+        return;
+    va_start(args, why);
+    fmt_vsnprintf(text, sizeof(text), why, args);
+    va_end(args);
+    log_error("guest %s: stopped: %s", vm->config->name, text);
+    if (vcpu)
+        vcpu_report(vcpu);
+}
+
+void vm_kill(struct vm *vm)
+{
+    if (leave_running(vm, VM_STOPPED, STATUS_STOPPED))
+        log_warn("guest %s: killed", vm->config->name);
+}
+
+static bool may_go_on(const struct vm *vm)
+{
+    u32 state = __atomic_load_n(&vm->state, __ATOMIC_ACQUIRE);
+
+    return state == VM_OFF || state == VM_RESETTING;
+}
+
+// Waits until `*word` is no longer `value`, idle between looks.
+static void wait_while_equal(const u32 *word, u32 value)
+{
+    while (__atomic_load_n(word, __ATOMIC_ACQUIRE) == value) {
+        __builtin_ia32_pause();
+        cpu_call_poll();
+    }
+}
+
+static void zero_slice(const struct vm *vm, u32 index)
+{
+    for (u32 i = 0; i < vm->ram_count; i++) {
+        u64 pages = vm->ram[i].size / PAGE_SIZE;
+        u64 first = pages * index / vm->vcpu_count, last = pages * (index + 1) / vm->vcpu_count;
+
+        memset((void *)(VM_WINDOW_BASE + vm->ram[i].gpa + first * PAGE_SIZE), 0, (last - first) * PAGE_SIZE);
+    }
+}
+
+// Every vCPU's CPU zeroes a part; all parts are done when it returns.
+static void zero_ram(struct vm *vm, u32 index)
+{
+    u64 start = tsc_now();
+    u32 goal = (__atomic_load_n(&vm->zeroed, __ATOMIC_ACQUIRE) / vm->vcpu_count + 1) * vm->vcpu_count;
+
+    zero_slice(vm, index);
+    __atomic_fetch_add(&vm->zeroed, 1, __ATOMIC_ACQ_REL);
+    while (__atomic_load_n(&vm->zeroed, __ATOMIC_ACQUIRE) < goal)
+        __builtin_ia32_pause();
+    if (index == 0)
+        log_info("guest %s: %llu MiB zeroed in %llu us (%llu ticks)", vm->config->name,
+                 (unsigned long long)(vm->ram_size >> 20), (unsigned long long)(tsc_to_ns(tsc_now() - start) / 1000),
+                 (unsigned long long)(tsc_now() - start));
+}
+
+// vCPU 0, alone: the machine and the guest as after power-on.
+static void start_guest(struct vm *vm)
+{
+    vm->tsc_base = tsc_now();
+    machine_reset(vm);
+    for (u32 i = 0; i < vm->vcpu_count; i++) {
+        __atomic_store_n(&vm->vcpus[i]->requests, 0, __ATOMIC_RELEASE);
+        vcpu_reset(vm->vcpus[i], false);
+    }
+    __atomic_store_n(&vm->state, VM_RUNNING, __ATOMIC_RELEASE);
+    if (vm_load(vm))
+        leave_running(vm, VM_STOPPED, STATUS_STOPPED);
+    else
+        log_info("guest %s: starts with %u vCPUs, %llu MiB, at tick %llu", vm->config->name, vm->vcpu_count,
+                 (unsigned long long)(vm->ram_size >> 20), (unsigned long long)tsc_now());
+    __atomic_fetch_add(&vm->run_generation, 1, __ATOMIC_RELEASE);
+}
+
+static void run_vcpu(struct vm *vm, struct vcpu *vcpu)
+{
+    backend->load(vcpu);
+    __atomic_fetch_add(&vm->running, 1, __ATOMIC_ACQ_REL);
+    vcpu_run(vcpu);
+    __atomic_fetch_sub(&vm->running, 1, __ATOMIC_ACQ_REL);
+    backend->put(vcpu);
+    __atomic_fetch_add(&vm->left, 1, __ATOMIC_RELEASE);
+}
+
+static void wait_for_others(struct vm *vm)
+{
+    u32 left;
+
+    while ((left = __atomic_load_n(&vm->left, __ATOMIC_ACQUIRE)) < vm->vcpu_count)
+        wait_while_equal(&vm->left, left);
+    __atomic_store_n(&vm->left, 0, __ATOMIC_RELEASE);
+}
+
+void vm_run_vcpu(struct vcpu *vcpu)
+{
+    struct vm *vm = vcpu->vm;
+    u32 generation = 0;
+
+    this_cpu()->current = vcpu;
+    host_space_load(&vm->space);
+    do {
+        zero_ram(vm, vcpu->id);
+        if (vcpu->id == 0)
+            start_guest(vm);
+        wait_while_equal(&vm->run_generation, generation++);
+        run_vcpu(vm, vcpu);
+        if (vcpu->id == 0) {
+            wait_for_others(vm);
+            __atomic_fetch_add(&vm->ended_generation, 1, __ATOMIC_RELEASE);
+        }
+        wait_while_equal(&vm->ended_generation, generation - 1);
+    } while (may_go_on(vm));
+    zero_ram(vm, vcpu->id); // scrub
+    host_space_load(NULL);
+    this_cpu()->current = NULL;
+    __atomic_fetch_add(&vm->left, 1, __ATOMIC_RELEASE);
+    if (vcpu->id)
+        return;
+    wait_for_others(vm);
+    vm_ended(vm->id, vm->exit_status);
+    free_all(vm);
+}

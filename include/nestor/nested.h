@@ -1,0 +1,44 @@
+// SPDX-License-Identifier: BSD-2-Clause
+// Copyright (c) 2026 The Nestor authors
+//
+// What core asks of the nested front ends (nested/). One front end per VM, of the CPU's own vendor, chosen when nested is on.
+
+#pragma once
+
+#include <nestor/exit.h>
+#include <nestor/types.h>
+
+struct vcpu;
+struct vm;
+
+int nested_create(struct vcpu *vcpu); // 0 when nested is off; else ctx[1] and the front end's state
+void nested_destroy(struct vcpu *vcpu);
+void nested_reset(struct vcpu *vcpu);
+
+// An L2 exited: if L1 wants it, makes L1's exit (the vCPU is at level 0 afterwards) and returns true.
+bool nested_reflect(struct vcpu *vcpu, struct vm_exit *exit);
+// A hypervisor instruction by L1 (or by L2, which then goes through nested_reflect first): emulated wholly.
+void nested_instruction(struct vcpu *vcpu, struct vm_exit *exit);
+
+// Events at a boundary while L2 runs, in DESIGN.md's order; core/event.c asks before it delivers. True: the exit to L1 was made.
+enum nested_event { NESTED_INIT, NESTED_SIPI, NESTED_MTF, NESTED_NMI_WINDOW, NESTED_NMI, NESTED_INTERRUPT_WINDOW, NESTED_INTERRUPT };
+bool nested_wants_event(struct vcpu *vcpu, enum nested_event event);
+// Whether L1's physical-interrupt masking leaves interrupts open for L2's L1 (SVM's V_INTR_MASKING: the host's IF counts).
+bool nested_interrupts_open(struct vcpu *vcpu);
+// An exception that would be delivered to L2 (raised by emulation or re-injected from an exit of Nestor's own).
+bool nested_wants_exception(struct vcpu *vcpu, const struct event *event);
+
+// An L2's guest-physical address into L1's, through L1's nested paging if it uses it: 0 or -E_FAULT.
+int nested_translate(struct vcpu *vcpu, u64 *gpa);
+
+// MSRs of the VMX capability range / VM_CR, VM_HSAVE_PA. -E_NOENT: not one of them (or nested is off); -E_FAULT: #GP.
+int nested_read_msr(struct vcpu *vcpu, u32 msr, u64 *value);
+int nested_write_msr(struct vcpu *vcpu, u32 msr, u64 value);
+// Bits that nesting adds to what L1 may set: CR4.VMXE or EFER.SVME.
+u64 nested_cr4_bits(const struct vcpu *vcpu);
+u64 nested_efer_bits(const struct vcpu *vcpu);
+// CR0/CR4 writes in VMX operation must keep the fixed bits: 0 or -E_FAULT.
+int nested_check_cr(const struct vcpu *vcpu, unsigned number, u64 value);
+// CPUID bits of the front end, put into the VM's leaves.
+void nested_cpuid(u32 leaf, u32 regs[4]);
+bool nested_offered(const struct vm *vm);

@@ -1,0 +1,90 @@
+// SPDX-License-Identifier: BSD-2-Clause
+// Copyright (c) 2026 The Nestor authors
+//
+// core's own rooms, seen by each other and by nested/: the run loop, the exit table, events, CPUID and MSR policies, instruction fetch and
+// emulation. Everything here runs on the vCPU's own pCPU.
+
+#pragma once
+
+#include <nestor/tlb.h>
+#include <nestor/vcpu.h>
+#include <nestor/vm.h>
+
+// --- vCPU (core/vcpu.c) ---
+int vcpu_create(struct vm *vm, u32 id, struct cpu *cpu);
+void vcpu_destroy(struct vcpu *vcpu);
+// The state after RESET (SDM vol. 3 table "IA-32 Processor States Following Power-up, Reset, or INIT"); init: after INIT, which keeps the
+// FPU, most MSRs and CR0.CD/NW.
+void vcpu_reset(struct vcpu *vcpu, bool init);
+bool vcpu_mode_long(struct vcpu *vcpu);   // IA-32e mode
+bool vcpu_mode_64bit(struct vcpu *vcpu);  // 64-bit code
+
+// --- run loop (core/run.c) ---
+// Runs the vCPU until REQUEST_STOP.
+void vcpu_run(struct vcpu *vcpu);
+
+// --- exits (core/exit.c) ---
+// Handles an exit that is Nestor's. Never skips an instruction that it does not know.
+void exit_handle(struct vcpu *vcpu, struct vm_exit *exit);
+
+// --- events (core/event.c) ---
+// Chooses what the next entry injects and which windows it opens.
+void events_prepare(struct vcpu *vcpu);
+// An exit interrupted a delivery: moves it into the model.
+void events_take_interrupted(struct vcpu *vcpu, const struct event *event);
+// Whether a halted vCPU has something to wake up for.
+bool events_wake(struct vcpu *vcpu);
+void events_reset(struct vcpu *vcpu);
+// The combination of a second exception with one that is being delivered (SDM vol. 3 "Interrupt 8"): pure.
+enum event_merge { MERGE_SECOND, MERGE_DOUBLE_FAULT, MERGE_TRIPLE_FAULT };
+enum event_merge event_merge_exceptions(u8 first, u8 second);
+// What delivering a #DB with this payload leaves in DR6 (SDM vol. 3 "Debug Status Register"): pure.
+u64 event_db_dr6(u64 dr6, u64 payload);
+
+// --- policies ---
+int cpuid_create(struct vm *vm); // builds the VM's leaves from the CPU's and the policy table
+void cpuid_destroy(struct vm *vm);
+void cpuid_read(struct vcpu *vcpu, u32 leaf, u32 subleaf, u32 out[4]);
+// A feature bit as this guest sees it: register index 0..3 = eax..edx.
+bool cpuid_has(const struct vm *vm, u32 leaf, unsigned reg, unsigned bit);
+u8 cpuid_phys_bits(const struct vm *vm);
+
+int msr_create(struct vcpu *vcpu);
+void msr_destroy(struct vcpu *vcpu);
+void msr_reset(struct vcpu *vcpu, bool init);
+// 0, or -E_FAULT where the guest gets #GP. Checks wholly before it changes anything.
+int msr_read_guest(struct vcpu *vcpu, u32 msr, u64 *value);
+int msr_write_guest(struct vcpu *vcpu, u32 msr, u64 value);
+
+// Control registers with every check of a MOV to CR: 0 or -E_FAULT (#GP), nothing changed then.
+int cr_write_guest(struct vcpu *vcpu, unsigned number, u64 value);
+u64 cr_read_guest(struct vcpu *vcpu, unsigned number);
+// Whether XSETBV of XCR0 raises #GP (SDM vol. 1 "XCR0"); the components offered are CPUID leaf Dh's.
+bool xcr0_refused(struct vcpu *vcpu, u64 value);
+
+// --- memory and instructions (core/insn.c) ---
+int insn_cache_create(struct vcpu *vcpu); // 0 or -E_NOMEM
+void insn_cache_destroy(struct vcpu *vcpu);
+// Reads the instruction at RIP: bytes in buf, returns their number (1..15), or -E_FAULT with the fault injected already.
+int insn_fetch(struct vcpu *vcpu, u8 buf[15]);
+// The same for a report: injects nothing, sets no A bits; 0 if nothing can be read.
+int insn_peek(struct vcpu *vcpu, u8 buf[15]);
+// The length of the instruction that exited with `kind`, when the hardware did not say. 0 = it is not that instruction (report).
+unsigned insn_exit_length(struct vcpu *vcpu, const struct vm_exit *exit);
+// Guest-physical accesses to RAM: 0 or -E_FAULT.
+int guest_read_gpa(struct vcpu *vcpu, gpa_t gpa, void *buf, u64 size);
+int guest_write_gpa(struct vcpu *vcpu, gpa_t gpa, const void *buf, u64 size);
+// Guest-linear access as the guest's own (CPL, SMAP..) would be; -E_FAULT with the fault injected.
+int guest_read_linear(struct vcpu *vcpu, gva_t la, void *buf, unsigned size, u32 access);
+int guest_write_linear(struct vcpu *vcpu, gva_t la, const void *buf, unsigned size, u32 access);
+
+// Fetches and decodes the instruction at RIP; false: a fault is injected, or it is no instruction.
+struct insn;
+bool insn_decode_current(struct vcpu *vcpu, struct insn *insn);
+// Translates `la` as guest_walk does for `access` (WALK_*, guest_walk.h). host is NULL where there is no RAM. -E_FAULT with *fault.
+struct walk_fault;
+int guest_translate(struct vcpu *vcpu, gva_t la, u32 access, gpa_t *gpa, u8 **host, struct walk_fault *fault);
+
+// --- emulation (core/emulation.c) ---
+// Emulates the instruction at RIP (string I/O, MMIO). Injects its faults, advances RIP, stops the guest if it is unknown.
+void vcpu_emulate(struct vcpu *vcpu, struct vm_exit *exit);
