@@ -191,7 +191,7 @@ static void *array_double(void *old, const void *initial, size_t size, hpa_t (*t
     return phys_to_virt(hpa);
 }
 
-// Called when a frame has just been added, so that there are pages, and early enough that a failure can be made good later.
+// Called when a frame has just been added, since there are pages then, and early enough that a failure can be made good later.
 static void frames_reserve(void)
 {
     void *array;
@@ -633,7 +633,7 @@ static void give_piece(u64 base, u64 end)
 {
     if (base >= end || end > PHYSMAP_SIZE)
         return;
-    if (pages_free < RESERVE_PAGES)
+    if (pages_free < RESERVE_PAGES || frame_count > frame_max / 4 * 3)
         grow();
     if (!frame_own(base, end - base))
         log_warn("%llu KiB at 0x%llx are left unused", (unsigned long long)(end - base) >> 10,
