@@ -1,0 +1,191 @@
+// SPDX-License-Identifier: BSD-2-Clause
+// Copyright (c) 2026 The Nestor authors
+//
+// The local APIC's timer (SDM vol. 3 "APIC Timer"): one-shot, periodic and TSC-deadline. Its input
+// clock is the host's TSC before the divider, so that a count is a shift of a TSC difference; the
+// current count is worked out when it is read.
+
+#include "clock.h"
+#include "lapic.h"
+
+#include <nestor/cpu.h>
+#include <nestor/device.h>
+#include <nestor/vcpu.h>
+
+enum timer_mode { TIMER_ONE_SHOT, TIMER_PERIODIC, TIMER_TSC_DEADLINE, TIMER_RESERVED };
+
+// A periodic timer costs at most one interrupt in this time, however short its period.
+enum { TIMER_MIN_PERIOD_NS = 10000 };
+
+static enum timer_mode timer_mode(const struct lapic *lapic)
+{
+    return (enum timer_mode)(lapic->s.lvt[LVT_TIMER] >> 17 & 3);
+}
+
+// The divide configuration 000b..111b means 2, 4, ..., 128, 1.
+static unsigned timer_shift(const struct lapic *lapic)
+{
+    u32 divide = lapic->s.timer_divide;
+
+    return (((divide & 3) | (divide >> 1 & 4)) + 1) & 7;
+}
+
+static u64 timer_period(const struct lapic *lapic)
+{
+    return (u64)lapic->s.timer_initial << timer_shift(lapic);
+}
+
+u32 lapic_timer_current(const struct lapic *lapic)
+{
+    u64 period = timer_period(lapic), elapsed = machine_now() - lapic->s.timer_start;
+
+    if (!lapic->s.timer_running || !period)
+        return 0;
+    if (elapsed >= period) {
+        if (timer_mode(lapic) != TIMER_PERIODIC)
+            return 0;
+        elapsed %= period;
+    }
+    return (u32)(lapic->s.timer_initial - (elapsed >> timer_shift(lapic)));
+}
+
+static void timer_arm_at(struct lapic *lapic, u64 deadline)
+{
+    timer_arm(&lapic->timer, lapic->vcpu->cpu->id, deadline);
+}
+
+static void timer_disarm(struct lapic *lapic)
+{
+    // Only this CPU arms and fires it, so this look needs no lock.
+    if (lapic->timer.armed)
+        timer_cancel(&lapic->timer);
+}
+
+static void timer_stop(struct lapic *lapic)
+{
+    lapic->s.timer_running = false;
+    lapic->s.tsc_deadline = 0;
+    timer_disarm(lapic);
+}
+
+static void timer_raise(struct lapic *lapic)
+{
+    lapic_local(lapic, LVT_TIMER);
+}
+
+// The next deadline of a running count.
+static void timer_arm_count(struct lapic *lapic)
+{
+    u64 next = lapic->s.timer_start + timer_period(lapic);
+
+    if (timer_mode(lapic) == TIMER_PERIODIC)
+        next = MAX(next, machine_now() + ns_to_tsc(TIMER_MIN_PERIOD_NS));
+    timer_arm_at(lapic, next);
+}
+
+static void timer_fire_count(struct lapic *lapic)
+{
+    u64 period = timer_period(lapic), elapsed = machine_now() - lapic->s.timer_start;
+
+    if (timer_mode(lapic) == TIMER_PERIODIC && period) {
+        // Periods that went by unserved are lost, but the phase is kept: no drift.
+        lapic->s.timer_start += elapsed - elapsed % period;
+        timer_arm_count(lapic);
+    } else {
+        lapic->s.timer_running = false;
+    }
+    timer_raise(lapic);
+}
+
+static void timer_fire(struct timer *timer)
+{
+    struct lapic *lapic = CONTAINER_OF(timer, struct lapic, timer);
+
+    if (lapic->s.tsc_deadline) {
+        lapic->s.tsc_deadline = 0;
+        timer_raise(lapic);
+    } else if (lapic->s.timer_running) {
+        timer_fire_count(lapic);
+    }
+}
+
+void lapic_timer_init(struct lapic *lapic)
+{
+    lapic->timer.fn = timer_fire;
+}
+
+void lapic_timer_write_initial(struct lapic *lapic, u32 count)
+{
+    if (timer_mode(lapic) >= TIMER_TSC_DEADLINE)
+        return;
+    lapic->s.timer_initial = count;
+    lapic->s.timer_start = machine_now();
+    lapic->s.timer_running = count != 0;
+    if (count)
+        timer_arm_count(lapic);
+    else
+        timer_disarm(lapic);
+}
+
+void lapic_timer_write_divide(struct lapic *lapic, u32 divide)
+{
+    u64 done = lapic->s.timer_initial - lapic_timer_current(lapic);
+
+    lapic->s.timer_divide = divide & 0xb;
+    if (!lapic->s.timer_running)
+        return;
+    // The count goes on from where it is, at the new pace.
+    lapic->s.timer_start = machine_now() - (done << timer_shift(lapic));
+    timer_arm_count(lapic);
+}
+
+void lapic_timer_write_lvt(struct lapic *lapic, u32 lvt)
+{
+    enum timer_mode old = timer_mode(lapic);
+    u64 period = timer_period(lapic), now = machine_now();
+
+    // A one-shot count that has passed its end, but whose timer has not fired yet, stays ended.
+    if (old == TIMER_PERIODIC && lapic->s.timer_running && now - lapic->s.timer_start >= period)
+        lapic->s.timer_start = now - (now - lapic->s.timer_start) % period;
+    lapic->s.lvt[LVT_TIMER] = lvt;
+    if (timer_mode(lapic) == old)
+        return;
+    // SDM "TSC-Deadline Mode": a change between it and the other modes disarms the timer.
+    if (timer_mode(lapic) >= TIMER_TSC_DEADLINE || old >= TIMER_TSC_DEADLINE) {
+        timer_stop(lapic);
+        if (timer_mode(lapic) == TIMER_TSC_DEADLINE)
+            lapic->s.timer_initial = 0;
+    } else if (lapic->s.timer_running) {
+        timer_arm_count(lapic);
+    }
+}
+
+static void timer_arm_deadline(struct lapic *lapic)
+{
+    u64 now = machine_now();
+
+    if (vcpu_guest_tsc(lapic->vcpu, now) >= lapic->s.tsc_deadline) {
+        timer_disarm(lapic);
+        lapic->s.tsc_deadline = 0;
+        timer_raise(lapic);
+        return;
+    }
+    timer_arm_at(lapic, vcpu_host_tsc(lapic->vcpu, lapic->s.tsc_deadline));
+}
+
+void lapic_timer_write_deadline(struct lapic *lapic, u64 deadline)
+{
+    if (timer_mode(lapic) != TIMER_TSC_DEADLINE)
+        return;
+    lapic->s.tsc_deadline = deadline;
+    if (deadline)
+        timer_arm_deadline(lapic);
+    else
+        timer_disarm(lapic);
+}
+
+void lapic_tsc_changed(struct vcpu *vcpu)
+{
+    if (vcpu->lapic->s.tsc_deadline)
+        timer_arm_deadline(vcpu->lapic);
+}

@@ -1,0 +1,221 @@
+// SPDX-License-Identifier: BSD-2-Clause
+// Copyright (c) 2026 The Nestor authors
+//
+// The machine as a whole: its devices' allocation, wiring, order of reset and end, the interrupt lines
+// between them, and the physical console's way in.
+
+#include "machine.h"
+#include "clock.h"
+#include "lapic.h"
+
+#include <nestor/cpu.h>
+#include <nestor/host.h>
+#include <nestor/log.h>
+#include <nestor/page.h>
+#include <nestor/vcpu.h>
+
+// Whose COM1 the physical one is. The lock is for the interrupt handler, which may run on any CPU.
+static struct spinlock console_lock;
+static struct machine *console_owner;
+
+static void console_input(void)
+{
+    spin_lock(&console_lock);
+    if (console_owner) {
+        spin_lock(&console_owner->lock);
+        uart_input(&console_owner->uart);
+        spin_unlock(&console_owner->lock);
+    }
+    spin_unlock(&console_lock);
+}
+
+// False if another guest has it.
+static bool console_take(struct machine *machine)
+{
+    bool free;
+
+    spin_lock(&console_lock);
+    free = !console_owner;
+    if (free)
+        console_owner = machine;
+    spin_unlock(&console_lock);
+    return free;
+}
+
+static void console_leave(struct machine *machine)
+{
+    spin_lock(&console_lock);
+    if (console_owner == machine)
+        console_owner = NULL;
+    spin_unlock(&console_lock);
+}
+
+// --- interrupt lines ---
+
+void machine_set_irq(void *receiver, unsigned irq, bool level)
+{
+    struct machine *machine = receiver;
+
+    pic_set_irq(&machine->pic, irq, level);
+    ioapic_set_pin(&machine->ioapic, irq == IRQ_PIT ? 2 : irq, level);
+}
+
+// INTR goes to every CPU's LINT0 and to the IOAPIC's pin 0.
+static void machine_set_intr(void *receiver, unsigned pin, bool level)
+{
+    struct machine *machine = receiver;
+
+    ioapic_set_pin(&machine->ioapic, pin, level);
+    if (level)
+        for (u32 i = 0; i < machine->vm->vcpu_count; i++)
+            lapic_lint0_raised(&machine->lapics[i]);
+}
+
+static struct irq_line machine_line(struct machine *machine, u8 irq)
+{
+    return (struct irq_line){machine_set_irq, machine, irq};
+}
+
+// --- building ---
+
+static size_t lapics_size(const struct vm *vm)
+{
+    return vm->vcpu_count * sizeof(struct lapic);
+}
+
+struct port_row {
+    u16 first, last;
+    pio_fn fn;
+    size_t device; // offset in struct machine
+    const char *name;
+    u32 flags;
+};
+
+#define DEVICE(field) offsetof(struct machine, field)
+
+static const struct port_row port_rows[] = {
+    {0x20, 0x21, pic_pio, DEVICE(pic), "PIC", BUS_BYTE},
+    {0x40, 0x43, pit_pio, DEVICE(pit), "PIT", BUS_BYTE},
+    {0x61, 0x61, pit_port61_pio, DEVICE(pit), "port 61h", BUS_BYTE},
+    {0xa0, 0xa1, pic_pio, DEVICE(pic), "PIC", BUS_BYTE},
+    {0x3f8, 0x3ff, uart_pio, DEVICE(uart), "COM1", BUS_BYTE},
+    {0x4d0, 0x4d1, pic_elcr_pio, DEVICE(pic), "ELCR", BUS_BYTE},
+};
+
+static int machine_add_ports(struct machine *machine)
+{
+    for (size_t i = 0; i < ARRAY_SIZE(port_rows); i++) {
+        const struct port_row *row = &port_rows[i];
+        int error = bus_add_pio_flags(machine->vm, row->first, row->last, row->fn,
+                                      (char *)machine + row->device, row->name, row->flags);
+
+        if (error)
+            return error;
+    }
+    return bus_add_mmio(machine->vm, IOAPIC_BASE, PAGE_SIZE, ioapic_mmio, &machine->ioapic,
+                        "IOAPIC");
+}
+
+static void machine_wire(struct machine *machine)
+{
+    machine->pic.out = (struct irq_line){machine_set_intr, machine, 0};
+    machine->ioapic.machine = machine;
+    machine->pit.irq = machine_line(machine, IRQ_PIT);
+    machine->uart.irq = machine_line(machine, IRQ_COM1);
+    pit_init(&machine->pit, machine);
+}
+
+static void machine_add_lapics(struct machine *machine)
+{
+    struct vm *vm = machine->vm;
+
+    for (u32 i = 0; i < vm->vcpu_count; i++) {
+        vm->vcpus[i]->lapic = &machine->lapics[i];
+        machine->lapics[i].eoi_broadcast = ioapic_eoi_broadcast;
+        lapic_init(&machine->lapics[i], vm->vcpus[i], machine);
+    }
+}
+
+static void machine_free(struct vm *vm)
+{
+    struct machine *machine = vm->machine;
+
+    heap_free(machine->lapics, lapics_size(vm));
+    heap_free(machine, sizeof(*machine));
+    vm->machine = NULL;
+}
+
+int machine_create(struct vm *vm)
+{
+    struct machine *machine = heap_alloc(sizeof(*machine));
+    int error;
+
+    if (!machine)
+        return -E_NOMEM;
+    machine->lapics = heap_alloc(lapics_size(vm));
+    if (!machine->lapics) {
+        heap_free(machine, sizeof(*machine));
+        return -E_NOMEM;
+    }
+    vm->machine = machine;
+    machine->vm = vm;
+    machine->start = machine_now();
+    machine->phys_bits = 52;
+    machine_wire(machine);
+    error = machine_add_ports(machine);
+    if (error) {
+        machine_free(vm);
+        return error;
+    }
+    machine_add_lapics(machine);
+    machine->uart.console = vm->config->console && console_take(machine);
+    if (machine->uart.console)
+        console_on_rx(console_input);
+    machine_reset(vm);
+    return 0;
+}
+
+static void machine_stop_timers(struct machine *machine)
+{
+    timer_cancel(&machine->pit.timer);
+}
+
+void machine_reset(struct vm *vm)
+{
+    struct machine *machine = vm->machine;
+
+    for (u32 i = 0; i < vm->vcpu_count; i++)
+        lapic_reset(vm->vcpus[i], false);
+    spin_lock(&machine->lock);
+    machine_stop_timers(machine);
+    ioapic_reset(&machine->ioapic);
+    pic_reset(&machine->pic);
+    pit_reset(&machine->pit);
+    uart_reset(&machine->uart);
+    spin_unlock(&machine->lock);
+}
+
+static void vcpu_timer_stop(void *arg)
+{
+    struct vcpu *vcpu = arg;
+
+    timer_cancel(&vcpu->lapic->timer);
+    if (vcpu->id == 0)
+        machine_stop_timers(vcpu->vm->machine);
+}
+
+void machine_destroy(struct vm *vm)
+{
+    console_leave(vm->machine);
+    // A timer's function may be running at this moment, but not on a CPU that answers a call.
+    for (u32 i = 0; i < vm->vcpu_count; i++) {
+        cpu_call(vm->vcpus[i]->cpu, vcpu_timer_stop, vm->vcpus[i]);
+        vm->vcpus[i]->lapic = NULL;
+    }
+    machine_free(vm);
+}
+
+void machine_set_phys_bits(struct vm *vm, unsigned bits)
+{
+    vm->machine->phys_bits = (u8)bits;
+}

@@ -1,0 +1,45 @@
+// SPDX-License-Identifier: BSD-2-Clause
+// Copyright (c) 2026 The Nestor authors
+//
+// One guest's machine: all its devices in one allocation.
+//
+// Locks, outermost first: console (machine.c) - machine->lock - vm->lock, the timers', the log's.
+// machine->lock covers every device but the local APICs, whose owners need none (lapic.h). Devices'
+// timers run without it and take it. Core calls into the machine with none of these held, except
+// that machine_create, _destroy and _reset may be called under vm->lock, since no vCPU runs then.
+//
+// Times: devices reckon in ticks of their own clocks since `start`, which is a host TSC; it does not
+// change at a reset.
+
+#pragma once
+
+#include "bus.h"
+#include "ioapic.h"
+#include "pic.h"
+#include "pit.h"
+#include "uart.h"
+
+#include <nestor/spinlock.h>
+#include <nestor/types.h>
+#include <nestor/vm.h>
+
+struct lapic;
+
+enum { IRQ_PIT = 0, IRQ_COM1 = 4, IRQ_RTC = 8, IRQ_SCI = 9 };
+
+struct machine {
+    struct vm *vm;
+    struct spinlock lock;
+    u64 start;
+    u8 phys_bits;         // written before vCPUs run
+    u32 lowest_turn;      // who is first asked for a lowest-priority interrupt; atomic
+    struct lapic *lapics; // one for each vCPU
+    struct bus bus;
+    struct pic pic;
+    struct ioapic ioapic;
+    struct pit pit;
+    struct uart uart;
+};
+
+// The level of an ISA interrupt line (0..15, not 2), to the PIC and the IOAPIC. Under machine->lock.
+void machine_set_irq(void *machine, unsigned irq, bool level);
