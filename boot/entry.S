@@ -229,8 +229,8 @@ message_cpu:
         .balign 8
 boot_gdt:
         .quad   0
-        .quad   0x00af9b000000ffff // GDT_CODE
-        .quad   0x00cf93000000ffff // GDT_DATA
+        .quad   GDT_CODE_DESCRIPTOR
+        .quad   GDT_DATA_DESCRIPTOR
         .balign 8
         .short  0, 0, 0
 boot_gdtr:

@@ -6,6 +6,7 @@
 #pragma once
 
 #include <nestor/cpu.h>
+#include <nestor/main.h>
 #include <nestor/types.h>
 
 // --- core/serial.c: the two ports. Lines and bytes take the port's lock. ---
@@ -84,14 +85,14 @@ u32 apic_id(void);        // this CPU's
 void apic_send_init(u32 apic_id);
 void apic_send_startup(u32 apic_id, u8 vector);
 void apic_timer_start(u8 vector, bool deadline_mode); // LVT timer
-void apic_timer_set_count(u32 count);                  // divided by 1; 0 stops it
+void apic_timer_set_count(u32 count);                 // divided by 1; 0 stops it
 u32 apic_timer_count(void);
 bool apic_is_x2apic(void);
 
 // --- core/ioapic.c ---
-// Routes an ISA interrupt to a CPU by the MADT. Returns 0 or -E_NODEV. ioapic_init masks every pin.
-void ioapic_init(void);
-int ioapic_route_isa(u8 irq, u8 vector, u32 apic_id);
+// Routes an ISA interrupt to a CPU by the MADT. Returns 0 or -E_NODEV. irq_chips_init masks every pin.
+void irq_chips_init(void);
+int irq_route_isa(u8 irq, u8 vector, u32 apic_id);
 
 // --- core/time.c ---
 void time_init(void);
@@ -114,20 +115,17 @@ _Noreturn void panic_trap(const struct trap_frame *frame);
 const char *symbol_find(u64 address, u64 *offset);
 
 // --- core/features.c ---
-void features_log(void); // CPU model, microcode, back end, optional features
-// All CPUs. Logs what is missing; does not return if anything that is needed is.
+void features_log(void); // CPU model, microcode, optional features
+// On all CPUs: logs what is missing, and where CPUs differ. Does not return if anything that is needed is missing.
 void features_check(void);
+void features_backend_on(void); // chosen by features_check; all CPUs
 
 // --- core/smp.c ---
 void cpu_init_boot(void);        // GDT, TSS, IDT on static stacks; before anything can fault
 void cpu_init_boot_stacks(void); // stacks with guard pages for the boot CPU; returns on the old one
 void cpu_init_registers(void);   // CR0, CR4, PAT of this CPU
-void cpu_check_clocks(void);     // TSC synchrony; all CPUs, after cpu_start_all
+void cpu_check_tsc(void);        // are the TSCs of all CPUs one clock?
 void cpu_release_all(void);      // the others go to core_main_cpu
 
 // --- core/power.c ---
 void power_exit_emulator(u32 status); // returns where there is none
-
-// --- core/main.c, the lead's: what runs when all is up ---
-void core_main(void);
-void core_main_cpu(void);

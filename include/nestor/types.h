@@ -12,11 +12,11 @@
 typedef uint8_t u8;
 typedef uint16_t u16;
 typedef uint32_t u32;
-typedef uint64_t u64;
+typedef unsigned long long u64; // %llu on every platform, which uint64_t is not
 typedef int8_t s8;
 typedef int16_t s16;
 typedef int32_t s32;
-typedef int64_t s64;
+typedef long long s64;
 
 typedef u64 hpa_t; // host-physical address
 typedef u64 gpa_t; // guest-physical address (of an L1, or nested: of an L2 where the name says so)

@@ -6,7 +6,7 @@
 #pragma once
 
 // If the instruction at label `insn` faults (any vector below 32 but NMI, #DF and #MC), execution goes on at label `fixup`.
-#define EXTABLE(insn, fixup)                                                                       \
-    ".pushsection .extable, \"a\", @progbits\n"                                                    \
-    ".long " #insn " - ., " #fixup " - .\n"                                                        \
+#define EXTABLE(insn, fixup)                    \
+    ".pushsection .extable, \"a\", @progbits\n" \
+    ".long " insn " - ., " fixup " - .\n"     \
     ".popsection\n"
