@@ -217,7 +217,8 @@ static void random_region(struct mem_region *region, u64 largest)
     u64 unit = rng(3) == 0 ? 512 : rng(2) ? PAGE_SIZE : SIZE_2M;
 
     region->base = rng(MODEL_PAGES * PAGE_SIZE / unit) * unit;
-    region->size = MIN(rng(largest / unit + 1) * unit, MODEL_PAGES * PAGE_SIZE - region->base);
+    region->size = rng(largest / unit + 1) * unit;
+    region->size = MIN(region->size, MODEL_PAGES * PAGE_SIZE - region->base);
     region->type = rng(3) ? 1 : 2 + (u32)rng(4);
 }
 
