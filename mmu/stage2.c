@@ -231,9 +231,7 @@ static void change_below(struct change *change, u64 *entry, u64 old, unsigned le
     }
     table = table_take(change, old, level - 1);
     change_range(change, table, 0, level - 1, gpa, end);
-    store(entry, virt_to_phys(table) | format->table);
-    if (is_present(format, old))
-        change->flush = true;
+    store(entry, virt_to_phys(table) | format->table); // what is new in it has set `flush`
 }
 
 static void change_range(struct change *change, u64 *table, u64 above, unsigned level, gpa_t gpa,
@@ -389,7 +387,7 @@ int stage2_lookup(const struct stage2 *s2, gpa_t gpa, struct stage2_entry *out)
         table = table_of(entry);
     }
     out->page_size = span_of(level);
-    out->hpa = (entry & ENTRY_ADDR & ~(out->page_size - 1)) | (gpa & (out->page_size - 1));
+    out->hpa = (entry & ENTRY_ADDR) | (gpa & (out->page_size - 1));
     out->rights = decode(format->rights, entry & format->rights_mask, 0);
     out->type = decode(format->types, entry & format->type_mask, format->type_first);
     return 0;

@@ -206,6 +206,7 @@ static void check_page(const struct stage2 *s2, u64 page)
     if (!seen.present)
         return;
     assert_int_equal(seen.hpa, model[page].hpa + gpa % PAGE_SIZE);
+    assert_true(seen.page_size <= (s2->has_1g ? SIZE_1G : SIZE_2M));
     assert_int_equal(seen.rights, model[page].rights);
     assert_int_equal(seen.type, seen_type(s2, model[page].type));
     assert_true(entry.hpa == seen.hpa && entry.page_size == seen.page_size &&
