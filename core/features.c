@@ -6,6 +6,7 @@
 
 #include <arch/x86/insn.h>
 #include <arch/x86/msr.h>
+#include <arch/x86/regs.h>
 #include <nestor/host.h>
 #include <nestor/log.h>
 #include <nestor/machine.h>
@@ -162,11 +163,6 @@ static const struct sameness same[] = {
     {SAME_CPUID, 0x8000000a, 0, 1, EDX, true, 0, "CPUID.8000000AH:EDX"},
     {SAME_MSR, MSR_VMX_BASIC, 0, 19, 0, true, 0, "IA32_VMX capability MSR"},
     {SAME_MSR, MSR_MTRRCAP, 0, 1, 0, false, 0, "IA32_MTRRCAP"},
-    {SAME_MSR, MSR_MTRR_DEF_TYPE, 0, 1, 0, false, 0, "IA32_MTRR_DEF_TYPE"},
-    {SAME_MSR, MSR_MTRR_PHYSBASE0, 0, 32, 0, false, 0, "IA32_MTRR_PHYSBASE/MASK"},
-    {SAME_MSR, MSR_MTRR_FIX64K, 0, 1, 0, false, 0, "IA32_MTRR_FIX64K"},
-    {SAME_MSR, MSR_MTRR_FIX16K_80000, 0, 2, 0, false, 0, "IA32_MTRR_FIX16K"},
-    {SAME_MSR, MSR_MTRR_FIX4K_C0000, 0, 8, 0, false, 0, "IA32_MTRR_FIX4K"},
     {SAME_MSR, MSR_PAT, 0, 1, 0, false, 0, "IA32_PAT"},
 };
 
@@ -204,13 +200,99 @@ static INIT_TEXT void compare_cpu(void *arg)
     }
 }
 
+// --- MTRRs: SDM vol. 3, "MTRR Considerations in MP Systems". INIT may have cleared them (QEMU), so they are not only compared. ---
+
+static const struct {
+    u32 first, count;
+} mtrrs[] = {
+    {MSR_MTRR_FIX64K, 1},
+    {MSR_MTRR_FIX16K_80000, 2},
+    {MSR_MTRR_FIX4K_C0000, 8},
+    {MSR_MTRR_PHYSBASE0, 32},
+};
+
+static u64 mtrr_values[48] INIT_BSS; // the boot CPU's
+static u64 mtrr_def_type INIT_BSS;
+static bool mtrr_noted INIT_BSS;
+
+// Calls fn for each MTRR there is but IA32_MTRR_DEF_TYPE; returns how many times it was true.
+static INIT_TEXT u32 mtrr_each(bool (*fn)(u32 msr, u64 now, u64 *wanted))
+{
+    u32 variable = 2 * (msr_read(MSR_MTRRCAP) & 0xff), at = 0, n = 0;
+
+    for (u32 i = 0; i < ARRAY_SIZE(mtrrs); i++) {
+        u32 count = mtrrs[i].first == MSR_MTRR_PHYSBASE0 ? MIN(variable, 32) : mtrrs[i].count;
+        u64 value;
+
+        for (u32 j = 0; j < count; j++, at++)
+            if (msr_read_safe(mtrrs[i].first + j, &value) == 0)
+                n += fn(mtrrs[i].first + j, value, &mtrr_values[at]);
+    }
+    return n;
+}
+
+static INIT_TEXT bool mtrr_note(u32 msr, u64 now, u64 *wanted)
+{
+    (void)msr;
+    *wanted = now;
+    return false;
+}
+
+static INIT_TEXT bool mtrr_differs(u32 msr, u64 now, u64 *wanted)
+{
+    (void)msr;
+    return now != *wanted;
+}
+
+static INIT_TEXT bool mtrr_write(u32 msr, u64 now, u64 *wanted)
+{
+    (void)now;
+    return msr_write_safe(msr, *wanted) == 0;
+}
+
+// With caches off and flushed, and MTRRs off meanwhile. Interrupts are off anyway.
+static INIT_TEXT void mtrr_copy(void)
+{
+    u64 cr0 = read_cr0(), cr4 = read_cr4();
+
+    write_cr0((cr0 | CR0_CD) & ~CR0_NW);
+    __asm__ volatile("wbinvd" : : : "memory");
+    write_cr4(cr4 & ~CR4_PGE);
+    msr_write(MSR_MTRR_DEF_TYPE, 0);
+    (void)mtrr_each(mtrr_write);
+    msr_write(MSR_MTRR_DEF_TYPE, mtrr_def_type);
+    __asm__ volatile("wbinvd" : : : "memory");
+    write_cr0(cr0);
+    write_cr4(cr4);
+}
+
+static INIT_TEXT void check_mtrrs(void *arg)
+{
+    u32 n;
+
+    (void)arg;
+    if (!mtrr_noted) {
+        mtrr_def_type = msr_read(MSR_MTRR_DEF_TYPE);
+        (void)mtrr_each(mtrr_note);
+        mtrr_noted = true;
+        return;
+    }
+    n = mtrr_each(mtrr_differs) + (msr_read(MSR_MTRR_DEF_TYPE) != mtrr_def_type);
+    if (n == 0)
+        return;
+    log_warn("%u MTRRs of this CPU differ from cpu0's: set to the same", n);
+    mtrr_copy();
+}
+
 INIT_TEXT void features_check(void)
 {
     bool ok = true;
 
     choose_backend();
-    for (u32 i = 0; i < cpu_count; i++)
+    for (u32 i = 0; i < cpu_count; i++) {
+        cpu_call(cpus[i], check_mtrrs, NULL);
         cpu_call(cpus[i], check_cpu, &ok);
+    }
     compare_cpu(NULL);
     for (u32 i = 1; i < cpu_count; i++)
         cpu_call(cpus[i], compare_cpu, &ok);
