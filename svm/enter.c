@@ -1,0 +1,305 @@
+// SPDX-License-Identifier: BSD-2-Clause
+// Copyright (c) 2026 The Nestor authors
+//
+// One entry: what is dirty goes to the VMCB, VMRUN, the exit comes back as a value (APM vol. 2, 15.5, 15.6; 15.13.3 interrupt shadows;
+// 15.15 clean bits; 15.16 ASIDs; 15.20 event injection; 15.21 virtual interrupts).
+//
+// Interrupt window: V_IRQ with an intercepted VINTR. QEMU forgets the VMCB's interrupt shadow at VMRUN, so there it opens at once.
+//
+// NMI blocking (SVM of the test machines has no virtual NMI): the model's BLOCK_NMI is set when an NMI is injected. While it is set,
+// IRET is intercepted. The exit comes before IRET has executed, so the next entry that injects nothing lets exactly this IRET run:
+// intercept off, RFLAGS.TF set, all exceptions intercepted. IRET takes the guest's own RFLAGS from its stack, so nobody sees our TF.
+// The single-step #DB after it ends the blocking, and is EXIT_NMI_WINDOW if core waits for that. Any other exit means that IRET has
+// not completed (it faulted, or an interrupt came first): TF is taken back, NMIs stay blocked, and a fault goes to core as an
+// interrupted delivery. An NMI held up only by an interrupt shadow is waited for by the same step over one instruction; a PUSHF,
+// POPF or INT there would see or lose TF.
+//
+// Software interrupts: with nRIP save the CPU pushes the VMCB's nRIP. Without it, it pushes RIP, which is therefore advanced for the
+// injection and put back if an exit interrupts the delivery; a fault in the delivery that does not exit sees the advanced RIP.
+
+#include <arch/x86/regs.h>
+#include <nestor/cpu.h>
+#include <nestor/host.h>
+#include <nestor/tlb.h>
+
+#include "svm.h"
+
+// --- ASIDs ---
+
+// Gives the context an ASID whose translations are all gone: flushed, or never used since the CPU's last flush of all.
+static void assign_asid(struct vcpu *vcpu, struct svm_cpu *cpu)
+{
+    struct vcpu_ctx *ctx = vcpu->cur;
+    struct vmcb *vmcb = ctx->hw->vmcb;
+    u16 *tag = &vcpu->tag[vcpu->level];
+
+    if (vcpu->asid_generation == cpu->asid_generation && *tag && svm_has(SVM_FEATURE_FLUSH_BY_ASID)) {
+        vmcb->tlb_control = SVM_TLB_FLUSH_ASID;
+        ctx->flush = TLB_FLUSH_NONE;
+        return;
+    }
+    if (cpu->next_asid == cpu->asid_count) {
+        if (++cpu->asid_generation == 0)
+            cpu->asid_generation = 1;
+        cpu->next_asid = 1;
+        vmcb->tlb_control = SVM_TLB_FLUSH_ALL;
+    }
+    if (vcpu->asid_generation != cpu->asid_generation) {
+        vcpu->tag[0] = vcpu->tag[1] = 0;
+        vcpu->asid_generation = cpu->asid_generation;
+    }
+    *tag = (u16)cpu->next_asid++;
+    vmcb->guest_asid = *tag;
+    ctx->hw->clean &= ~(u32)SVM_CLEAN_ASID;
+    ctx->flush = TLB_FLUSH_NONE;
+}
+
+// --- events ---
+
+u64 svm_encode_event(const struct event *event)
+{
+    u64 type = event->type;
+
+    // INT1, INT3 and INTO are exceptions; the other encodings are VMX's.
+    if (type == EVENT_INT1 || type == EVENT_SOFT_EXCEPTION)
+        type = SVM_EVENT_EXCEPTION;
+    return event->vector | type << SVM_EVENT_TYPE_SHIFT | SVM_EVENT_V |
+           (event->has_error ? SVM_EVENT_EV | (u64)event->error << 32 : 0);
+}
+
+static bool is_software(const struct event *event)
+{
+    return event->type == EVENT_SOFT_INTERRUPT || event->type == EVENT_SOFT_EXCEPTION || event->type == EVENT_INT1;
+}
+
+static void inject(struct vcpu *vcpu, const struct event *event)
+{
+    struct backend_ctx *hw = vcpu->cur->hw;
+    struct vmcb *vmcb = hw->vmcb;
+    u8 length = event->insn_len;
+
+    vmcb->eventinj = svm_encode_event(event);
+    if (event->type == EVENT_NMI)
+        vcpu->cur->state.interruptibility |= BLOCK_NMI;
+    if (!is_software(event))
+        return;
+    if (!length)
+        length = event->type == EVENT_SOFT_INTERRUPT ? 2 : 1;
+    vmcb->nrip = vmcb->rip + length;
+    if (svm_has(SVM_FEATURE_NRIPS))
+        return;
+    hw->soft_rip = vmcb->rip;
+    hw->soft_len = length;
+    vmcb->rip += length;
+}
+
+static void open_interrupt_window(struct backend_ctx *hw, bool open)
+{
+    u8 v_irq = open ? SVM_V_IRQ : 0;
+
+    if (hw->vmcb->v_irq == v_irq)
+        return;
+    hw->vmcb->v_irq = v_irq;
+    hw->clean &= ~(u32)SVM_CLEAN_TPR;
+}
+
+static void begin_step(struct vcpu_ctx *ctx, enum svm_step step)
+{
+    struct backend_ctx *hw = ctx->hw;
+
+    hw->step = (u8)step;
+    hw->step_rflags = hw->vmcb->rflags;
+    hw->step_dr6 = hw->vmcb->dr6;
+    hw->vmcb->rflags |= RFLAGS_TF | RFLAGS_RF; // a breakpoint on this instruction was taken before
+}
+
+static enum svm_step wanted_step(const struct vcpu_ctx *ctx)
+{
+    const struct backend_ctx *hw = ctx->hw;
+    bool blocked = ctx->state.interruptibility & BLOCK_NMI;
+
+    if (ctx->ctl.inject.valid)
+        return SVM_STEP_NONE;
+    if (blocked)
+        return hw->at_iret && hw->iret_rip == ctx->state.rip ? SVM_STEP_IRET : SVM_STEP_NONE;
+    return ctx->ctl.nmi_window ? SVM_STEP_SHADOW : SVM_STEP_NONE;
+}
+
+static void prepare_nmi(struct vcpu_ctx *ctx)
+{
+    struct backend_ctx *hw = ctx->hw;
+    enum svm_step step = wanted_step(ctx);
+    u32 word3 = hw->word3, exceptions = hw->exceptions;
+
+    hw->at_iret = false;
+    if (step != SVM_STEP_NONE) {
+        begin_step(ctx, step);
+        exceptions |= ~(u32)BIT(VECTOR_NMI);
+    } else if (ctx->state.interruptibility & BLOCK_NMI) {
+        word3 |= SVM_INTERCEPT_IRET;
+    }
+    hw->vmcb->intercept[SVM_WORD_3] = word3;
+    hw->vmcb->intercept[SVM_WORD_EXCEPTIONS] = exceptions;
+    hw->clean &= ~(u32)SVM_CLEAN_I;
+    if (step != SVM_STEP_NONE || word3 != hw->word3)
+        hw->prepare = true; // look again at the next entry
+}
+
+// Events, windows and the immediate exit: a self-IPI, taken as a physical interrupt as soon as the injection is done.
+static void prepare_events(struct vcpu *vcpu)
+{
+    struct vcpu_ctx *ctx = vcpu->cur;
+
+    ctx->hw->prepare = ctx->ctl.interrupt_window; // to close it again
+    if (ctx->ctl.inject.valid)
+        inject(vcpu, &ctx->ctl.inject);
+    open_interrupt_window(ctx->hw, ctx->ctl.interrupt_window);
+    prepare_nmi(ctx);
+    if (vcpu->immediate_exit)
+        apic_send_ipi(vcpu->cpu->apic_id, HOST_VECTOR_KICK);
+}
+
+// --- after the exit ---
+
+// The single-step #DB of an SVM_STEP_*: true, and what of it is the guest's own is left in exit->interrupted.
+static bool step_done(struct vcpu_ctx *ctx, struct vm_exit *exit)
+{
+    struct backend_ctx *hw = ctx->hw;
+    bool own_tf = hw->step_rflags & RFLAGS_TF;
+    u64 payload = exit->event.payload;
+
+    if (exit->kind != EXIT_EXCEPTION || exit->event.vector != VECTOR_DB || !(payload & DR6_BS))
+        return false;
+    if (!own_tf) {
+        payload &= ~(u64)DR6_BS;
+        hw->vmcb->dr6 = (hw->vmcb->dr6 & ~DR6_BS) | (hw->step_dr6 & DR6_BS);
+        if (hw->step == SVM_STEP_SHADOW)
+            ctx->state.rflags &= ~RFLAGS_TF;
+    }
+    if (payload & ~(hw->step_dr6 & (0xf | DR6_BD | DR6_BT))) {
+        exit->interrupted = exit->event;
+        exit->interrupted.payload = payload;
+    }
+    return true;
+}
+
+static void finish_step(struct vcpu_ctx *ctx, struct vm_exit *exit)
+{
+    struct backend_ctx *hw = ctx->hw;
+    bool iret = hw->step == SVM_STEP_IRET;
+
+    if (step_done(ctx, exit)) {
+        if (iret)
+            ctx->state.interruptibility &= ~(u32)BLOCK_NMI;
+        exit->kind = ctx->ctl.nmi_window ? EXIT_NMI_WINDOW : EXIT_NONE;
+    } else {
+        ctx->state.rflags &= ~(RFLAGS_TF | RFLAGS_RF);
+        ctx->state.rflags |= hw->step_rflags & (RFLAGS_TF | RFLAGS_RF);
+        // Core did not ask for this exception: it is the guest's. Its CR2 is written when a delivery begins, so here.
+        if (exit->kind == EXIT_EXCEPTION && !(hw->exceptions & BIT(exit->event.vector))) {
+            if (exit->event.vector == VECTOR_PF) {
+                hw->vmcb->cr2 = exit->event.payload;
+                hw->clean &= ~(u32)SVM_CLEAN_CR2;
+            }
+            exit->interrupted = exit->event;
+            exit->kind = EXIT_NONE;
+        }
+    }
+    hw->step = SVM_STEP_NONE;
+}
+
+// An exit in the middle of the delivery that was injected: what injection changed of the model goes back.
+static void take_back_injection(struct vcpu_ctx *ctx, struct vm_exit *exit)
+{
+    struct backend_ctx *hw = ctx->hw;
+    struct event *event = &exit->interrupted;
+
+    if (event->type == EVENT_NMI)
+        ctx->state.interruptibility &= ~(u32)BLOCK_NMI; // core injects it anew
+    if (!hw->soft_len || !is_software(event))
+        return;
+    // EXITINTINFO cannot tell what was injected from what the guest did in its place, so RIP must still be ours.
+    if (ctx->state.rip == hw->soft_rip + hw->soft_len) {
+        ctx->state.rip = hw->soft_rip;
+        event->insn_len = hw->soft_len;
+        if (ctx->ctl.inject.type == EVENT_INT1)
+            event->type = EVENT_INT1;
+    }
+}
+
+// Rare things, in the order in which they touch the exit.
+static void adjust_exit(struct vcpu *vcpu, struct vm_exit *exit)
+{
+    struct vcpu_ctx *ctx = vcpu->cur;
+    struct backend_ctx *hw = ctx->hw;
+
+    if (exit->interrupted.valid)
+        take_back_injection(ctx, exit);
+    hw->soft_len = 0;
+    if (hw->step != SVM_STEP_NONE)
+        finish_step(ctx, exit);
+    if (exit->kind == EXIT_IRET && !(ctx->ctl.intercepts & INTERCEPT_IRET)) {
+        hw->at_iret = true;
+        hw->iret_rip = ctx->state.rip;
+        hw->prepare = true;
+        exit->kind = EXIT_NONE;
+    }
+    if (exit->kind == EXIT_EXTERNAL_INTERRUPT) // still pending: the IDT takes it here
+        __asm__ volatile("sti; nop; cli" : : : "memory");
+}
+
+static inline bool has_events(const struct vcpu *vcpu, const struct vcpu_ctx *ctx)
+{
+    const struct controls *ctl = &ctx->ctl;
+
+    return ctl->inject.valid | ctl->interrupt_window | ctl->nmi_window | vcpu->immediate_exit | ctx->hw->prepare |
+           !!(ctx->state.interruptibility & BLOCK_NMI);
+}
+
+static inline bool registers_differ(const struct vcpu *vcpu, const struct svm_cpu *cpu)
+{
+    return (vcpu->xcr0 ^ cpu->xcr0) | (vcpu->xss ^ cpu->xss) | (vcpu->tsc_aux ^ cpu->tsc_aux);
+}
+
+void svm_enter(struct vcpu *vcpu, struct vm_exit *exit)
+{
+    struct svm_cpu *cpu = vcpu->cpu->backend;
+    struct vcpu_ctx *ctx = vcpu->cur;
+    struct guest_state *state = &ctx->state;
+    struct backend_ctx *hw = ctx->hw;
+    struct vmcb *vmcb = hw->vmcb;
+
+    if (unlikely((ctx->dirty & ~(u32)(GROUP_RIP | GROUP_BLOCKING)) | vcpu->shared_dirty))
+        svm_write_state(vcpu);
+    if (unlikely(ctx->ctl_dirty))
+        svm_write_controls(vcpu);
+    if (unlikely(registers_differ(vcpu, cpu)))
+        svm_load_registers(vcpu, cpu);
+    if (unlikely(ctx->flush || vcpu->asid_generation != cpu->asid_generation || !vcpu->tag[vcpu->level]))
+        assign_asid(vcpu, cpu);
+    // GROUP_RIP and GROUP_BLOCKING are always valid.
+    vmcb->rax = vcpu->gpr[GPR_RAX];
+    vmcb->rip = state->rip;
+    vmcb->rsp = state->rsp;
+    vmcb->rflags = state->rflags;
+    vmcb->interrupt_shadow = state->interruptibility & (BLOCK_STI | BLOCK_MOV_SS) ? 1 : 0;
+    if (unlikely(has_events(vcpu, ctx)))
+        prepare_events(vcpu);
+    vmcb->clean = hw->clean;
+    svm_vmrun(vcpu, hw->vmcb_pa, cpu, vcpu->spec_ctrl);
+
+    hw->clean = svm_features & SVM_FEATURE_VMCB_CLEAN ? SVM_CLEAN_ALL : 0;
+    vmcb->eventinj = 0;
+    vmcb->tlb_control = SVM_TLB_NOTHING;
+    vcpu->gpr[GPR_RAX] = vmcb->rax;
+    state->rip = vmcb->rip;
+    state->rsp = vmcb->rsp;
+    state->rflags = vmcb->rflags;
+    state->interruptibility = (state->interruptibility & (BLOCK_NMI | BLOCK_SMI)) | (vmcb->interrupt_shadow & BLOCK_STI);
+    ctx->valid = GROUP_RIP | GROUP_BLOCKING | SVM_MODEL_GROUPS;
+    ctx->dirty = 0;
+    vcpu->shared_valid = 0;
+    svm_fill_exit(vmcb, exit);
+    if (unlikely(exit->interrupted.valid | hw->step | hw->soft_len) || exit->kind == EXIT_EXTERNAL_INTERRUPT || exit->kind == EXIT_IRET)
+        adjust_exit(vcpu, exit);
+}

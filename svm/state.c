@@ -1,0 +1,366 @@
+// SPDX-License-Identifier: BSD-2-Clause
+// Copyright (c) 2026 The Nestor authors
+//
+// Guest state between the model and the VMCB's state save area (APM vol. 2 appendix B, table B-2), and what no VMCB holds: DR0-3,
+// XCR0, XSS, TSC_AUX, the FPU. A VMCB is memory: reading and writing groups costs moves, but the CPU may keep groups of it whose
+// clean bit is set, so each write clears its bit.
+//
+// The VMLOAD group (FS, GS, TR, LDTR, SYSENTER, STAR.., KernelGSBase) is moved to the VMCB by the stub on every exit.
+// SVM has no field for PDPTEs, pending debug exceptions and (here) CET: the model's value is the only one. DEBUGCTL is not switched
+// (no LBR virtualization): what the guest writes is remembered, BTF and LBR have no effect.
+
+#include <arch/x86/insn.h>
+#include <arch/x86/msr.h>
+#include <arch/x86/regs.h>
+#include <nestor/cpu.h>
+
+#include "svm.h"
+
+#define MSR_PRED_CMD_IBPB BIT(0)
+
+// --- segments: the descriptor's attribute bits are packed into 12; unusable means not present ---
+
+struct segment svm_unpack_segment(const struct vmcb_segment *hw)
+{
+    u32 access = (hw->attrib & 0xffu) | (hw->attrib & 0xf00u) << 4;
+
+    if (!(access & SEG_P))
+        access |= SEG_UNUSABLE;
+    return (struct segment){.selector = hw->selector, .access = access, .limit = hw->limit, .base = hw->base};
+}
+
+struct vmcb_segment svm_pack_segment(const struct segment *seg)
+{
+    u32 attrib = (seg->access & 0xff) | (seg->access & (SEG_AVL | SEG_L | SEG_DB | SEG_G)) >> 4;
+
+    if (seg->access & SEG_UNUSABLE)
+        attrib &= ~(u32)SEG_P;
+    return (struct vmcb_segment){.selector = seg->selector, .attrib = (u16)attrib, .limit = seg->limit, .base = seg->base};
+}
+
+// The model's CPL is SS.DPL, as in VMX; the VMCB has a field of its own, and SS may be a null segment with any DPL.
+static void pull_code(struct guest_state *state, const struct vmcb *vmcb)
+{
+    struct segment *ss = &state->seg[SEG_SS];
+
+    state->seg[SEG_CS] = svm_unpack_segment(&vmcb->cs);
+    *ss = svm_unpack_segment(&vmcb->ss);
+    ss->access = (ss->access & ~(u32)SEG_DPL) | (u32)vmcb->cpl << SEG_DPL_SHIFT;
+}
+
+static u8 cpl_of(const struct guest_state *state, u64 cr0)
+{
+    if (!(cr0 & CR0_PE))
+        return 0;
+    if (state->rflags & RFLAGS_VM)
+        return 3;
+    return (u8)((state->seg[SEG_SS].access & SEG_DPL) >> SEG_DPL_SHIFT);
+}
+
+static void pull_system(struct guest_state *state, const struct vmcb *vmcb)
+{
+    state->seg[SEG_FS] = svm_unpack_segment(&vmcb->fs);
+    state->seg[SEG_GS] = svm_unpack_segment(&vmcb->gs);
+    state->seg[SEG_LDTR] = svm_unpack_segment(&vmcb->ldtr);
+    state->seg[SEG_TR] = svm_unpack_segment(&vmcb->tr);
+    state->seg[SEG_TR].access |= 2; // always busy; the CPU need not show it here
+}
+
+static void write_system(const struct guest_state *state, struct vmcb *vmcb)
+{
+    vmcb->fs = svm_pack_segment(&state->seg[SEG_FS]);
+    vmcb->gs = svm_pack_segment(&state->seg[SEG_GS]);
+    vmcb->ldtr = svm_pack_segment(&state->seg[SEG_LDTR]);
+    vmcb->tr = svm_pack_segment(&state->seg[SEG_TR]);
+}
+
+static void pull_tables(struct guest_state *state, const struct vmcb *vmcb)
+{
+    state->gdtr = (struct table_register){.base = vmcb->gdtr.base, .limit = vmcb->gdtr.limit};
+    state->idtr = (struct table_register){.base = vmcb->idtr.base, .limit = vmcb->idtr.limit};
+}
+
+static void write_tables(const struct guest_state *state, struct vmcb *vmcb)
+{
+    vmcb->gdtr.base = state->gdtr.base;
+    vmcb->gdtr.limit = state->gdtr.limit;
+    vmcb->idtr.base = state->idtr.base;
+    vmcb->idtr.limit = state->idtr.limit;
+}
+
+// --- pull ---
+
+static void pull_ctx(struct vcpu_ctx *ctx, u32 groups)
+{
+    const struct vmcb *vmcb = ctx->hw->vmcb;
+    struct guest_state *state = &ctx->state;
+
+    if (groups & GROUP_CR) {
+        state->cr0 = vmcb->cr0;
+        state->cr3 = vmcb->cr3;
+        state->cr4 = vmcb->cr4;
+    }
+    if (groups & GROUP_CODE)
+        pull_code(state, vmcb);
+    if (groups & GROUP_DATA) {
+        state->seg[SEG_DS] = svm_unpack_segment(&vmcb->ds);
+        state->seg[SEG_ES] = svm_unpack_segment(&vmcb->es);
+    }
+    if (groups & GROUP_SYSTEM)
+        pull_system(state, vmcb);
+    if (groups & GROUP_TABLES)
+        pull_tables(state, vmcb);
+    if (groups & GROUP_SYSENTER) {
+        state->sysenter_cs = vmcb->sysenter_cs;
+        state->sysenter_esp = vmcb->sysenter_esp;
+        state->sysenter_eip = vmcb->sysenter_eip;
+    }
+    if (groups & GROUP_EFER_PAT) {
+        // SVME is always set in hardware; the guest's own bit lives in the model, because WRMSR to EFER exits.
+        state->efer = (vmcb->efer & ~EFER_SVME) | (state->efer & EFER_SVME);
+        state->pat = vmcb->g_pat;
+    }
+    if (groups & GROUP_DEBUG)
+        state->dr7 = vmcb->dr7;
+    ctx->valid |= groups & GROUP_ALL_CTX;
+}
+
+static void pull_shared(struct vcpu *vcpu, u32 groups)
+{
+    const struct vmcb *vmcb = vcpu->cur->hw->vmcb;
+
+    if (groups & GROUP_SYSCALL) {
+        vcpu->star = vmcb->star;
+        vcpu->lstar = vmcb->lstar;
+        vcpu->cstar = vmcb->cstar;
+        vcpu->sfmask = vmcb->sfmask;
+        vcpu->kernel_gs_base = vmcb->kernel_gs_base;
+    }
+    if (groups & GROUP_CR2)
+        vcpu->cr2 = vmcb->cr2;
+    if (groups & GROUP_DR) { // DR0-3 stay in their registers: an exit leaves DR7 disabled
+        vcpu->dr[0] = read_dr0();
+        vcpu->dr[1] = read_dr1();
+        vcpu->dr[2] = read_dr2();
+        vcpu->dr[3] = read_dr3();
+        vcpu->dr6 = vmcb->dr6;
+    }
+    vcpu->shared_valid |= groups & GROUP_ALL_SHARED;
+}
+
+void svm_pull(struct vcpu *vcpu, u32 groups)
+{
+    pull_ctx(vcpu->cur, groups);
+    if (groups & GROUP_ALL_SHARED)
+        pull_shared(vcpu, groups);
+}
+
+// --- write ---
+
+static u32 write_control_registers(struct vcpu_ctx *ctx, struct vmcb *vmcb)
+{
+    const struct guest_state *state = &ctx->state;
+
+    if ((vmcb->cr0 ^ state->cr0) | (vmcb->cr4 ^ state->cr4))
+        ctx->ctl_dirty |= CTL_INTERCEPTS; // whether reads must exit
+    vmcb->cr0 = state->cr0;
+    vmcb->cr3 = state->cr3;
+    vmcb->cr4 = state->cr4;
+    return SVM_CLEAN_CRX;
+}
+
+static u32 write_segments(const struct guest_state *state, struct vmcb *vmcb, u32 dirty)
+{
+    if (dirty & GROUP_CODE) {
+        vmcb->cs = svm_pack_segment(&state->seg[SEG_CS]);
+        vmcb->ss = svm_pack_segment(&state->seg[SEG_SS]);
+    }
+    if (dirty & GROUP_DATA) {
+        vmcb->ds = svm_pack_segment(&state->seg[SEG_DS]);
+        vmcb->es = svm_pack_segment(&state->seg[SEG_ES]);
+    }
+    return SVM_CLEAN_SEG;
+}
+
+// Returns the clean bits that go.
+static u32 write_ctx(struct vcpu_ctx *ctx, struct vmcb *vmcb, u32 dirty)
+{
+    const struct guest_state *state = &ctx->state;
+    u32 touched = 0;
+
+    if (dirty & GROUP_CR)
+        touched |= write_control_registers(ctx, vmcb);
+    if (dirty & (GROUP_CODE | GROUP_DATA))
+        touched |= write_segments(state, vmcb, dirty);
+    if (dirty & GROUP_CODE) // CR0 is written before, and RFLAGS is always valid
+        vmcb->cpl = cpl_of(state, vmcb->cr0);
+    if (dirty & GROUP_SYSTEM)
+        write_system(state, vmcb);
+    if (dirty & GROUP_TABLES) {
+        write_tables(state, vmcb);
+        touched |= SVM_CLEAN_DT;
+    }
+    if (dirty & GROUP_SYSENTER) {
+        vmcb->sysenter_cs = state->sysenter_cs;
+        vmcb->sysenter_esp = state->sysenter_esp;
+        vmcb->sysenter_eip = state->sysenter_eip;
+    }
+    if (dirty & GROUP_EFER_PAT) {
+        vmcb->efer = state->efer | EFER_SVME;
+        vmcb->g_pat = state->pat;
+        touched |= SVM_CLEAN_CRX | SVM_CLEAN_NP;
+    }
+    if (dirty & GROUP_DEBUG) {
+        vmcb->dr7 = state->dr7;
+        touched |= SVM_CLEAN_DRX;
+    }
+    return touched;
+}
+
+static u32 write_shared(struct vcpu *vcpu, struct vmcb *vmcb, u32 dirty)
+{
+    u32 touched = 0;
+
+    if (dirty & GROUP_SYSCALL) {
+        vmcb->star = vcpu->star;
+        vmcb->lstar = vcpu->lstar;
+        vmcb->cstar = vcpu->cstar;
+        vmcb->sfmask = vcpu->sfmask;
+        vmcb->kernel_gs_base = vcpu->kernel_gs_base;
+    }
+    if (dirty & GROUP_CR2) {
+        vmcb->cr2 = vcpu->cr2;
+        touched |= SVM_CLEAN_CR2;
+    }
+    if (dirty & GROUP_DR) {
+        write_dr0(vcpu->dr[0]);
+        write_dr1(vcpu->dr[1]);
+        write_dr2(vcpu->dr[2]);
+        write_dr3(vcpu->dr[3]);
+        vmcb->dr6 = vcpu->dr6;
+        touched |= SVM_CLEAN_DRX;
+    }
+    return touched;
+}
+
+void svm_write_state(struct vcpu *vcpu)
+{
+    struct vcpu_ctx *ctx = vcpu->cur;
+    struct vmcb *vmcb = ctx->hw->vmcb;
+
+    ctx->hw->clean &= ~(write_ctx(ctx, vmcb, ctx->dirty) | write_shared(vcpu, vmcb, vcpu->shared_dirty));
+    ctx->dirty = 0;
+    vcpu->shared_dirty = 0;
+}
+
+// --- level, load, put ---
+
+// The shared groups that live in VMCBs follow; DR0-3 stay in their registers. What is dirty in the model goes to the new VMCB at
+// the next entry anyway.
+void svm_select(struct vcpu *vcpu, unsigned level)
+{
+    const struct vmcb *from = vcpu->cur->hw->vmcb;
+    struct backend_ctx *hw = vcpu->ctx[level].hw;
+    struct vmcb *to = hw->vmcb;
+
+    if (level == vcpu->level)
+        return;
+    to->star = from->star;
+    to->lstar = from->lstar;
+    to->cstar = from->cstar;
+    to->sfmask = from->sfmask;
+    to->kernel_gs_base = from->kernel_gs_base;
+    to->cr2 = from->cr2;
+    to->dr6 = from->dr6;
+    hw->clean &= ~(u32)(SVM_CLEAN_CR2 | SVM_CLEAN_DRX);
+    vcpu->level = (u8)level;
+    vcpu->cur = &vcpu->ctx[level];
+}
+
+void svm_load_registers(struct vcpu *vcpu, struct svm_cpu *cpu)
+{
+    if (cpu->xcr0_all && cpu->xcr0 != vcpu->xcr0)
+        xsetbv(0, vcpu->xcr0);
+    if (cpu->xss != vcpu->xss)
+        msr_write(MSR_XSS, vcpu->xss);
+    if (cpu->has_rdtscp && cpu->tsc_aux != vcpu->tsc_aux)
+        msr_write(MSR_TSC_AUX, vcpu->tsc_aux);
+    cpu->xcr0 = vcpu->xcr0;
+    cpu->xss = vcpu->xss;
+    cpu->tsc_aux = vcpu->tsc_aux;
+}
+
+// The legacy region that XSAVE and FXSAVE share, and XSAVE's header.
+struct fpu_area {
+    u8 legacy[24];
+    u32 mxcsr;
+    u8 rest[512 - 28];
+    u64 xstate_bv;
+};
+
+#define MXCSR_INITIAL 0x1f80
+#define FCW_INITIAL 0x37f
+
+// XRSTOR takes MXCSR from memory even where XSTATE_BV says that SSE is in its initial state.
+static void load_fpu(struct vcpu *vcpu, struct svm_cpu *cpu)
+{
+    struct fpu_area *area = vcpu->fpu;
+
+    if (!cpu->xcr0_all) {
+        if (!area->mxcsr && !area->legacy[0] && !area->legacy[1]) { // never saved
+            area->mxcsr = MXCSR_INITIAL;
+            *(u16 *)area->legacy = FCW_INITIAL;
+        }
+        __asm__ volatile("fxrstor64 %0" : : "m"(*area));
+        return;
+    }
+    if (!(area->xstate_bv & (XCR0_SSE | XCR0_AVX)))
+        area->mxcsr = MXCSR_INITIAL;
+    xsetbv(0, cpu->xcr0_all);
+    cpu->xcr0 = cpu->xcr0_all;
+    __asm__ volatile("xrstor64 %0" : : "m"(*area), "a"((u32)cpu->xcr0_all), "d"((u32)(cpu->xcr0_all >> 32)) : "memory");
+}
+
+// All components, also those that the guest's XCR0 hides at the moment.
+static void save_fpu(struct vcpu *vcpu, struct svm_cpu *cpu)
+{
+    struct fpu_area *area = vcpu->fpu;
+
+    if (!cpu->xcr0_all) {
+        __asm__ volatile("fxsave64 %0" : "=m"(*area));
+        return;
+    }
+    xsetbv(0, cpu->xcr0_all);
+    cpu->xcr0 = cpu->xcr0_all;
+    __asm__ volatile("xsave64 %0" : "+m"(*area) : "a"((u32)cpu->xcr0_all), "d"((u32)(cpu->xcr0_all >> 32)) : "memory");
+}
+
+void svm_load(struct vcpu *vcpu)
+{
+    struct svm_cpu *cpu = this_cpu()->backend;
+
+    for (unsigned level = 0; level < 2; level++) {
+        struct backend_ctx *hw = vcpu->ctx[level].hw;
+
+        if (!hw || hw->ran_on == this_cpu())
+            continue;
+        hw->ran_on = this_cpu();
+        hw->clean = 0;             // another CPU may have changed the VMCB since
+        vcpu->asid_generation = 0; // its ASIDs were the other CPU's
+    }
+    if (cpu->last != vcpu && cpu->has_ibpb)
+        msr_write(MSR_PRED_CMD, MSR_PRED_CMD_IBPB);
+    cpu->last = vcpu;
+    load_fpu(vcpu, cpu);
+    svm_load_registers(vcpu, cpu);
+    vcpu->shared_dirty |= GROUP_DR & vcpu->shared_valid;
+}
+
+void svm_put(struct vcpu *vcpu)
+{
+    svm_pull(vcpu, GROUP_ALL_SHARED & ~vcpu->shared_valid);
+    for (unsigned level = 0; level < 2; level++)
+        if (vcpu->ctx[level].hw)
+            pull_ctx(&vcpu->ctx[level], GROUP_ALL_CTX & ~vcpu->ctx[level].valid);
+    save_fpu(vcpu, this_cpu()->backend);
+}

@@ -1,0 +1,103 @@
+// SPDX-License-Identifier: BSD-2-Clause
+// Copyright (c) 2026 The Nestor authors
+//
+// What the SVM back end's files share. Manual: APM vol. 2 chapter 15.
+
+#pragma once
+
+// Offsets in struct svm_cpu, and its stub_flags, for enter.S; cpu.c asserts them.
+#define SVM_CPU_HOST_VMCB 0
+#define SVM_CPU_STUB_FLAGS 8
+#define SVM_CPU_HOST_SPEC_CTRL 16
+#define SVM_STUB_SPEC_CTRL 1 // the CPU has MSR SPEC_CTRL: switch it where the guest's value differs
+#define SVM_STUB_CLEAR 2     // after an exit: fill the return stack buffer, clear the guest's values from registers
+
+#ifndef __ASSEMBLER__
+
+#include <arch/x86/svm.h>
+#include <nestor/vcpu.h>
+
+// Per CPU: struct cpu's `backend`. Private to its CPU.
+struct svm_cpu {
+    hpa_t host_vmcb_pa; // for VMSAVE and VMLOAD of Nestor's own FS, GS, TR, LDTR
+    u32 stub_flags;
+    u64 host_spec_ctrl;
+    void *host_vmcb, *save_area;
+    u32 asid_count; // ASIDs 1 .. asid_count - 1 are for guests
+    u32 next_asid;
+    u32 asid_generation; // never 0
+    // What the guest's registers that neither VMRUN nor VMLOAD switch hold now.
+    u64 xcr0, xss, tsc_aux;
+    u64 xcr0_all; // every component the CPU knows; 0: no XSAVE
+    bool has_rdtscp, has_ibpb;
+    struct vcpu *last; // whose branch predictions are in the CPU
+};
+
+enum svm_step { SVM_STEP_NONE, SVM_STEP_IRET, SVM_STEP_SHADOW };
+
+struct backend_ctx {
+    struct vmcb *vmcb;
+    hpa_t vmcb_pa;
+    struct cpu *ran_on;
+    u32 clean;               // enum svm_clean: unchanged since the last VMRUN
+    u32 exceptions, word3;   // intercepts that the controls ask for; the VMCB's differ while NMIs are blocked or a step is made
+    bool prepare;            // the next entry must look at events and windows although core asks for nothing
+    bool at_iret;            // the IRET that ends NMI blocking is at iret_rip, not yet executed
+    u64 iret_rip;
+    u8 step;                 // enum svm_step, during one entry
+    u64 step_rflags, step_dr6;
+    u64 soft_rip;            // RIP of the software interrupt that was injected by advancing RIP (no nRIP save)
+    u8 soft_len;             // 0: none
+};
+
+// enum SVM_FEATURE_*: what every CPU has and no option turned off.
+extern u32 svm_features;
+
+static inline bool svm_has(u32 feature)
+{
+    return svm_features & feature;
+}
+
+// --- cpu.c ---
+int svm_probe(void);
+void svm_describe(char *buf, size_t size);
+int svm_cpu_on(void);
+void svm_cpu_off(void);
+u8 svm_stage2_levels(void);
+
+// --- context.c ---
+extern u8 *svm_msrpm; // the VM's own policy: 8 KiB
+int svm_ctx_create(struct vcpu *vcpu, unsigned level);
+void svm_ctx_destroy(struct vcpu *vcpu, unsigned level);
+// Writes the controls that are dirty. After svm_write_state: whether CR reads exit depends on the VMCB's CR0 and CR4.
+void svm_write_controls(struct vcpu *vcpu);
+// The intercept words for `ctl`, with the guest's CR0 and CR4 in hardware. Pure.
+void svm_intercepts(const struct controls *ctl, u64 cr0, u64 cr4, u32 words[SVM_WORD_COUNT]);
+int svm_maps_create(void); // the MSR and I/O permission maps, once
+
+// --- state.c ---
+// Groups that no VMCB field holds: the model's value is the only one, so they stay valid over an entry.
+#define SVM_MODEL_GROUPS (GROUP_PDPTE | GROUP_CET | GROUP_PENDING_DBG)
+void svm_pull(struct vcpu *vcpu, u32 groups);
+void svm_write_state(struct vcpu *vcpu);
+void svm_select(struct vcpu *vcpu, unsigned level);
+void svm_load(struct vcpu *vcpu);
+void svm_put(struct vcpu *vcpu);
+void svm_load_registers(struct vcpu *vcpu, struct svm_cpu *cpu); // XCR0, XSS, TSC_AUX
+struct segment svm_unpack_segment(const struct vmcb_segment *hw);
+struct vmcb_segment svm_pack_segment(const struct segment *seg);
+
+// --- enter.c, enter.S ---
+void svm_enter(struct vcpu *vcpu, struct vm_exit *exit);
+void svm_vmrun(struct vcpu *vcpu, hpa_t vmcb_pa, struct svm_cpu *cpu, u64 guest_spec_ctrl);
+// EVENTINJ for an event, without its error code's place being wrong for events that have none. Pure.
+u64 svm_encode_event(const struct event *event);
+
+// --- exit.c ---
+// Fills *exit from the VMCB's exit fields. Pure.
+void svm_fill_exit(const struct vmcb *vmcb, struct vm_exit *exit);
+
+// --- report.c ---
+void svm_report(struct vcpu *vcpu);
+
+#endif
