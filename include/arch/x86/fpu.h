@@ -9,7 +9,7 @@
 #include <arch/x86/insn.h>
 #include <arch/x86/regs.h>
 
-#define FPU_INITIAL_FCW 0x37f
+#define FPU_INITIAL_FCW   0x37f
 #define FPU_INITIAL_MXCSR 0x1f80
 
 // The area's first words; bytes 464..511 are software's, and `used` is 0 in an area that was only zeroed.
@@ -43,7 +43,10 @@ static inline void fpu_store(struct fpu_area *area, u64 components)
         return;
     }
     xsetbv(0, components);
-    __asm__ volatile("xsave64 %0" : "+m"(*area) : "a"((u32)components), "d"((u32)(components >> 32)) : "memory");
+    __asm__ volatile("xsave64 %0"
+                     : "+m"(*area)
+                     : "a"((u32)components), "d"((u32)(components >> 32))
+                     : "memory");
 }
 
 static inline void fpu_load(struct fpu_area *area, u64 components)
@@ -58,5 +61,8 @@ static inline void fpu_load(struct fpu_area *area, u64 components)
         return;
     }
     xsetbv(0, components);
-    __asm__ volatile("xrstor64 %0" : : "m"(*area), "a"((u32)components), "d"((u32)(components >> 32)) : "memory");
+    __asm__ volatile("xrstor64 %0"
+                     :
+                     : "m"(*area), "a"((u32)components), "d"((u32)(components >> 32))
+                     : "memory");
 }

@@ -10,66 +10,71 @@
 #include <nestor/types.h>
 
 // --- capability MSRs (MSR_VMX_BASIC is in msr.h) ---
-#define MSR_VMX_PINBASED_CTLS 0x481
-#define MSR_VMX_PROCBASED_CTLS 0x482
-#define MSR_VMX_EXIT_CTLS 0x483
-#define MSR_VMX_ENTRY_CTLS 0x484
-#define MSR_VMX_MISC 0x485
-#define MSR_VMX_CR0_FIXED0 0x486
-#define MSR_VMX_CR0_FIXED1 0x487
-#define MSR_VMX_CR4_FIXED0 0x488
-#define MSR_VMX_CR4_FIXED1 0x489
-#define MSR_VMX_VMCS_ENUM 0x48a
-#define MSR_VMX_PROCBASED_CTLS2 0x48b
-#define MSR_VMX_EPT_VPID_CAP 0x48c
-#define MSR_VMX_TRUE_PINBASED_CTLS 0x48d
+#define MSR_VMX_PINBASED_CTLS       0x481
+#define MSR_VMX_PROCBASED_CTLS      0x482
+#define MSR_VMX_EXIT_CTLS           0x483
+#define MSR_VMX_ENTRY_CTLS          0x484
+#define MSR_VMX_MISC                0x485
+#define MSR_VMX_CR0_FIXED0          0x486
+#define MSR_VMX_CR0_FIXED1          0x487
+#define MSR_VMX_CR4_FIXED0          0x488
+#define MSR_VMX_CR4_FIXED1          0x489
+#define MSR_VMX_VMCS_ENUM           0x48a
+#define MSR_VMX_PROCBASED_CTLS2     0x48b
+#define MSR_VMX_EPT_VPID_CAP        0x48c
+#define MSR_VMX_TRUE_PINBASED_CTLS  0x48d
 #define MSR_VMX_TRUE_PROCBASED_CTLS 0x48e
-#define MSR_VMX_TRUE_EXIT_CTLS 0x48f
-#define MSR_VMX_TRUE_ENTRY_CTLS 0x490
-#define MSR_VMX_VMFUNC 0x491
-#define MSR_VMX_PROCBASED_CTLS3 0x492
-#define MSR_VMX_EXIT_CTLS2 0x493
+#define MSR_VMX_TRUE_EXIT_CTLS      0x48f
+#define MSR_VMX_TRUE_ENTRY_CTLS     0x490
+#define MSR_VMX_VMFUNC              0x491
+#define MSR_VMX_PROCBASED_CTLS3     0x492
+#define MSR_VMX_EXIT_CTLS2          0x493
 
-#define FEATURE_CONTROL_LOCK BIT(0)
-#define FEATURE_CONTROL_VMX_IN_SMX BIT(1)
+#define FEATURE_CONTROL_LOCK            BIT(0)
+#define FEATURE_CONTROL_VMX_IN_SMX      BIT(1)
 #define FEATURE_CONTROL_VMX_OUTSIDE_SMX BIT(2)
 
-#define VMX_BASIC_REVISION BITS(30, 0)
+#define VMX_BASIC_REVISION      BITS(30, 0)
 #define VMX_BASIC_INS_OUTS_INFO BIT(54)
-#define VMX_BASIC_TRUE_CTLS BIT(55)
+#define VMX_BASIC_TRUE_CTLS     BIT(55)
 
-#define VMX_MISC_TIMER_RATE BITS(4, 0)
-#define VMX_MISC_STORE_LMA BIT(5)
-#define VMX_MISC_ACTIVITY_HLT BIT(6)
-#define VMX_MISC_ACTIVITY_SHUTDOWN BIT(7)
+#define VMX_MISC_TIMER_RATE         BITS(4, 0)
+#define VMX_MISC_STORE_LMA          BIT(5)
+#define VMX_MISC_ACTIVITY_HLT       BIT(6)
+#define VMX_MISC_ACTIVITY_SHUTDOWN  BIT(7)
 #define VMX_MISC_ACTIVITY_WAIT_SIPI BIT(8)
-#define VMX_MISC_VMWRITE_ANY BIT(29)
-#define VMX_MISC_ZERO_LENGTH BIT(30)
+#define VMX_MISC_VMWRITE_ANY        BIT(29)
+#define VMX_MISC_ZERO_LENGTH        BIT(30)
 
-#define EPT_CAP_EXECUTE_ONLY BIT(0)
-#define EPT_CAP_WALK_4 BIT(6)
-#define EPT_CAP_WALK_5 BIT(7)
-#define EPT_CAP_UC BIT(8)
-#define EPT_CAP_WB BIT(14)
-#define EPT_CAP_2M BIT(16)
-#define EPT_CAP_1G BIT(17)
-#define EPT_CAP_INVEPT BIT(20)
-#define EPT_CAP_AD BIT(21)
-#define EPT_CAP_EXIT_INFO BIT(22)
-#define EPT_CAP_INVEPT_SINGLE BIT(25)
-#define EPT_CAP_INVEPT_ALL BIT(26)
-#define VPID_CAP_INVVPID BIT(32)
-#define VPID_CAP_INVVPID_ADDRESS BIT(40)
-#define VPID_CAP_INVVPID_SINGLE BIT(41)
-#define VPID_CAP_INVVPID_ALL BIT(42)
+#define EPT_CAP_EXECUTE_ONLY           BIT(0)
+#define EPT_CAP_WALK_4                 BIT(6)
+#define EPT_CAP_WALK_5                 BIT(7)
+#define EPT_CAP_UC                     BIT(8)
+#define EPT_CAP_WB                     BIT(14)
+#define EPT_CAP_2M                     BIT(16)
+#define EPT_CAP_1G                     BIT(17)
+#define EPT_CAP_INVEPT                 BIT(20)
+#define EPT_CAP_AD                     BIT(21)
+#define EPT_CAP_EXIT_INFO              BIT(22)
+#define EPT_CAP_INVEPT_SINGLE          BIT(25)
+#define EPT_CAP_INVEPT_ALL             BIT(26)
+#define VPID_CAP_INVVPID               BIT(32)
+#define VPID_CAP_INVVPID_ADDRESS       BIT(40)
+#define VPID_CAP_INVVPID_SINGLE        BIT(41)
+#define VPID_CAP_INVVPID_ALL           BIT(42)
 #define VPID_CAP_INVVPID_SINGLE_GLOBAL BIT(43)
 
-#define EPTP_TYPE_WB 6ull
+#define EPTP_TYPE_WB      6ull
 #define EPTP_LEVELS_SHIFT 3
-#define EPTP_AD BIT(6)
+#define EPTP_AD           BIT(6)
 
 enum invept_type { INVEPT_SINGLE = 1, INVEPT_ALL = 2 };
-enum invvpid_type { INVVPID_ADDRESS = 0, INVVPID_SINGLE = 1, INVVPID_ALL = 2, INVVPID_SINGLE_GLOBAL = 3 };
+enum invvpid_type {
+    INVVPID_ADDRESS = 0,
+    INVVPID_SINGLE = 1,
+    INVVPID_ALL = 2,
+    INVVPID_SINGLE_GLOBAL = 3
+};
 
 // --- VMCS fields ---
 // clang-format off
@@ -226,14 +231,14 @@ enum entry_controls {
 };
 
 // --- event information: VM-entry and VM-exit interruption information, IDT-vectoring information ---
-#define INFO_VECTOR BITS(7, 0)
-#define INFO_TYPE_SHIFT 8
-#define INFO_TYPE BITS(10, 8) // enum event_type
-#define INFO_ERROR_CODE BIT(11)
+#define INFO_VECTOR         BITS(7, 0)
+#define INFO_TYPE_SHIFT     8
+#define INFO_TYPE           BITS(10, 8) // enum event_type
+#define INFO_ERROR_CODE     BIT(11)
 #define INFO_NMI_UNBLOCKING BIT(12) // exits only: NMI unblocking due to IRET
-#define INFO_VALID BIT(31)
+#define INFO_VALID          BIT(31)
 
-#define EXIT_REASON_BASIC BITS(15, 0)
+#define EXIT_REASON_BASIC         BITS(15, 0)
 #define EXIT_REASON_ENTRY_FAILURE BIT(31)
 
 // Basic exit reasons.
@@ -318,12 +323,12 @@ enum vmx_reason {
 };
 
 // --- exit qualifications ---
-#define QUAL_EPT_READ BIT(0)
-#define QUAL_EPT_WRITE BIT(1)
-#define QUAL_EPT_EXECUTE BIT(2)
-#define QUAL_EPT_RIGHTS_SHIFT 3
-#define QUAL_EPT_GLA_VALID BIT(7)
-#define QUAL_EPT_GLA_FINAL BIT(8)
+#define QUAL_EPT_READ           BIT(0)
+#define QUAL_EPT_WRITE          BIT(1)
+#define QUAL_EPT_EXECUTE        BIT(2)
+#define QUAL_EPT_RIGHTS_SHIFT   3
+#define QUAL_EPT_GLA_VALID      BIT(7)
+#define QUAL_EPT_GLA_FINAL      BIT(8)
 #define QUAL_EPT_NMI_UNBLOCKING BIT(12)
-#define QUAL_EPT_SHADOW_STACK BIT(13)
-#define QUAL_DB_PAYLOAD (BITS(3, 0) | BIT(11) | BITS(14, 13) | BIT(16))
+#define QUAL_EPT_SHADOW_STACK   BIT(13)
+#define QUAL_DB_PAYLOAD         (BITS(3, 0) | BIT(11) | BITS(14, 13) | BIT(16))

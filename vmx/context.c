@@ -1,0 +1,353 @@
+// SPDX-License-Identifier: BSD-2-Clause
+// Copyright (c) 2026 The Nestor authors
+//
+// A context's VMCS: its making, Nestor's host state and the controls in it, where it is active, and the guest state that lives in
+// registers while a vCPU is on a CPU. SDM vol. 3 "Virtual Machine Control Structures", "Software Use of Virtual-Machine Control Structures".
+
+#include "vmx.h"
+#include <arch/x86/fpu.h>
+#include <arch/x86/insn.h>
+#include <arch/x86/msr.h>
+#include <arch/x86/regs.h>
+#include <nestor/page.h>
+#include <nestor/spinlock.h>
+#include <nestor/string.h>
+#include <nestor/tlb.h>
+#include <nestor/vm.h>
+
+// --- the MSR bitmap: SDM vol. 3 "MSR-Bitmap Address" ---
+
+enum { MSR_READ_LOW = 0, MSR_READ_HIGH = 1024, MSR_WRITE_LOW = 2048, MSR_WRITE_HIGH = 3072 };
+
+static u8 msr_bitmap[PAGE_SIZE] ALIGNED(PAGE_SIZE); // one for all VMs, constant after boot
+
+// What no guest needs Nestor for: state that is the guest's alone, and that the model pulls when it is asked.
+static const struct {
+    u32 msr;
+    bool read, write;
+} msr_passed[] = {
+    {MSR_TSC, true, false},           {MSR_SYSENTER_CS, true, true},
+    {MSR_SYSENTER_ESP, true, true},   {MSR_SYSENTER_EIP, true, true},
+    {MSR_STAR, true, true},           {MSR_LSTAR, true, true},
+    {MSR_CSTAR, true, true},          {MSR_SFMASK, true, true},
+    {MSR_FS_BASE, true, true},        {MSR_GS_BASE, true, true},
+    {MSR_KERNEL_GS_BASE, true, true},
+};
+
+static void msr_pass(u32 msr, unsigned low, unsigned high)
+{
+    u8 *bytes = msr_bitmap + (msr >= 0xc0000000u ? high : low);
+
+    bytes[(msr & 0x1fff) / 8] &= (u8)~BIT(msr % 8);
+}
+
+void vmx_msr_bitmap_init(void)
+{
+    memset(msr_bitmap, 0xff, sizeof(msr_bitmap));
+    for (unsigned i = 0; i < ARRAY_SIZE(msr_passed); i++) {
+        if (msr_passed[i].read)
+            msr_pass(msr_passed[i].msr, MSR_READ_LOW, MSR_READ_HIGH);
+        if (msr_passed[i].write)
+            msr_pass(msr_passed[i].msr, MSR_WRITE_LOW, MSR_WRITE_HIGH);
+    }
+}
+
+// --- VPIDs ---
+
+enum { VPID_COUNT = 65536 };
+
+static u64 vpid_used[VPID_COUNT / 64] = {1}; // 0 is Nestor's own; under vpid_lock
+static struct spinlock vpid_lock;
+
+// 0 if there is none left: the context then runs without VPID.
+static u16 vpid_alloc(void)
+{
+    u16 vpid = 0;
+
+    spin_lock(&vpid_lock);
+    for (unsigned i = 0; i < ARRAY_SIZE(vpid_used) && !vpid; i++) {
+        if (~vpid_used[i]) {
+            vpid = (u16)(i * 64 + (unsigned)__builtin_ctzll(~vpid_used[i]));
+            vpid_used[i] |= BIT(vpid % 64);
+        }
+    }
+    spin_unlock(&vpid_lock);
+    return vpid;
+}
+
+static void vpid_free(u16 vpid)
+{
+    spin_lock(&vpid_lock);
+    if (vpid)
+        vpid_used[vpid / 64] &= ~BIT(vpid % 64);
+    spin_unlock(&vpid_lock);
+}
+
+// --- making and unmaking ---
+
+int vmx_ctx_create(struct vcpu *vcpu, unsigned level)
+{
+    struct backend_ctx *hw = heap_alloc(sizeof(*hw));
+
+    if (!hw)
+        return -E_NOMEM;
+    hw->vmcs = page_alloc(0);
+    if (!hw->vmcs) {
+        heap_free(hw, sizeof(*hw));
+        return -E_NOMEM;
+    }
+    *(u32 *)hw->vmcs = (u32)(vmx_caps.basic & VMX_BASIC_REVISION);
+    hw->cpu = NO_CPU;
+    if (vmx_uses(CONTROL_SECONDARY, SECONDARY_VPID))
+        hw->vpid = vpid_alloc();
+    vcpu->tag[level] = hw->vpid;
+    vcpu->vm->msr_bitmap = msr_bitmap;
+    vcpu->ctx[level].hw = hw;
+    return 0;
+}
+
+void vmx_ctx_destroy(struct vcpu *vcpu, unsigned level)
+{
+    struct backend_ctx *hw = vcpu->ctx[level].hw;
+
+    vcpu->ctx[level].hw = NULL;
+    vpid_free(hw->vpid);
+    page_free(hw->vmcs, 0);
+    heap_free(hw, sizeof(*hw));
+}
+
+// --- the VMCS's constant parts ---
+
+static u64 tss_base(const struct table_pointer *gdt, u16 selector)
+{
+    const u8 *d = (const u8 *)gdt->base + (selector & ~7u);
+    u64 low = *(const u64 *)d, high = *(const u64 *)(d + 8);
+
+    return (low >> 16 & 0xffffff) | (low >> 56 & 0xff) << 24 | high << 32;
+}
+
+// The segment registers and tables that this CPU has now are the ones that it gets back on every exit.
+static void write_host_segments(void)
+{
+    struct table_pointer gdt, idt;
+    u16 cs, ss, tr;
+
+    __asm__ volatile("sgdt %0\n\tsidt %1" : "=m"(gdt), "=m"(idt));
+    __asm__ volatile("mov %%cs, %0\n\tmov %%ss, %1\n\tstr %2" : "=r"(cs), "=r"(ss), "=r"(tr));
+    vmwrite(HOST_CS_SELECTOR, cs);
+    vmwrite(HOST_SS_SELECTOR, ss);
+    vmwrite(HOST_DS_SELECTOR, 0);
+    vmwrite(HOST_ES_SELECTOR, 0);
+    vmwrite(HOST_FS_SELECTOR, 0);
+    vmwrite(HOST_GS_SELECTOR, 0);
+    vmwrite(HOST_TR_SELECTOR, tr);
+    vmwrite(HOST_TR_BASE, tss_base(&gdt, tr));
+    vmwrite(HOST_GDTR_BASE, gdt.base);
+    vmwrite(HOST_IDTR_BASE, idt.base);
+}
+
+static void write_host_state(struct backend_ctx *hw)
+{
+    write_host_segments();
+    vmwrite(HOST_CR0, read_cr0());
+    vmwrite(HOST_CR4, read_cr4());
+    vmwrite(HOST_FS_BASE, 0);
+    vmwrite(HOST_GS_BASE, (u64)this_cpu());
+    vmwrite(HOST_PAT, msr_read(MSR_PAT));
+    vmwrite(HOST_EFER, msr_read(MSR_EFER));
+    vmwrite(HOST_SYSENTER_CS, 0);
+    vmwrite(HOST_SYSENTER_ESP, 0);
+    vmwrite(HOST_SYSENTER_EIP, 0);
+    vmwrite(HOST_RIP, (u64)vmx_exit_entry);
+    if (vmx_uses(CONTROL_EXIT, EXIT_CTL_LOAD_CET)) {
+        vmwrite(HOST_S_CET, 0);
+        vmwrite(HOST_SSP, 0);
+        vmwrite(HOST_INTERRUPT_SSP_TABLE, 0);
+    }
+    hw->host_spec_ctrl = vmx_this_cpu()->host_spec_ctrl;
+    hw->host_rsp = hw->host_cr3 = 0; // written when they are known
+}
+
+static void write_constants(struct backend_ctx *hw)
+{
+    static const u16 zero_fields[] = {
+        PF_ERROR_CODE_MASK,     PF_ERROR_CODE_MATCH,  CR3_TARGET_COUNT,
+        EXIT_MSR_STORE_COUNT,   EXIT_MSR_LOAD_COUNT,  ENTRY_MSR_LOAD_COUNT,
+        GUEST_INTERRUPTIBILITY, GUEST_ACTIVITY_STATE, ENTRY_INTERRUPTION_INFO,
+    };
+    u32 exit_controls = vmx_caps.controls.base[CONTROL_EXIT];
+
+    for (unsigned i = 0; i < ARRAY_SIZE(zero_fields); i++)
+        vmwrite(zero_fields[i], 0);
+    vmwrite(PIN_BASED_CONTROLS, vmx_caps.controls.base[CONTROL_PIN]);
+    vmwrite(EXIT_CONTROLS, exit_controls);
+    vmwrite(VMCS_LINK_POINTER, ~0ull);
+    if (hw->vpid)
+        vmwrite(VPID, hw->vpid);
+    if (vmx_uses(CONTROL_SECONDARY, SECONDARY_XSAVES))
+        vmwrite(XSS_EXITING_BITMAP, 0);
+    // Copies that no field can have, so that the first value is written.
+    hw->rip = hw->rsp = hw->rflags = hw->cr0_shadow = hw->cr4_shadow = hw->eptp = ~0ull;
+    hw->primary_written = hw->secondary_written = 0;
+    hw->timer = 0;
+    vmwrite(GUEST_RIP, ~0ull);
+    vmwrite(GUEST_RSP, ~0ull);
+    vmwrite(GUEST_RFLAGS, ~0ull);
+    if (vmx_caps.timer)
+        vmwrite(PREEMPTION_TIMER_VALUE, 0);
+}
+
+// --- controls ---
+
+static void write_intercepts(struct vcpu_ctx *ctx)
+{
+    const struct controls *ctl = &ctx->ctl;
+    const u32 *base = vmx_caps.controls.base, *allowed = vmx_caps.controls.allowed;
+    struct backend_ctx *hw = ctx->hw;
+    u32 secondary =
+        base[CONTROL_SECONDARY] | vmx_intercept_controls(ctl->intercepts, CONTROL_SECONDARY);
+
+    if (!hw->vpid)
+        secondary &= ~(u32)SECONDARY_VPID;
+    if (ctl->tsc_multiplier)
+        secondary |= SECONDARY_TSC_SCALING;
+    hw->primary =
+        (base[CONTROL_PRIMARY] | vmx_intercept_controls(ctl->intercepts, CONTROL_PRIMARY)) &
+        allowed[CONTROL_PRIMARY];
+    vmwrite32_changed(SECONDARY_CONTROLS, &hw->secondary_written,
+                      secondary & allowed[CONTROL_SECONDARY]);
+    vmwrite(EXCEPTION_BITMAP, ctl->exception_bitmap | BIT(VECTOR_MC));
+    vmwrite(CR0_GUEST_HOST_MASK, ctl->cr0_mask | CR0_OWN);
+    vmwrite(CR4_GUEST_HOST_MASK, ctl->cr4_mask | CR4_OWN);
+    vmx_write_shadows(ctx);
+}
+
+static void write_stage2(struct vcpu_ctx *ctx)
+{
+    const struct controls *ctl = &ctx->ctl;
+    u64 eptp = ctl->stage2_root | EPTP_TYPE_WB | (u64)(ctl->stage2_levels - 1) << EPTP_LEVELS_SHIFT;
+
+    if (ctl->stage2_ad && (vmx_caps.ept_vpid & EPT_CAP_AD))
+        eptp |= EPTP_AD;
+    vmwrite_changed(EPT_POINTER, &ctx->hw->eptp, eptp);
+}
+
+// Writes what ctl_dirty names.
+void vmx_write_controls(struct vcpu_ctx *ctx)
+{
+    const struct controls *ctl = &ctx->ctl;
+    u32 dirty = ctx->ctl_dirty;
+
+    ctx->ctl_dirty = 0;
+    if (dirty & (CTL_INTERCEPTS | CTL_TSC))
+        write_intercepts(ctx);
+    if (dirty & CTL_STAGE2)
+        write_stage2(ctx);
+    if (dirty & CTL_TSC) {
+        vmwrite(TSC_OFFSET, ctl->tsc_offset);
+        if (vmx_has(CONTROL_SECONDARY, SECONDARY_TSC_SCALING))
+            vmwrite(TSC_MULTIPLIER, ctl->tsc_multiplier ? ctl->tsc_multiplier : BIT(48));
+    }
+    if (dirty & CTL_BITMAPS)
+        vmwrite(MSR_BITMAP, virt_to_phys(ctl->msr_bitmap ? ctl->msr_bitmap : msr_bitmap));
+}
+
+// --- on a CPU ---
+
+// Makes the context's VMCS current. The first time here it is cleared (which also initialises a new one) and gets this CPU's
+// host state; translations that this CPU may have from the tag's last stay are dropped.
+static void make_current(struct vcpu_ctx *ctx)
+{
+    struct backend_ctx *hw = ctx->hw;
+    struct vmx_cpu *cpu = vmx_this_cpu();
+    bool moved = hw->cpu != this_cpu()->id;
+
+    if (cpu->loaded == hw)
+        return;
+    if (moved)
+        vmclear(virt_to_phys(hw->vmcs));
+    vmptrld(virt_to_phys(hw->vmcs));
+    cpu->loaded = hw;
+    if (!hw->initialised) {
+        write_constants(hw);
+        hw->initialised = true;
+        ctx->dirty = GROUP_ALL_CTX;
+        ctx->ctl_dirty = CTL_ALL;
+    }
+    if (moved) {
+        write_host_state(hw);
+        hw->cpu = this_cpu()->id;
+        hw->launched = false;
+        ctx->flush |= TLB_FLUSH_GUEST | TLB_FLUSH_STAGE2;
+    }
+}
+
+static void deactivate(struct backend_ctx *hw)
+{
+    if (hw->cpu == NO_CPU)
+        return;
+    vmclear(virt_to_phys(hw->vmcs));
+    hw->cpu = NO_CPU;
+    hw->launched = false;
+    if (vmx_this_cpu()->loaded == hw)
+        vmx_this_cpu()->loaded = NULL;
+}
+
+// XCR0, XSS and TSC_AUX live in the registers: Nestor uses none of them.
+void vmx_write_extended(struct vmx_cpu *cpu, const struct vcpu *vcpu)
+{
+    if (cpu->fpu_components && cpu->xcr0 != vcpu->xcr0)
+        xsetbv(0, vcpu->xcr0);
+    if (cpu->xss != vcpu->xss && vmx_uses(CONTROL_SECONDARY, SECONDARY_XSAVES))
+        msr_write(MSR_XSS, vcpu->xss);
+    if (cpu->tsc_aux != vcpu->tsc_aux && vmx_uses(CONTROL_SECONDARY, SECONDARY_RDTSCP))
+        msr_write(MSR_TSC_AUX, vcpu->tsc_aux);
+    cpu->xcr0 = vcpu->xcr0;
+    cpu->xss = vcpu->xss;
+    cpu->tsc_aux = vcpu->tsc_aux;
+}
+
+void vmx_load(struct vcpu *vcpu)
+{
+    struct vmx_cpu *cpu = vmx_this_cpu();
+
+    if (cpu->has_ibpb && cpu->last != vcpu)
+        msr_write(MSR_PRED_CMD, 1); // IBPB: what one guest trained steers no other
+    cpu->last = vcpu;
+    make_current(vcpu->cur);
+    fpu_load(vcpu->fpu, cpu->fpu_components);
+    cpu->xcr0 = cpu->xss = cpu->tsc_aux = ~0ull;
+    vmx_write_extended(cpu, vcpu);
+    vcpu->shared_valid = vcpu->shared_dirty = GROUP_ALL_SHARED;
+}
+
+void vmx_select(struct vcpu *vcpu, unsigned level)
+{
+    vcpu->level = (u8)level;
+    vcpu->cur = &vcpu->ctx[level];
+    make_current(vcpu->cur);
+}
+
+// The other context's state may still be only in its VMCS.
+static void put_context(struct vcpu *vcpu, unsigned level)
+{
+    struct vcpu_ctx *ctx = &vcpu->ctx[level];
+
+    if (!ctx->hw || ctx->hw->cpu == NO_CPU)
+        return;
+    vmx_select(vcpu, level);
+    vmx_pull(vcpu, GROUP_ALL_CTX & ~ctx->valid);
+    deactivate(ctx->hw);
+}
+
+void vmx_put(struct vcpu *vcpu)
+{
+    unsigned level = vcpu->level;
+
+    vmx_pull(vcpu, GROUP_ALL_SHARED & ~vcpu->shared_valid);
+    fpu_store(vcpu->fpu, vmx_this_cpu()->fpu_components);
+    for (unsigned i = 0; i < ARRAY_SIZE(vcpu->ctx); i++)
+        put_context(vcpu, i);
+    vcpu->level = (u8)level;
+    vcpu->cur = &vcpu->ctx[level];
+}

@@ -1,0 +1,221 @@
+// SPDX-License-Identifier: BSD-2-Clause
+// Copyright (c) 2026 The Nestor authors
+//
+// One entry into a guest and its exit: what is dirty, the event to inject, windows, the preemption timer and the flushes owed are
+// written before; the exit is read after. SDM vol. 3 "VM Entries", "VM Exits".
+//
+// The preemption timer is for immediate exits and for runs with interrupts closed (cpu.c); deadlines come as the real LAPIC's
+// interrupt, which costs nothing on entries.
+
+#include "exit.h"
+#include "vmx.h"
+#include <arch/x86/regs.h>
+#include <nestor/host.h>
+#include <nestor/tlb.h>
+
+_Static_assert(offsetof(struct backend_ctx, host_rsp) == HW_HOST_RSP, "run.h");
+_Static_assert(offsetof(struct backend_ctx, host_spec_ctrl) == HW_HOST_SPEC_CTRL, "run.h");
+_Static_assert(offsetof(struct vcpu, gpr) == 0, "enter.S");
+_Static_assert(offsetof(struct backend_ctx, guest_spec_ctrl) == HW_GUEST_SPEC_CTRL, "run.h");
+_Static_assert(HOST_RSP == VMCS_HOST_RSP, "run.h");
+_Static_assert(RUN_LAUNCHED == 1, "taken from a bool");
+
+// --- before ---
+
+static void flush(struct vcpu_ctx *ctx)
+{
+    const struct backend_ctx *hw = ctx->hw;
+
+    if (ctx->flush & TLB_FLUSH_STAGE2)
+        invept(INVEPT_SINGLE, hw->eptp);
+    if ((ctx->flush & TLB_FLUSH_GUEST) && hw->vpid)
+        invvpid(INVVPID_SINGLE, hw->vpid); // without VPID every entry flushes
+    ctx->flush = 0;
+}
+
+// The CPU clears the field's valid bit on the next exit.
+static void inject(struct vcpu *vcpu, const struct event *event)
+{
+    struct vcpu_ctx *ctx = vcpu->cur;
+    u64 info = event->vector | (u64)event->type << INFO_TYPE_SHIFT | INFO_VALID;
+
+    if (event->has_error) {
+        info |= INFO_ERROR_CODE;
+        vmwrite(ENTRY_EXCEPTION_ERROR_CODE, event->error);
+    }
+    vmwrite(ENTRY_INTERRUPTION_INFO, info);
+    if (vmx_event_is_soft((u32)info))
+        vmwrite(ENTRY_INSTRUCTION_LENGTH, event->insn_len);
+    // An NMI whose delivery an exit interrupted comes again with its blocking already in force; the entry refuses that.
+    if (event->type == EVENT_NMI &&
+        (vcpu_state(vcpu, GROUP_BLOCKING)->interruptibility & BLOCK_NMI)) {
+        ctx->state.interruptibility &= ~(u32)BLOCK_NMI;
+        vmwrite(GUEST_INTERRUPTIBILITY, ctx->state.interruptibility);
+    }
+}
+
+static void write_timer(const struct vcpu *vcpu, struct backend_ctx *hw)
+{
+    u32 value = TIMER_NEVER;
+
+    if (!vmx_caps.timer) {
+        if (vcpu->immediate_exit)
+            apic_send_ipi(this_cpu()->apic_id, HOST_VECTOR_KICK);
+        return;
+    }
+    if (unlikely(vcpu->immediate_exit))
+        value = 0;
+    else if (!(hw->rflags & RFLAGS_IF))
+        value = vmx_caps.timer_masked;
+    vmwrite32_changed(PREEMPTION_TIMER_VALUE, &hw->timer, value);
+}
+
+static u32 prepare(struct vcpu *vcpu, struct vmx_cpu *cpu)
+{
+    struct vcpu_ctx *ctx = vcpu->cur;
+    struct backend_ctx *hw = ctx->hw;
+    u32 primary;
+
+    if (unlikely(ctx->ctl_dirty))
+        vmx_write_controls(ctx);
+    vmx_write_state(ctx);
+    if (unlikely(vcpu->shared_dirty))
+        vmx_write_shared(vcpu);
+    if (unlikely((cpu->xcr0 ^ vcpu->xcr0) | (cpu->xss ^ vcpu->xss) |
+                 (cpu->tsc_aux ^ vcpu->tsc_aux)))
+        vmx_write_extended(cpu, vcpu);
+    if (unlikely(ctx->flush))
+        flush(ctx);
+    vmwrite_changed(HOST_CR3, &hw->host_cr3, this_cpu()->cr3);
+    primary = hw->primary;
+    if (unlikely(ctx->ctl.interrupt_window))
+        primary |= PRIMARY_INTERRUPT_WINDOW;
+    if (unlikely(ctx->ctl.nmi_window))
+        primary |= PRIMARY_NMI_WINDOW;
+    vmwrite32_changed(PRIMARY_CONTROLS, &hw->primary_written, primary);
+    if (ctx->ctl.inject.valid)
+        inject(vcpu, &ctx->ctl.inject);
+    write_timer(vcpu, hw);
+    hw->guest_spec_ctrl = vcpu->spec_ctrl;
+    return cpu->run_flags | hw->launched |
+           (vcpu->spec_ctrl != cpu->host_spec_ctrl ? RUN_SPEC_CTRL : 0);
+}
+
+// --- after ---
+
+// Only the exit's kind says which part of the rest means anything, so only the small fields are cleared.
+static void clear_exit(struct vm_exit *exit)
+{
+    exit->entry_failed = false;
+    exit->insn_len = 0;
+    exit->bytes_count = 0;
+    exit->nmi_unblocked_by_iret = false;
+    exit->vector_valid = false;
+    exit->next_rip = 0;
+    exit->raw_info1 = exit->raw_info2 = 0;
+    exit->event.valid = false;
+    exit->interrupted.valid = false;
+    exit->operand.known = false;
+}
+
+// What belongs to the interruption information: error code, DR6 bits or CR2, length.
+static void read_event(struct vmx_exit_info *info)
+{
+    u32 interruption = vmread32(EXIT_INTERRUPTION_INFO);
+    u32 vector = interruption & INFO_VECTOR;
+
+    info->interruption = interruption;
+    info->interruption_error =
+        interruption & INFO_ERROR_CODE ? vmread32(EXIT_INTERRUPTION_ERROR_CODE) : 0;
+    if (vector == VECTOR_PF || vector == VECTOR_DB)
+        info->qualification = vmread(EXIT_QUALIFICATION);
+    if (vmx_event_is_soft(interruption))
+        info->insn_len = vmread32(EXIT_INSTRUCTION_LENGTH);
+}
+
+static void read_interrupted(struct vm_exit *exit, u32 vectoring)
+{
+    u32 error = vectoring & INFO_ERROR_CODE ? vmread32(IDT_VECTORING_ERROR_CODE) : 0;
+    u32 len = vmx_event_is_soft(vectoring) ? vmread32(EXIT_INSTRUCTION_LENGTH) : 0;
+
+    vmx_event(&exit->interrupted, vectoring, error, len);
+}
+
+// An instruction that exits ends an interrupt shadow, so core always wants to know whether there is one.
+static void read_instruction(struct vcpu_ctx *ctx, struct vm_exit *exit)
+{
+    u64 rip = ctx->state.rip, next;
+
+    exit->insn_len = (u8)vmread(EXIT_INSTRUCTION_LENGTH);
+    next = rip + exit->insn_len;
+    if (likely(!((rip ^ next) >> 32))) // else only the code size tells whether it wraps
+        exit->next_rip = next;
+    ctx->state.interruptibility = vmread32(GUEST_INTERRUPTIBILITY);
+    ctx->state.activity = ACTIVITY_ACTIVE;
+    ctx->valid |= GROUP_BLOCKING;
+}
+
+static void read_exit(struct vcpu_ctx *ctx, struct vm_exit *exit, u32 number)
+{
+    const struct vmx_exit_reason *reason = vmx_exit_reason(number);
+    u32 vectoring = vmread32(IDT_VECTORING_INFO);
+    struct vmx_exit_info info;
+
+    exit->kind = reason->kind;
+    exit->raw_reason = number;
+    info.vectoring = vectoring & INFO_VALID;
+    if (unlikely(info.vectoring))
+        read_interrupted(exit, vectoring);
+    if (reason->needs & NEED_LENGTH)
+        read_instruction(ctx, exit);
+    if (reason->needs & NEED_QUALIFICATION)
+        exit->raw_info1 = info.qualification = vmread(EXIT_QUALIFICATION);
+    if ((reason->needs & NEED_INFO) ||
+        ((reason->needs & NEED_STRING) && (info.qualification & BIT(4))))
+        exit->raw_info2 = info.insn_info = vmread32(EXIT_INSTRUCTION_INFO);
+    if (reason->needs & NEED_STAGE2) {
+        info.gpa = vmread(GUEST_PHYSICAL_ADDRESS);
+        info.gla = vmread(GUEST_LINEAR_ADDRESS);
+    }
+    if (reason->needs & NEED_EVENT)
+        read_event(&info);
+    info.has_string_info = vmx_caps.basic & VMX_BASIC_INS_OUTS_INFO;
+    if (reason->fill)
+        reason->fill(exit, &info);
+}
+
+// VMLAUNCH or VMRESUME failed (a control or host-state field), or the entry did (guest state, MSR loading, machine check).
+static void entry_failed(struct vm_exit *exit, u32 status)
+{
+    u32 number = vmread32(EXIT_REASON);
+
+    exit->kind = EXIT_ENTRY_FAILED;
+    exit->entry_failed = true;
+    exit->raw_reason = status == VMX_RUN_EXIT ? number : 0;
+    exit->raw_info1 = vmread(status == VMX_RUN_EXIT ? EXIT_QUALIFICATION : VM_INSTRUCTION_ERROR);
+    vmwrite(ENTRY_INTERRUPTION_INFO, 0); // not cleared by a failed entry
+}
+
+void vmx_enter(struct vcpu *vcpu, struct vm_exit *exit)
+{
+    struct vcpu_ctx *ctx = vcpu->cur;
+    struct backend_ctx *hw = ctx->hw;
+    u32 flags = prepare(vcpu, vmx_this_cpu());
+    u32 status = vmx_run(vcpu, hw, flags);
+    u32 number = vmread32(EXIT_REASON);
+
+    clear_exit(exit);
+    if (unlikely(status != VMX_RUN_EXIT || (number & EXIT_REASON_ENTRY_FAILURE))) {
+        entry_failed(exit, status);
+        return; // the guest's state is what it was
+    }
+    hw->launched = true;
+    ctx->valid = GROUP_RIP;
+    vcpu->shared_valid = 0;
+    ctx->state.rip = hw->rip = vmread(GUEST_RIP);
+    ctx->state.rsp = hw->rsp = vmread(GUEST_RSP);
+    ctx->state.rflags = hw->rflags = vmread(GUEST_RFLAGS);
+    read_exit(ctx, exit, number);
+    if (unlikely(exit->kind == EXIT_NMI))
+        vmx_unblock_nmi();
+}
