@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // Copyright (c) 2026 The Nestor authors
 //
-// The instruction decoder: prefixes, opcode, ModRM, SIB, displacement, immediate, in that order, with
-// the knowledge in decode_table.c. Intel SDM volume 2 chapter 2; AMD APM volume 3 chapter 1.
+// The instruction decoder: prefixes, opcode, ModRM, SIB, displacement, immediate, in that order,
+// with the knowledge in decode_table.c. Intel SDM volume 2 chapter 2; AMD APM volume 3 chapter 1.
 
 #include "decode_table.h"
 
@@ -60,6 +60,7 @@ static void segment_prefix(struct insn *insn, u8 seg)
 
 static bool legacy_prefix(struct insn *insn, u8 byte)
 {
+    // clang-format off
     switch (byte) {
     case 0x26: case 0x2e: case 0x36: case 0x3e:
         segment_prefix(insn, (byte >> 3) & 3);
@@ -83,6 +84,7 @@ static bool legacy_prefix(struct insn *insn, u8 byte)
     default:
         return false;
     }
+    // clang-format on
 }
 
 // A REX prefix counts only directly before the opcode: a legacy prefix after it cancels it.
@@ -147,7 +149,8 @@ static void operand_size(struct cursor *c)
     insn->opsize = size;
 }
 
-// One of VEX (C4, C5), EVEX (62), XOP (8F): what follows the escape byte decides outside 64-bit code.
+// One of VEX (C4, C5), EVEX (62), XOP (8F): what follows the escape byte decides outside 64-bit
+// code.
 static bool is_extended(struct cursor *c, u8 byte)
 {
     if (byte != 0xc4 && byte != 0xc5 && byte != 0x62 && byte != 0x8f)
@@ -164,8 +167,8 @@ static const struct opcode_entry other_bare = {.op = INSN_OTHER};
 
 static const struct opcode_entry *extended_entry(u8 escape, u8 map, u8 opcode)
 {
-    bool imm = (opcode >= 0x70 && opcode <= 0x73) || opcode == 0xc2 ||
-               (opcode >= 0xc4 && opcode <= 0xc6);
+    bool imm =
+        (opcode >= 0x70 && opcode <= 0x73) || opcode == 0xc2 || (opcode >= 0xc4 && opcode <= 0xc6);
 
     if (escape == 0x8f)
         return map == 8 ? &other_ib : map == 9 ? &other : map == 10 ? &other_id : NULL;
@@ -342,6 +345,7 @@ static void take_immediate(struct cursor *c)
     struct insn *insn = c->insn;
     u8 size = insn->opsize;
 
+    // clang-format off
     switch (IMM_OF(c->flags)) {
     case IMM_IB: insn->imm = take_signed(c, 1); break;
     case IMM_UB: insn->imm = take(c, 1); break;
@@ -362,6 +366,7 @@ static void take_immediate(struct cursor *c)
         break;
     default: break;
     }
+    // clang-format on
 }
 
 static void set_operands(struct cursor *c)
@@ -385,6 +390,7 @@ static void set_operands(struct cursor *c)
 
 static u8 memory_size(const struct insn *insn)
 {
+    // clang-format off
     switch (insn->op) {
     case INSN_OTHER: case INSN_LEA: case INSN_NOP: return 0;
     case INSN_MOV_FROM_SREG: case INSN_MOV_TO_SREG: return 2;
@@ -392,6 +398,7 @@ static u8 memory_size(const struct insn *insn)
     case INSN_CALL_FAR: case INSN_JMP_FAR: return (u8)(insn->opsize + 2);
     default: return insn->src == OPERAND_RM ? insn->src_size : insn->opsize;
     }
+    // clang-format on
 }
 
 // System instructions share opcodes with others; a short list tells them apart.
@@ -432,6 +439,7 @@ static bool valid(const struct cursor *c)
         return false;
     if (c->flags & F_NOMEM)
         return valid_system_register(insn);
+    // clang-format off
     switch (insn->op) {
     case INSN_MOV_FROM_SREG: return (insn->modrm >> 3 & 7) < 6;
     case INSN_MOV_TO_SREG: return (insn->modrm >> 3 & 7) < 6 && (insn->modrm >> 3 & 7) != SEG_CS;
@@ -439,6 +447,7 @@ static bool valid(const struct cursor *c)
     case INSN_SWAPGS: return insn_mode_is_64(insn->mode);
     default: return true;
     }
+    // clang-format on
 }
 
 static void decode_body(struct cursor *c)

@@ -1,13 +1,15 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // Copyright (c) 2026 The Nestor authors
 //
-// The decoder's opcode maps as data, in the order of Intel SDM volume 2 appendix A.2 to A.4 and AMD APM
-// volume 3 appendix A. A hole is an invalid opcode.
+// The decoder's opcode maps as data, in the order of Intel SDM volume 2 appendix A.2 to A.4 and AMD
+// APM volume 3 appendix A. A hole is an invalid opcode.
 
 #include "decode_table.h"
 
+// clang-format off
 #define E(o, d, s, f)      {.op = INSN_##o, .dst = OPERAND_##d, .src = OPERAND_##s, .flags = (f)}
-#define EX(o, d, s, n, f)  {.op = INSN_##o, .dst = OPERAND_##d, .src = OPERAND_##s, .src_size = (n), .flags = (f)}
+#define EX(o, d, s, n, f)                                                                   \
+    {.op = INSN_##o, .dst = OPERAND_##d, .src = OPERAND_##s, .src_size = (n), .flags = (f)}
 #define G(group, f)        {.op = GROUP_##group, .flags = (f) | F_GROUP | M}
 #define OTHER(f)           {.op = INSN_OTHER, .flags = (f)}
 #define BARE(o)            {.op = INSN_##o}
@@ -20,7 +22,6 @@
     [n + 2] = E(o, REG, RM, M | B | (lock)), [n + 3] = E(o, REG, RM, M | (lock)),          \
     [n + 4] = E(o, ACC, IMM, B | IMM(IZ)), [n + 5] = E(o, ACC, IMM, IMM(IZ))
 
-// clang-format off
 const struct opcode_entry opcode_map_1[256] = {
     ALU(0x00, ADD, F_LOCK), ALU(0x08, OR, F_LOCK), ALU(0x10, ADC, F_LOCK), ALU(0x18, SBB, F_LOCK),
     ALU(0x20, AND, F_LOCK), ALU(0x28, SUB, F_LOCK), ALU(0x30, XOR, F_LOCK), ALU(0x38, CMP, 0),
@@ -29,8 +30,10 @@ const struct opcode_entry opcode_map_1[256] = {
     [0x16] = E(PUSH_SREG, NONE, SREG, F_NO64), [0x17] = E(POP_SREG, SREG, NONE, F_NO64),
     [0x1e] = E(PUSH_SREG, NONE, SREG, F_NO64), [0x1f] = E(POP_SREG, SREG, NONE, F_NO64),
     [0x27] = OTHER(F_NO64), [0x2f] = OTHER(F_NO64), [0x37] = OTHER(F_NO64), [0x3f] = OTHER(F_NO64),
-    [0x40 ... 0x47] = E(INC, REG, NONE, R | F_NO64), [0x48 ... 0x4f] = E(DEC, REG, NONE, R | F_NO64),
-    [0x50 ... 0x57] = E(PUSH, NONE, REG, R | F_STACK), [0x58 ... 0x5f] = E(POP, REG, NONE, R | F_STACK),
+    [0x40 ... 0x47] = E(INC, REG, NONE, R | F_NO64),
+    [0x48 ... 0x4f] = E(DEC, REG, NONE, R | F_NO64),
+    [0x50 ... 0x57] = E(PUSH, NONE, REG, R | F_STACK),
+    [0x58 ... 0x5f] = E(POP, REG, NONE, R | F_STACK),
     [0x60] = E(PUSHA, NONE, NONE, F_NO64), [0x61] = E(POPA, NONE, NONE, F_NO64),
     [0x62] = OTHER(M | F_MEM | F_NO64),
     [0x63] = EX(MOVSX, REG, RM, 4, M | F_ONLY64),
@@ -60,7 +63,8 @@ const struct opcode_entry opcode_map_1[256] = {
     [0xaa] = E(STOS, NONE, NONE, B), [0xab] = BARE(STOS),
     [0xac] = E(LODS, NONE, NONE, B), [0xad] = BARE(LODS),
     [0xae] = E(SCAS, NONE, NONE, B), [0xaf] = BARE(SCAS),
-    [0xb0 ... 0xb7] = E(MOV, REG, IMM, R | B | IMM(IV)), [0xb8 ... 0xbf] = E(MOV, REG, IMM, R | IMM(IV)),
+    [0xb0 ... 0xb7] = E(MOV, REG, IMM, R | B | IMM(IV)),
+    [0xb8 ... 0xbf] = E(MOV, REG, IMM, R | IMM(IV)),
     [0xc0] = G(SHIFT_IMM, B | IMM(UB)), [0xc1] = G(SHIFT_IMM, IMM(UB)),
     [0xc2] = E(RET, NONE, IMM, F_BRANCH | IMM(IW)), [0xc3] = E(RET, NONE, NONE, F_BRANCH),
     [0xc4] = OTHER(M | F_MEM | F_NO64), [0xc5] = OTHER(M | F_MEM | F_NO64), // LES, LDS
@@ -74,12 +78,15 @@ const struct opcode_entry opcode_map_1[256] = {
     [0xd4] = OTHER(F_NO64 | IMM(UB)), [0xd5] = OTHER(F_NO64 | IMM(UB)), [0xd6] = OTHER(F_NO64),
     [0xd7] = E(XLAT, NONE, NONE, B),
     [0xd8 ... 0xdf] = OTHER(M),
-    [0xe0] = E(LOOPNE, NONE, IMM, F_BRANCH | IMM(IB)), [0xe1] = E(LOOPE, NONE, IMM, F_BRANCH | IMM(IB)),
-    [0xe2] = E(LOOP, NONE, IMM, F_BRANCH | IMM(IB)), [0xe3] = E(JCXZ, NONE, IMM, F_BRANCH | IMM(IB)),
+    [0xe0] = E(LOOPNE, NONE, IMM, F_BRANCH | IMM(IB)),
+    [0xe1] = E(LOOPE, NONE, IMM, F_BRANCH | IMM(IB)),
+    [0xe2] = E(LOOP, NONE, IMM, F_BRANCH | IMM(IB)),
+    [0xe3] = E(JCXZ, NONE, IMM, F_BRANCH | IMM(IB)),
     [0xe4] = E(IN, ACC, IMM, B | IMM(UB)), [0xe5] = E(IN, ACC, IMM, F_MAX4 | IMM(UB)),
     [0xe6] = E(OUT, NONE, IMM, B | IMM(UB)), [0xe7] = E(OUT, NONE, IMM, F_MAX4 | IMM(UB)),
     [0xe8] = E(CALL, NONE, IMM, F_BRANCH | IMM(IZ)), [0xe9] = E(JMP, NONE, IMM, F_BRANCH | IMM(IZ)),
-    [0xea] = E(JMP_FAR, NONE, IMM, F_NO64 | IMM(FAR)), [0xeb] = E(JMP, NONE, IMM, F_BRANCH | IMM(IB)),
+    [0xea] = E(JMP_FAR, NONE, IMM, F_NO64 | IMM(FAR)),
+    [0xeb] = E(JMP, NONE, IMM, F_BRANCH | IMM(IB)),
     [0xec] = E(IN, ACC, NONE, B), [0xed] = E(IN, ACC, NONE, F_MAX4),
     [0xee] = E(OUT, NONE, NONE, B), [0xef] = E(OUT, NONE, NONE, F_MAX4),
     [0xf1] = BARE(INT1), [0xf4] = BARE(HLT), [0xf5] = BARE(CMC),
@@ -104,7 +111,8 @@ const struct opcode_entry opcode_map_0f[256] = {
     [0x34] = BARE(SYSENTER), [0x35] = BARE(SYSEXIT), [0x37] = E(GETSEC, NONE, NONE, F_NP),
     [0x40 ... 0x4f] = E(CMOVCC, REG, RM, M),
     [0x50 ... 0x6f] = OTHER(M), [0x70 ... 0x73] = OTHER(M | IMM(IB)), [0x74 ... 0x76] = OTHER(M),
-    [0x77] = OTHER(0), [0x78] = OTHER(M | IMM(EXTRQ)), [0x79] = OTHER(M), [0x7c ... 0x7f] = OTHER(M),
+    [0x77] = OTHER(0), [0x78] = OTHER(M | IMM(EXTRQ)), [0x79] = OTHER(M),
+    [0x7c ... 0x7f] = OTHER(M),
     [0x80 ... 0x8f] = E(JCC, NONE, IMM, F_BRANCH | IMM(IZ)),
     [0x90 ... 0x9f] = E(SETCC, RM, NONE, M | B),
     [0xa0] = E(PUSH_SREG, NONE, SREG, F_STACK), [0xa1] = E(POP_SREG, SREG, NONE, F_STACK),
@@ -138,8 +146,10 @@ const struct opcode_entry opcode_movbe[2] = {
 
 const struct opcode_entry opcode_groups[GROUP_COUNT][8] = {
     [GROUP_ALU] = {
-        E(ADD, RM, IMM, F_LOCK), E(OR, RM, IMM, F_LOCK), E(ADC, RM, IMM, F_LOCK), E(SBB, RM, IMM, F_LOCK),
-        E(AND, RM, IMM, F_LOCK), E(SUB, RM, IMM, F_LOCK), E(XOR, RM, IMM, F_LOCK), E(CMP, RM, IMM, 0),
+        E(ADD, RM, IMM, F_LOCK), E(OR, RM, IMM, F_LOCK), E(ADC, RM, IMM, F_LOCK),
+        E(SBB, RM, IMM, F_LOCK),
+        E(AND, RM, IMM, F_LOCK), E(SUB, RM, IMM, F_LOCK), E(XOR, RM, IMM, F_LOCK),
+        E(CMP, RM, IMM, 0),
     },
     [GROUP_SHIFT_IMM] = {SHIFTS(IMM)},
     [GROUP_SHIFT_CL] = {SHIFTS(CL)},
@@ -187,6 +197,7 @@ const struct special_entry opcode_special[] = {
     S(0F, 0x01, ANY, REGISTER, 0xff, 0xdc, STGI), S(0F, 0x01, ANY, REGISTER, 0xff, 0xdd, CLGI),
     S(0F, 0x01, ANY, REGISTER, 0xff, 0xde, SKINIT), S(0F, 0x01, ANY, REGISTER, 0xff, 0xdf, INVLPGA),
     S(0F, 0x01, ANY, REGISTER, 0xff, 0xf8, SWAPGS), S(0F, 0x01, ANY, REGISTER, 0xff, 0xf9, RDTSCP),
+    S(0F, 0x0d, ANY, REGISTER, 0, 0, OTHER), // PREFETCHW of a register is #UD on AMD, NOP on Intel
     S(0F, 0x1e, RP, REGISTER, 0x38, 0x08, OTHER), // RDSSP is no hint once CET is on
     S(0F, 0x1e, RP | O16, REGISTER, 0x38, 0x08, OTHER),
     S(0F, 0x78, 0, ANYWHERE, 0, 0, VMREAD), S(0F, 0x79, 0, ANYWHERE, 0, 0, VMWRITE),
@@ -200,3 +211,4 @@ const struct special_entry opcode_special[] = {
     S(0F38, 0x82, O16, MEMORY, 0, 0, INVPCID),
     {.op = INSN_NONE},
 };
+// clang-format on

@@ -53,10 +53,13 @@ struct opcode_entry {
     u32 flags;
 };
 
+// clang-format off
 enum opcode_group {
-    GROUP_ALU = 1, GROUP_SHIFT_IMM, GROUP_SHIFT_CL, GROUP_POP, GROUP_MOV, GROUP_F6, GROUP_FE, GROUP_FF,
+    GROUP_ALU = 1, GROUP_SHIFT_IMM, GROUP_SHIFT_CL, GROUP_POP, GROUP_MOV, GROUP_F6, GROUP_FE,
+    GROUP_FF,
     GROUP_BT, GROUP_0FC7, GROUP_COUNT
 };
+// clang-format on
 
 #define PREFIX_ANY 0xff
 enum special_where { ANYWHERE, MEMORY, REGISTER };

@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // Copyright (c) 2026 The Nestor authors
 //
-// The emulator's frame: fetch and decode, privilege checks, segmentation, memory and register operands,
-// LOCK, and the commit. Intel SDM volume 3 chapters 3, 5 and 6, volume 1 section 19.5 (I/O permission).
+// The emulator's frame: fetch and decode, privilege checks, segmentation, memory and register
+// operands, LOCK, and the commit. Intel SDM volume 3 chapters 3, 5 and 6, volume 1 section 19.5
+// (I/O permission).
 
 #include "emulate_internal.h"
 #include <nestor/string.h>
@@ -22,7 +23,7 @@ enum emulate_result emulate_raise(struct emulate_ctx *c, u8 vector, bool has_err
     return EMULATE_FAULT;
 }
 
-enum emulate_result ask_intercept(struct emulate_ctx *c, enum emulate_point point)
+enum emulate_result emu_intercept(struct emulate_ctx *c, enum emulate_point point)
 {
     return c->ops->intercept ? c->ops->intercept(c, point) : EMULATE_OK;
 }
@@ -62,8 +63,8 @@ static bool segment_limit_allows(const struct segment *s, u64 offset, unsigned s
     return offset > s->limit && last <= (s->access & SEG_DB ? 0xffffffffull : 0xffff);
 }
 
-static bool segment_allows(struct emulate_ctx *c, const struct segment *s, u64 offset, unsigned size,
-                           unsigned access)
+static bool segment_allows(struct emulate_ctx *c, const struct segment *s, u64 offset,
+                           unsigned size, unsigned access)
 {
     bool protected_mode = c->cr0 & CR0_PE && !in_vm86(c);
 
@@ -72,8 +73,8 @@ static bool segment_allows(struct emulate_ctx *c, const struct segment *s, u64 o
     return segment_limit_allows(s, offset, size);
 }
 
-enum emulate_result emulate_linear(struct emulate_ctx *c, enum segment_index seg, u64 offset, unsigned size,
-                                   unsigned access, gva_t *la)
+enum emulate_result emulate_linear(struct emulate_ctx *c, enum segment_index seg, u64 offset,
+                                   unsigned size, unsigned access, gva_t *la)
 {
     bool long_mode = insn_mode_is_64(c->mode), ok;
     struct segment s = {0};
@@ -102,7 +103,8 @@ static unsigned first_part(gva_t la, unsigned size)
     return MIN(size, left);
 }
 
-enum emulate_result mem_read(struct emulate_ctx *c, gva_t la, void *buf, unsigned size, unsigned access)
+enum emulate_result emu_mem_read(struct emulate_ctx *c, gva_t la, void *buf, unsigned size,
+                                 unsigned access)
 {
     unsigned part = first_part(la, size);
     enum emulate_result r = c->ops->read_mem(c, la, buf, part, access);
@@ -112,7 +114,7 @@ enum emulate_result mem_read(struct emulate_ctx *c, gva_t la, void *buf, unsigne
     return r;
 }
 
-enum emulate_result mem_check(struct emulate_ctx *c, gva_t la, unsigned size)
+enum emulate_result emu_mem_check(struct emulate_ctx *c, gva_t la, unsigned size)
 {
     unsigned part = first_part(la, size);
     enum emulate_result r = c->ops->check_mem(c, la, part, EMULATE_WRITE);
@@ -122,10 +124,10 @@ enum emulate_result mem_check(struct emulate_ctx *c, gva_t la, unsigned size)
     return r;
 }
 
-enum emulate_result mem_write(struct emulate_ctx *c, gva_t la, const void *buf, unsigned size)
+enum emulate_result emu_mem_write(struct emulate_ctx *c, gva_t la, const void *buf, unsigned size)
 {
     unsigned part = first_part(la, size);
-    enum emulate_result r = part < size ? mem_check(c, la, size) : EMULATE_OK;
+    enum emulate_result r = part < size ? emu_mem_check(c, la, size) : EMULATE_OK;
 
     if (r == EMULATE_OK)
         r = c->ops->write_mem(c, la, buf, part, EMULATE_WRITE);
@@ -142,14 +144,14 @@ static bool is_high_byte(const struct emulate_ctx *c, unsigned n, unsigned size)
     return size == 1 && n >= 4 && n < 8 && !c->insn.rex;
 }
 
-u64 reg_get(const struct emulate_ctx *c, unsigned n, unsigned size)
+u64 emu_reg_get(const struct emulate_ctx *c, unsigned n, unsigned size)
 {
     if (is_high_byte(c, n, size))
         return c->gpr[n - 4] >> 8 & 0xff;
     return c->gpr[n & 15] & size_mask(size);
 }
 
-void reg_set(struct emulate_ctx *c, unsigned n, unsigned size, u64 value)
+void emu_reg_set(struct emulate_ctx *c, unsigned n, unsigned size, u64 value)
 {
     u64 mask = size_mask(size);
 
@@ -171,27 +173,31 @@ static u64 selector_get(struct emulate_ctx *c)
     return s.selector;
 }
 
-u64 operand_get(struct emulate_ctx *c, u8 operand, unsigned size)
+u64 emu_operand_get(struct emulate_ctx *c, u8 operand, unsigned size)
 {
+    // clang-format off
     switch (operand) {
-    case OPERAND_RM: return reg_get(c, c->insn.rm, size);
-    case OPERAND_REG: return reg_get(c, c->insn.reg, size);
-    case OPERAND_ACC: return reg_get(c, 0, size);
+    case OPERAND_RM: return emu_reg_get(c, c->insn.rm, size);
+    case OPERAND_REG: return emu_reg_get(c, c->insn.reg, size);
+    case OPERAND_ACC: return emu_reg_get(c, 0, size);
     case OPERAND_IMM: return c->insn.imm;
     case OPERAND_CL: return c->gpr[1] & 0xff;
     case OPERAND_SREG: return selector_get(c);
     default: return 0;
     }
+    // clang-format on
 }
 
-void operand_set(struct emulate_ctx *c, u8 operand, unsigned size, u64 value)
+void emu_operand_set(struct emulate_ctx *c, u8 operand, unsigned size, u64 value)
 {
+    // clang-format off
     switch (operand) {
-    case OPERAND_RM: reg_set(c, c->insn.rm, size, value); break;
-    case OPERAND_REG: reg_set(c, c->insn.reg, size, value); break;
-    case OPERAND_ACC: reg_set(c, 0, size, value); break;
+    case OPERAND_RM: emu_reg_set(c, c->insn.rm, size, value); break;
+    case OPERAND_REG: emu_reg_set(c, c->insn.reg, size, value); break;
+    case OPERAND_ACC: emu_reg_set(c, 0, size, value); break;
     default: break;
     }
+    // clang-format on
 }
 
 static bool is_memory(const struct emulate_ctx *c, u8 operand)
@@ -199,21 +205,21 @@ static bool is_memory(const struct emulate_ctx *c, u8 operand)
     return operand == OPERAND_RM && c->insn.has_mem;
 }
 
-static enum emulate_result operand_load(struct emulate_ctx *c, u8 operand, unsigned size, unsigned access,
-                                        u64 *value)
+static enum emulate_result operand_load(struct emulate_ctx *c, u8 operand, unsigned size,
+                                        unsigned access, u64 *value)
 {
     *value = 0;
     if (is_memory(c, operand))
-        return mem_read(c, c->linear, value, c->insn.mem_size, access);
-    *value = operand_get(c, operand, size);
+        return emu_mem_read(c, c->linear, value, c->insn.mem_size, access);
+    *value = emu_operand_get(c, operand, size);
     return EMULATE_OK;
 }
 
 static enum emulate_result operand_store(struct emulate_ctx *c)
 {
     if (is_memory(c, c->insn.dst))
-        return mem_write(c, c->linear, &c->dst, c->insn.mem_size);
-    operand_set(c, c->insn.dst, c->insn.opsize, c->dst);
+        return emu_mem_write(c, c->linear, &c->dst, c->insn.mem_size);
+    emu_operand_set(c, c->insn.dst, c->insn.opsize, c->dst);
     return EMULATE_OK;
 }
 
@@ -226,11 +232,11 @@ static u64 bit_displacement(const struct emulate_ctx *c)
 
     if (insn->op < INSN_BT || insn->op > INSN_BTC || insn->src != OPERAND_REG)
         return 0;
-    bit = (s64)sign_extend(reg_get(c, insn->reg, size), size);
+    bit = (s64)sign_extend(emu_reg_get(c, insn->reg, size), size);
     return (u64)(bit >> shift) * size;
 }
 
-enum emulate_result operand_address(struct emulate_ctx *c, unsigned access)
+enum emulate_result emu_operand_address(struct emulate_ctx *c, unsigned access)
 {
     const struct insn *insn = &c->insn;
     u64 offset = insn_offset(insn, c->gpr, c->next_rip);
@@ -272,12 +278,16 @@ enum emulate_result emulate_decode(struct emulate_ctx *c)
     c->next_rip = c->regs->rip;
     c->next_rflags = c->regs->rflags;
     for (;;) {
+        // clang-format off
         switch (insn_decode(&c->insn, c->bytes, c->bytes_count, c->mode)) {
-        case INSN_OK: c->next_rip = linear_wrap(c, c->regs->rip + c->insn.length); return EMULATE_OK;
+        case INSN_OK:
+            c->next_rip = linear_wrap(c, c->regs->rip + c->insn.length);
+            return EMULATE_OK;
         case INSN_INVALID: return emulate_raise(c, VECTOR_UD, false, 0);
         case INSN_TOO_LONG: return raise_gp0(c);
         default: break;
         }
+        // clang-format on
         r = fetch_more(c);
         if (r != EMULATE_OK)
             return r;
@@ -295,15 +305,16 @@ static enum emulate_result io_bitmap_allows(struct emulate_ctx *c, u16 port, uns
     u32 offset;
 
     c->ops->get_seg(c, SEG_TR, &tr);
-    if (tr.access & SEG_UNUSABLE || (tr.access & BITS(3, 0) & ~2ull) != 9 || tr.limit < TSS_IO_MAP + 1)
+    if (tr.access & SEG_UNUSABLE || (tr.access & BITS(3, 0) & ~2ull) != 9 ||
+        tr.limit < TSS_IO_MAP + 1)
         return raise_gp0(c);
-    r = mem_read(c, tr.base + TSS_IO_MAP, &base, 2, EMULATE_READ | EMULATE_SUPERVISOR);
+    r = emu_mem_read(c, tr.base + TSS_IO_MAP, &base, 2, EMULATE_READ | EMULATE_SUPERVISOR);
     if (r != EMULATE_OK)
         return r;
     offset = base + port / 8u;
     if (offset + 1 > tr.limit)
         return raise_gp0(c);
-    r = mem_read(c, tr.base + offset, &bits, 2, EMULATE_READ | EMULATE_SUPERVISOR);
+    r = emu_mem_read(c, tr.base + offset, &bits, 2, EMULATE_READ | EMULATE_SUPERVISOR);
     if (r != EMULATE_OK)
         return r;
     return bits >> (port & 7) & ((1u << size) - 1) ? raise_gp0(c) : EMULATE_OK;
@@ -334,7 +345,7 @@ static enum emulate_result check_privilege(struct emulate_ctx *c, u8 flags)
 
 // --- execution ---
 
-void commit_gprs(struct emulate_ctx *c)
+void emu_commit(struct emulate_ctx *c)
 {
     memcpy(c->regs->gpr, c->gpr, sizeof(c->gpr));
 }
@@ -345,12 +356,12 @@ static enum emulate_result load_operands(struct emulate_ctx *c, u8 flags, unsign
     enum emulate_result r = EMULATE_OK;
 
     if (insn->has_mem && insn->mem_size)
-        r = operand_address(c, access);
+        r = emu_operand_address(c, access);
     if (r == EMULATE_OK && flags & OP_LOAD_SRC)
         r = operand_load(c, insn->src, insn->src_size, access, &c->src);
     if (r == EMULATE_OK && flags & OP_LOAD_DST)
         r = operand_load(c, insn->dst, insn->opsize, access, &c->dst);
-    return r == EMULATE_OK ? ask_intercept(c, EMULATE_ACCESSED) : r;
+    return r == EMULATE_OK ? emu_intercept(c, EMULATE_ACCESSED) : r;
 }
 
 static unsigned operand_access(const struct emulate_ctx *c, u8 flags)
@@ -372,14 +383,14 @@ static enum emulate_result run_plain(struct emulate_ctx *c, const struct emulate
 }
 
 // Between repetitions RF keeps a code breakpoint on this instruction from firing again.
-enum emulate_result repeat(struct emulate_ctx *c)
+enum emulate_result emu_repeat(struct emulate_ctx *c)
 {
     c->next_rip = c->regs->rip;
     c->next_rflags |= RFLAGS_RF;
     return EMULATE_REPEAT;
 }
 
-void start_over(struct emulate_ctx *c)
+void emu_start_over(struct emulate_ctx *c)
 {
     memcpy(c->gpr, c->regs->gpr, sizeof(c->gpr));
     c->next_rflags = c->regs->rflags & ~RFLAGS_RF;
@@ -397,7 +408,7 @@ static enum emulate_result run_locked(struct emulate_ctx *c, const struct emulat
     r = load_operands(c, op->flags, EMULATE_READ_MODIFY);
     old = c->dst;
     for (unsigned tries = 0; r == EMULATE_OK && tries < LOCK_TRIES; tries++) {
-        start_over(c);
+        emu_start_over(c);
         c->dst = old;
         r = operand_load(c, c->insn.src, c->insn.src_size, EMULATE_READ, &c->src);
         if (r == EMULATE_OK)
@@ -409,8 +420,8 @@ static enum emulate_result run_locked(struct emulate_ctx *c, const struct emulat
     }
     if (r != EMULATE_OK)
         return r;
-    start_over(c);
-    return repeat(c);
+    emu_start_over(c);
+    return emu_repeat(c);
 }
 
 static bool is_locked(const struct emulate_ctx *c, const struct emulate_op *op)
@@ -423,12 +434,12 @@ static bool is_locked(const struct emulate_ctx *c, const struct emulate_op *op)
 static enum emulate_result run(struct emulate_ctx *c)
 {
     const struct emulate_op *op = &emulate_op_table[c->insn.op];
-    enum emulate_result r = ask_intercept(c, EMULATE_DECODED);
+    enum emulate_result r = emu_intercept(c, EMULATE_DECODED);
 
     if (r == EMULATE_OK)
         r = check_privilege(c, op->flags);
     if (r == EMULATE_OK)
-        r = ask_intercept(c, EMULATE_PRIVILEGED);
+        r = emu_intercept(c, EMULATE_PRIVILEGED);
     if (r != EMULATE_OK)
         return r;
     if (!op->run)
@@ -446,9 +457,9 @@ enum emulate_result emulate_insn(struct emulate_ctx *c)
         return r;
     c->shadow = 0;
     c->dst = c->src = 0;
-    start_over(c);
+    emu_start_over(c);
     r = run(c);
     if (r == EMULATE_OK || r == EMULATE_REPEAT || r == EMULATE_HALT)
-        commit_gprs(c);
+        emu_commit(c);
     return r;
 }

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // Copyright (c) 2026 The Nestor authors
 //
-// The emulator's arithmetic and its flags (Intel SDM volume 1 section 3.4.3.1 and appendix A). Where the
-// manual leaves a flag undefined the value here is arbitrary.
+// The emulator's arithmetic and its flags (Intel SDM volume 1 section 3.4.3.1 and appendix A).
+// Where the manual leaves a flag undefined the value here is arbitrary.
 
 #include "emulate_internal.h"
 
@@ -62,6 +62,7 @@ u64 alu_binary(u8 op, u64 a, u64 b, unsigned size, u64 *flags)
 {
     u64 carry = *flags & RFLAGS_CF;
 
+    // clang-format off
     switch (op) {
     case INSN_ADD: return add(a, b, 0, size, flags);
     case INSN_ADC: return add(a, b, carry, size, flags);
@@ -72,6 +73,7 @@ u64 alu_binary(u8 op, u64 a, u64 b, unsigned size, u64 *flags)
     case INSN_XOR: return logic(a ^ b, size, flags);
     default: return logic(a & b, size, flags);
     }
+    // clang-format on
 }
 
 u64 alu_step(u8 op, u64 a, unsigned size, u64 *flags)
@@ -144,6 +146,7 @@ u64 alu_shift(u8 op, u64 a, unsigned count, unsigned size, u64 *flags)
     count &= size == 8 ? 63 : 31;
     if (!count)
         return a & size_mask(size);
+    // clang-format off
     switch (op) {
     case INSN_ROL:
     case INSN_ROR: return rotate(op == INSN_ROL, a, count, size, flags);
@@ -153,6 +156,7 @@ u64 alu_shift(u8 op, u64 a, unsigned count, unsigned size, u64 *flags)
     case INSN_SAR: return shift_right(a, count, size, flags, op == INSN_SAR);
     default: return shift_left(a, count, size, flags);
     }
+    // clang-format on
 }
 
 // With 16-bit operands and a count above 16 the manual leaves everything undefined.
@@ -253,6 +257,7 @@ bool alu_condition(u8 code, u64 flags)
     bool less = !(flags & RFLAGS_SF) != !(flags & RFLAGS_OF);
     bool value = false;
 
+    // clang-format off
     switch (code >> 1 & 7) {
     case 0: value = flags & RFLAGS_OF; break;
     case 1: value = flags & RFLAGS_CF; break;
@@ -263,5 +268,6 @@ bool alu_condition(u8 code, u64 flags)
     case 6: value = less; break;
     case 7: value = less || flags & RFLAGS_ZF; break;
     }
+    // clang-format on
     return value != (code & 1);
 }

@@ -17,7 +17,7 @@ enum op_flags {
     OP_STORE_DST = BIT(2),
     OP_OWN_ACCESS = BIT(3), // addresses, accesses and the EMULATE_ACCESSED point are its own
     OP_PORT = BIT(4),       // I/O permission is checked
-    OP_VM86 = BIT(5), // PUSHF, POPF: IOPL counts in VM86
+    OP_VM86 = BIT(5),       // PUSHF, POPF: IOPL counts in VM86
     OP_CPL0 = BIT(6),
     OP_CET = BIT(7), // a shadow stack or branch tracking would see it: unhandled with CR4.CET
 };
@@ -64,19 +64,20 @@ static inline bool flags_virtual(const struct emulate_ctx *c)
 
 // --- emulate.c ---
 // Registers by number and operand size: AH..BH without REX, 32-bit writes clear the upper half.
-u64 reg_get(const struct emulate_ctx *c, unsigned n, unsigned size);
-void reg_set(struct emulate_ctx *c, unsigned n, unsigned size, u64 value);
-u64 operand_get(struct emulate_ctx *c, u8 operand, unsigned size); // registers and immediates
-void operand_set(struct emulate_ctx *c, u8 operand, unsigned size, u64 value);
-void commit_gprs(struct emulate_ctx *c);
-void start_over(struct emulate_ctx *c); // the registers and flags before the instruction
-enum emulate_result repeat(struct emulate_ctx *c);
+u64 emu_reg_get(const struct emulate_ctx *c, unsigned n, unsigned size);
+void emu_reg_set(struct emulate_ctx *c, unsigned n, unsigned size, u64 value);
+u64 emu_operand_get(struct emulate_ctx *c, u8 operand, unsigned size); // registers and immediates
+void emu_operand_set(struct emulate_ctx *c, u8 operand, unsigned size, u64 value);
+void emu_commit(struct emulate_ctx *c);
+void emu_start_over(struct emulate_ctx *c); // the registers and flags before the instruction
+enum emulate_result emu_repeat(struct emulate_ctx *c);
 // Linear accesses of any alignment, split at pages; a crossing write is checked before it begins.
-enum emulate_result mem_read(struct emulate_ctx *c, gva_t la, void *buf, unsigned size, unsigned access);
-enum emulate_result mem_write(struct emulate_ctx *c, gva_t la, const void *buf, unsigned size);
-enum emulate_result mem_check(struct emulate_ctx *c, gva_t la, unsigned size);
-enum emulate_result operand_address(struct emulate_ctx *c, unsigned access); // sets c->linear
-enum emulate_result ask_intercept(struct emulate_ctx *c, enum emulate_point point);
+enum emulate_result emu_mem_read(struct emulate_ctx *c, gva_t la, void *buf, unsigned size,
+                                 unsigned access);
+enum emulate_result emu_mem_write(struct emulate_ctx *c, gva_t la, const void *buf, unsigned size);
+enum emulate_result emu_mem_check(struct emulate_ctx *c, gva_t la, unsigned size);
+enum emulate_result emu_operand_address(struct emulate_ctx *c, unsigned access); // sets c->linear
+enum emulate_result emu_intercept(struct emulate_ctx *c, enum emulate_point point);
 
 // --- emulate_alu.c: a and b may have garbage above size; the result does not ---
 u64 alu_binary(u8 op, u64 a, u64 b, unsigned size, u64 *flags); // INSN_ADD..INSN_CMP, TEST as AND

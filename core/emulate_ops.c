@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // Copyright (c) 2026 The Nestor authors
 //
-// The emulated instructions (Intel SDM volume 2, each under its own name), and the table that the frame
-// in emulate.c runs them by. A function sees its operands in c->dst and c->src and leaves its result in
-// c->dst; registers it changes beside that go to c->gpr, which counts only if all of it succeeds.
+// The emulated instructions (Intel SDM volume 2, each under its own name), and the table that the
+// frame in emulate.c runs them by. A function sees its operands in c->dst and c->src and leaves its
+// result in c->dst; registers it changes beside that go to c->gpr, which counts only if all of it
+// succeeds.
 
 #include "emulate_internal.h"
 
@@ -66,7 +67,7 @@ static enum emulate_result run_xchg(struct emulate_ctx *c)
     u64 old = c->dst;
 
     c->dst = c->src;
-    operand_set(c, c->insn.src, c->insn.opsize, old);
+    emu_operand_set(c, c->insn.src, c->insn.opsize, old);
     return EMULATE_OK;
 }
 
@@ -75,31 +76,35 @@ static enum emulate_result run_xadd(struct emulate_ctx *c)
     u64 old = c->dst;
 
     c->dst = alu_binary(INSN_ADD, old, c->src, c->insn.opsize, &c->next_rflags);
-    operand_set(c, c->insn.src, c->insn.opsize, old);
+    emu_operand_set(c, c->insn.src, c->insn.opsize, old);
     return EMULATE_OK;
 }
 
-// Memory is written in both cases, as the CPU does.
+// Memory is written in both cases, as the CPU does. A 32-bit register that differs keeps its upper
+// half on AMD (seen on an EPYC), while Intel's pseudo-code writes it back, so that is left alone.
 static enum emulate_result run_cmpxchg(struct emulate_ctx *c)
 {
     unsigned size = c->insn.opsize;
-    u64 acc = reg_get(c, 0, size);
+    u64 acc = emu_reg_get(c, 0, size);
 
     alu_binary(INSN_CMP, acc, c->dst, size, &c->next_rflags);
     if (c->next_rflags & RFLAGS_ZF)
         c->dst = c->src;
+    else if (c->insn.has_mem || size != 4 || !insn_mode_is_64(c->mode))
+        emu_reg_set(c, 0, size, c->dst);
     else
-        reg_set(c, 0, size, c->dst);
+        return EMULATE_UNHANDLED;
     return EMULATE_OK;
 }
 
-static enum emulate_result store_pair(struct emulate_ctx *c, void *old, const void *value, unsigned size)
+static enum emulate_result store_pair(struct emulate_ctx *c, void *old, const void *value,
+                                      unsigned size)
 {
     bool swapped = false;
     enum emulate_result r;
 
     if (!(c->insn.prefixes & INSN_LOCK))
-        return mem_write(c, c->linear, value, size);
+        return emu_mem_write(c, c->linear, value, size);
     if (!c->ops->cmpxchg_mem)
         return EMULATE_UNHANDLED;
     r = c->ops->cmpxchg_mem(c, c->linear, old, value, size, &swapped);
@@ -126,30 +131,31 @@ static enum emulate_result run_cmpxchg8b(struct emulate_ctx *c)
 {
     unsigned size = c->insn.mem_size, half = size / 2;
     u8 old[16] = {0}, value[16] = {0};
-    enum emulate_result r = operand_address(c, EMULATE_READ_MODIFY);
+    enum emulate_result r = emu_operand_address(c, EMULATE_READ_MODIFY);
     bool equal;
 
     if (r == EMULATE_OK && size == 16 && c->linear & 15)
         r = raise_gp0(c);
     if (r == EMULATE_OK)
-        r = mem_read(c, c->linear, old, size, EMULATE_READ_MODIFY);
+        r = emu_mem_read(c, c->linear, old, size, EMULATE_READ_MODIFY);
     if (r == EMULATE_OK)
-        r = ask_intercept(c, EMULATE_ACCESSED);
+        r = emu_intercept(c, EMULATE_ACCESSED);
     if (r != EMULATE_OK)
         return r;
-    equal = pair_half(old, half) == reg_get(c, 0, half) && pair_half(old + half, half) == reg_get(c, 2, half);
+    equal = pair_half(old, half) == emu_reg_get(c, 0, half) &&
+            pair_half(old + half, half) == emu_reg_get(c, 2, half);
     pair_put(value, half, equal ? c->gpr[3] : pair_half(old, half));
     pair_put(value + half, half, equal ? c->gpr[1] : pair_half(old + half, half));
     if (!equal) {
-        reg_set(c, 0, half, pair_half(old, half));
-        reg_set(c, 2, half, pair_half(old + half, half));
+        emu_reg_set(c, 0, half, pair_half(old, half));
+        emu_reg_set(c, 2, half, pair_half(old + half, half));
     }
     c->next_rflags = (c->next_rflags & ~RFLAGS_ZF) | (equal ? RFLAGS_ZF : 0);
     r = store_pair(c, old, value, size);
     if (r != EMULATE_REPEAT)
         return r;
-    start_over(c);
-    return repeat(c);
+    emu_start_over(c);
+    return emu_repeat(c);
 }
 
 static enum emulate_result load_segment(struct emulate_ctx *c, enum segment_index seg, u64 selector)
@@ -172,9 +178,9 @@ static enum emulate_result run_xlat(struct emulate_ctx *c)
     enum emulate_result r = emulate_linear(c, c->insn.seg, offset, 1, EMULATE_READ, &c->linear);
 
     if (r == EMULATE_OK)
-        r = mem_read(c, c->linear, &value, 1, EMULATE_READ);
+        r = emu_mem_read(c, c->linear, &value, 1, EMULATE_READ);
     if (r == EMULATE_OK)
-        reg_set(c, 0, 1, value);
+        emu_reg_set(c, 0, 1, value);
     return r;
 }
 
@@ -182,7 +188,7 @@ static enum emulate_result run_cbw(struct emulate_ctx *c)
 {
     unsigned size = c->insn.opsize;
 
-    reg_set(c, 0, size, sign_extend(c->gpr[0], size / 2));
+    emu_reg_set(c, 0, size, sign_extend(c->gpr[0], size / 2));
     return EMULATE_OK;
 }
 
@@ -190,7 +196,7 @@ static enum emulate_result run_cwd(struct emulate_ctx *c)
 {
     unsigned size = c->insn.opsize;
 
-    reg_set(c, 2, size, sign_extend(c->gpr[0], size) >> 63 ? ~0ull : 0);
+    emu_reg_set(c, 2, size, sign_extend(c->gpr[0], size) >> 63 ? ~0ull : 0);
     return EMULATE_OK;
 }
 
@@ -222,7 +228,8 @@ static enum emulate_result run_neg(struct emulate_ctx *c)
 
 static enum emulate_result run_shift(struct emulate_ctx *c)
 {
-    c->dst = alu_shift(c->insn.op, c->dst, (unsigned)c->src & 0xff, c->insn.opsize, &c->next_rflags);
+    c->dst =
+        alu_shift(c->insn.op, c->dst, (unsigned)c->src & 0xff, c->insn.opsize, &c->next_rflags);
     return EMULATE_OK;
 }
 
@@ -271,11 +278,11 @@ static void wide_set(struct emulate_ctx *c, u64 low, u64 high)
     unsigned size = c->insn.opsize;
 
     if (size == 1) {
-        reg_set(c, 0, 2, low | high << 8);
+        emu_reg_set(c, 0, 2, low | high << 8);
         return;
     }
-    reg_set(c, 0, size, low);
-    reg_set(c, 2, size, high);
+    emu_reg_set(c, 0, size, low);
+    emu_reg_set(c, 2, size, high);
 }
 
 static enum emulate_result run_mul(struct emulate_ctx *c)
@@ -313,7 +320,7 @@ static unsigned stack_width(struct emulate_ctx *c)
 
 static void stack_move(struct emulate_ctx *c, u64 bytes)
 {
-    reg_set(c, GPR_RSP, stack_width(c), c->gpr[GPR_RSP] + bytes);
+    emu_reg_set(c, GPR_RSP, stack_width(c), c->gpr[GPR_RSP] + bytes);
 }
 
 static enum emulate_result stack_address(struct emulate_ctx *c, unsigned access, gva_t *la)
@@ -330,7 +337,7 @@ static enum emulate_result push(struct emulate_ctx *c, u64 value)
 
     stack_move(c, 0ull - c->insn.opsize);
     r = stack_address(c, EMULATE_WRITE, &la);
-    return r == EMULATE_OK ? mem_write(c, la, &value, c->insn.opsize) : r;
+    return r == EMULATE_OK ? emu_mem_write(c, la, &value, c->insn.opsize) : r;
 }
 
 static enum emulate_result pop(struct emulate_ctx *c, u64 *value)
@@ -341,7 +348,7 @@ static enum emulate_result pop(struct emulate_ctx *c, u64 *value)
     *value = 0;
     r = stack_address(c, EMULATE_READ, &la);
     if (r == EMULATE_OK)
-        r = mem_read(c, la, value, c->insn.opsize, EMULATE_READ);
+        r = emu_mem_read(c, la, value, c->insn.opsize, EMULATE_READ);
     if (r == EMULATE_OK)
         stack_move(c, c->insn.opsize);
     return r;
@@ -361,10 +368,10 @@ static enum emulate_result run_pop(struct emulate_ctx *c)
     if (r != EMULATE_OK)
         return r;
     if (c->insn.dst == OPERAND_RM && c->insn.has_mem) {
-        r = operand_address(c, EMULATE_WRITE);
-        return r == EMULATE_OK ? mem_write(c, c->linear, &value, c->insn.opsize) : r;
+        r = emu_operand_address(c, EMULATE_WRITE);
+        return r == EMULATE_OK ? emu_mem_write(c, c->linear, &value, c->insn.opsize) : r;
     }
-    operand_set(c, c->insn.dst, c->insn.opsize, value);
+    emu_operand_set(c, c->insn.dst, c->insn.opsize, value);
     return EMULATE_OK;
 }
 
@@ -373,7 +380,8 @@ static enum emulate_result run_pop_sreg(struct emulate_ctx *c)
     u64 value;
     enum emulate_result r = pop(c, &value);
 
-    return r == EMULATE_OK ? load_segment(c, (enum segment_index)(c->insn.opcode >> 3 & 7), value) : r;
+    return r == EMULATE_OK ? load_segment(c, (enum segment_index)(c->insn.opcode >> 3 & 7), value)
+                           : r;
 }
 
 static enum emulate_result run_pusha(struct emulate_ctx *c)
@@ -386,7 +394,7 @@ static enum emulate_result run_pusha(struct emulate_ctx *c)
         stack_move(c, 0ull - c->insn.opsize);
         r = stack_address(c, EMULATE_WRITE, &la);
         if (r == EMULATE_OK)
-            r = mem_check(c, la, c->insn.opsize);
+            r = emu_mem_check(c, la, c->insn.opsize);
         if (r != EMULATE_OK)
             return r;
     }
@@ -408,7 +416,7 @@ static enum emulate_result run_popa(struct emulate_ctx *c)
         if (r != EMULATE_OK)
             return r;
         if (i != GPR_RSP)
-            reg_set(c, i, c->insn.opsize, value);
+            emu_reg_set(c, i, c->insn.opsize, value);
     }
     return EMULATE_OK;
 }
@@ -418,10 +426,10 @@ static enum emulate_result run_leave(struct emulate_ctx *c)
     u64 value;
     enum emulate_result r;
 
-    reg_set(c, GPR_RSP, stack_width(c), c->gpr[GPR_RBP]);
+    emu_reg_set(c, GPR_RSP, stack_width(c), c->gpr[GPR_RBP]);
     r = pop(c, &value);
     if (r == EMULATE_OK)
-        reg_set(c, GPR_RBP, c->insn.opsize, value);
+        emu_reg_set(c, GPR_RBP, c->insn.opsize, value);
     return r;
 }
 
@@ -532,7 +540,11 @@ static enum emulate_result run_loop(struct emulate_ctx *c)
 
     if (c->insn.op == INSN_JCXZ)
         return count == 0 ? run_jmp(c) : EMULATE_OK;
-    reg_set(c, 1, size, count);
+    // REP prefixes mean nothing here on Intel, but do change the condition on AMD (seen on an
+    // EPYC).
+    if (c->insn.op != INSN_LOOP && c->insn.prefixes & (INSN_REP | INSN_REPNE))
+        return EMULATE_UNHANDLED;
+    emu_reg_set(c, 1, size, count);
     if (c->insn.op == INSN_LOOPE)
         taken = taken && zero;
     else if (c->insn.op == INSN_LOOPNE)
@@ -546,10 +558,11 @@ static void string_advance(struct emulate_ctx *c, unsigned n)
 {
     u64 step = c->next_rflags & RFLAGS_DF ? 0ull - c->insn.opsize : c->insn.opsize;
 
-    reg_set(c, n, c->insn.addr_size, c->gpr[n] + step);
+    emu_reg_set(c, n, c->insn.addr_size, c->gpr[n] + step);
 }
 
-static enum emulate_result string_address(struct emulate_ctx *c, unsigned n, unsigned access, gva_t *la)
+static enum emulate_result string_address(struct emulate_ctx *c, unsigned n, unsigned access,
+                                          gva_t *la)
 {
     enum segment_index seg = n == GPR_RDI ? SEG_ES : c->insn.seg;
     u64 offset = c->gpr[n] & size_mask(c->insn.addr_size);
@@ -563,7 +576,7 @@ static enum emulate_result string_load(struct emulate_ctx *c, unsigned n, u64 *v
 
     *value = 0;
     if (r == EMULATE_OK)
-        r = mem_read(c, c->linear, value, c->insn.opsize, EMULATE_READ);
+        r = emu_mem_read(c, c->linear, value, c->insn.opsize, EMULATE_READ);
     if (r == EMULATE_OK)
         string_advance(c, n);
     return r;
@@ -574,7 +587,7 @@ static enum emulate_result string_store(struct emulate_ctx *c, u64 value)
     enum emulate_result r = string_address(c, GPR_RDI, EMULATE_WRITE, &c->linear);
 
     if (r == EMULATE_OK)
-        r = mem_write(c, c->linear, &value, c->insn.opsize);
+        r = emu_mem_write(c, c->linear, &value, c->insn.opsize);
     if (r == EMULATE_OK)
         string_advance(c, GPR_RDI);
     return r;
@@ -587,9 +600,9 @@ static enum emulate_result string_in(struct emulate_ctx *c)
     u32 value = 0;
 
     if (r == EMULATE_OK)
-        r = mem_check(c, c->linear, c->insn.opsize);
+        r = emu_mem_check(c, c->linear, c->insn.opsize);
     if (r == EMULATE_OK)
-        r = ask_intercept(c, EMULATE_ACCESSED);
+        r = emu_intercept(c, EMULATE_ACCESSED);
     if (r == EMULATE_OK)
         r = c->ops->io_in(c, c->port, c->insn.opsize, &value);
     return r == EMULATE_OK ? string_store(c, value) : r;
@@ -601,7 +614,7 @@ static enum emulate_result string_out(struct emulate_ctx *c)
     enum emulate_result r = string_load(c, GPR_RSI, &value);
 
     if (r == EMULATE_OK)
-        r = ask_intercept(c, EMULATE_ACCESSED);
+        r = emu_intercept(c, EMULATE_ACCESSED);
     return r == EMULATE_OK ? c->ops->io_out(c, c->port, c->insn.opsize, (u32)value) : r;
 }
 
@@ -625,18 +638,22 @@ static enum emulate_result string_once(struct emulate_ctx *c)
     u64 value;
 
     switch (c->insn.op) {
-    case INSN_INS: return string_in(c);
-    case INSN_OUTS: return string_out(c);
-    case INSN_STOS: return string_store(c, c->gpr[0]);
+    case INSN_INS:
+        return string_in(c);
+    case INSN_OUTS:
+        return string_out(c);
+    case INSN_STOS:
+        return string_store(c, c->gpr[0]);
     case INSN_MOVS:
         r = string_load(c, GPR_RSI, &value);
         return r == EMULATE_OK ? string_store(c, value) : r;
     case INSN_LODS:
         r = string_load(c, GPR_RSI, &value);
         if (r == EMULATE_OK)
-            reg_set(c, 0, c->insn.opsize, value);
+            emu_reg_set(c, 0, c->insn.opsize, value);
         return r;
-    default: return string_compare(c);
+    default:
+        return string_compare(c);
     }
 }
 
@@ -652,7 +669,8 @@ static bool repeat_ends(const struct emulate_ctx *c, u64 left)
     return zero == !!(c->insn.prefixes & INSN_REPNE);
 }
 
-// Each completed repetition is committed at once; a fault in a later one leaves the flags as they were.
+// Each completed repetition is committed at once; a fault in a later one leaves the flags as they
+// were.
 static enum emulate_result run_string(struct emulate_ctx *c)
 {
     unsigned size = c->insn.addr_size;
@@ -667,12 +685,12 @@ static enum emulate_result run_string(struct emulate_ctx *c)
 
         if (r != EMULATE_OK)
             return r;
-        reg_set(c, 1, size, c->gpr[1] - 1);
-        commit_gprs(c);
+        emu_reg_set(c, 1, size, c->gpr[1] - 1);
+        emu_commit(c);
         if (repeat_ends(c, c->gpr[1] & size_mask(size)))
             return EMULATE_OK;
     }
-    return repeat(c);
+    return emu_repeat(c);
 }
 
 static enum emulate_result run_in(struct emulate_ctx *c)
@@ -686,7 +704,7 @@ static enum emulate_result run_in(struct emulate_ctx *c)
 
 static enum emulate_result run_out(struct emulate_ctx *c)
 {
-    return c->ops->io_out(c, c->port, c->insn.opsize, (u32)reg_get(c, 0, c->insn.opsize));
+    return c->ops->io_out(c, c->port, c->insn.opsize, (u32)emu_reg_get(c, 0, c->insn.opsize));
 }
 
 // --- flags and the rest ---
@@ -706,11 +724,21 @@ static enum emulate_result run_sahf(struct emulate_ctx *c)
 static enum emulate_result run_flag(struct emulate_ctx *c)
 {
     switch (c->insn.op) {
-    case INSN_CMC: c->next_rflags ^= RFLAGS_CF; break;
-    case INSN_CLC: c->next_rflags &= ~RFLAGS_CF; break;
-    case INSN_STC: c->next_rflags |= RFLAGS_CF; break;
-    case INSN_CLD: c->next_rflags &= ~RFLAGS_DF; break;
-    default: c->next_rflags |= RFLAGS_DF; break;
+    case INSN_CMC:
+        c->next_rflags ^= RFLAGS_CF;
+        break;
+    case INSN_CLC:
+        c->next_rflags &= ~RFLAGS_CF;
+        break;
+    case INSN_STC:
+        c->next_rflags |= RFLAGS_CF;
+        break;
+    case INSN_CLD:
+        c->next_rflags &= ~RFLAGS_DF;
+        break;
+    default:
+        c->next_rflags |= RFLAGS_DF;
+        break;
     }
     return EMULATE_OK;
 }
@@ -750,32 +778,33 @@ static enum emulate_result run_ud(struct emulate_ctx *c)
     return emulate_raise(c, VECTOR_UD, false, 0);
 }
 
-#define D  OP_LOAD_DST
-#define S  OP_LOAD_SRC
-#define W  OP_STORE_DST
-#define X  OP_OWN_ACCESS
+#define D OP_LOAD_DST
+#define S OP_LOAD_SRC
+#define W OP_STORE_DST
+#define X OP_OWN_ACCESS
 
+// clang-format off
 const struct emulate_op emulate_op_table[INSN_OP_COUNT] = {
-    [INSN_ADD... INSN_XOR] = {run_binary, D | S | W},
+    [INSN_ADD ... INSN_XOR] = {run_binary, D | S | W},
     [INSN_CMP] = {run_binary, D | S},
     [INSN_TEST] = {run_binary, D | S},
-    [INSN_ROL... INSN_SAR] = {run_shift, D | S | W},
+    [INSN_ROL ... INSN_SAR] = {run_shift, D | S | W},
     [INSN_BT] = {run_bit, D | S},
-    [INSN_BTS... INSN_BTC] = {run_bit, D | S | W},
+    [INSN_BTS ... INSN_BTC] = {run_bit, D | S | W},
     [INSN_NOT] = {run_not, D | W},
     [INSN_NEG] = {run_neg, D | W},
-    [INSN_MUL... INSN_IMUL1] = {run_mul, S},
-    [INSN_DIV... INSN_IDIV] = {run_div, S},
+    [INSN_MUL ... INSN_IMUL1] = {run_mul, S},
+    [INSN_DIV ... INSN_IDIV] = {run_div, S},
     [INSN_IMUL2] = {run_imul, D | S | W},
     [INSN_IMUL3] = {run_imul, S | W},
-    [INSN_INC... INSN_DEC] = {run_step, D | W},
-    [INSN_SHLD... INSN_SHRD] = {run_double_shift, D | S | W},
+    [INSN_INC ... INSN_DEC] = {run_step, D | W},
+    [INSN_SHLD ... INSN_SHRD] = {run_double_shift, D | S | W},
     [INSN_BSWAP] = {run_bswap, D | W},
     [INSN_XCHG] = {run_xchg, D | S | W},
     [INSN_CMPXCHG] = {run_cmpxchg, D | S | W},
     [INSN_XADD] = {run_xadd, D | S | W},
     [INSN_CMPXCHG8B] = {run_cmpxchg8b, X},
-    [INSN_MOV... INSN_MOVZX] = {run_mov, S | W},
+    [INSN_MOV ... INSN_MOVZX] = {run_mov, S | W},
     [INSN_MOVSX] = {run_movsx, S | W},
     [INSN_MOVBE] = {run_movbe, S | W},
     [INSN_MOVNTI] = {run_mov, S | W},
@@ -799,9 +828,9 @@ const struct emulate_op emulate_op_table[INSN_OP_COUNT] = {
     [INSN_JMP_IND] = {run_jmp_indirect, S | OP_CET},
     [INSN_RET] = {run_ret, OP_CET},
     [INSN_JCC] = {run_jcc, 0},
-    [INSN_LOOPNE... INSN_JCXZ] = {run_loop, 0},
-    [INSN_MOVS... INSN_SCAS] = {run_string, X},
-    [INSN_INS... INSN_OUTS] = {run_string, X | OP_PORT},
+    [INSN_LOOPNE ... INSN_JCXZ] = {run_loop, 0},
+    [INSN_MOVS ... INSN_SCAS] = {run_string, X},
+    [INSN_INS ... INSN_OUTS] = {run_string, X | OP_PORT},
     [INSN_IN] = {run_in, W | OP_PORT},
     [INSN_OUT] = {run_out, OP_PORT},
     [INSN_CBW] = {run_cbw, 0},
@@ -809,10 +838,11 @@ const struct emulate_op emulate_op_table[INSN_OP_COUNT] = {
     [INSN_LAHF] = {run_lahf, 0},
     [INSN_SAHF] = {run_sahf, 0},
     [INSN_XLAT] = {run_xlat, X},
-    [INSN_CMC... INSN_STC] = {run_flag, 0},
-    [INSN_CLI... INSN_STI] = {run_if, 0},
-    [INSN_CLD... INSN_STD] = {run_flag, 0},
-    [INSN_NOP... INSN_PAUSE] = {run_nop, 0},
+    [INSN_CMC ... INSN_STC] = {run_flag, 0},
+    [INSN_CLI ... INSN_STI] = {run_if, 0},
+    [INSN_CLD ... INSN_STD] = {run_flag, 0},
+    [INSN_NOP ... INSN_PAUSE] = {run_nop, 0},
     [INSN_HLT] = {run_hlt, OP_CPL0},
     [INSN_UD] = {run_ud, X},
 };
+// clang-format on

@@ -2,9 +2,9 @@
 // Copyright (c) 2026 The Nestor authors
 //
 // The x86 instruction decoder: bytes in, one description out. Pure; knows no CPU state but the code
-// size. Exact lengths for the one-byte, 0F, 0F38 and 0F3A maps and for VEX, XOP and EVEX forms; full
-// operand description for the integer instructions. Intel SDM volume 2 chapter 2 and appendix A,
-// AMD APM volume 3 chapter 1 and appendix A.
+// size. Exact lengths for the one-byte, 0F, 0F38 and 0F3A maps and for VEX, XOP and EVEX forms;
+// full operand description for the integer instructions. Intel SDM volume 2 chapter 2 and appendix
+// A, AMD APM volume 3 chapter 1 and appendix A.
 #pragma once
 
 #include <nestor/segment.h>
@@ -12,8 +12,9 @@
 
 #define INSN_MAX_LENGTH 15
 
-// Default code size: real mode, VM86 and CS.D = 0 are 16, CS.D = 1 is 32, CS.L = 1 is 64. The vendors
-// differ in one thing, so it is a mode: AMD obeys prefix 66 on near branches in 64-bit code.
+// Default code size: real mode, VM86 and CS.D = 0 are 16, CS.D = 1 is 32, CS.L = 1 is 64. The
+// vendors differ in one thing, so it is a mode: AMD obeys prefix 66 on near branches in 64-bit
+// code.
 enum insn_mode { INSN_MODE_16, INSN_MODE_32, INSN_MODE_64, INSN_MODE_64_AMD };
 
 enum insn_status {
@@ -48,8 +49,9 @@ enum insn_operand {
     OPERAND_SREG, // segment register reg
 };
 
-// Instruction identities. INSN_OTHER is valid as far as the decoder knows, has its exact length, and
-// nothing else is said of it. The order within ADD..CMP, ROL..SAR and BT..BTC is the encoding's.
+// Instruction identities. INSN_OTHER is valid as far as the decoder knows, has its exact length,
+// and nothing else is said of it. The order within ADD..CMP, ROL..SAR and BT..BTC is the
+// encoding's.
 // clang-format off
 enum insn_op {
     INSN_NONE, // the table's holes: invalid
@@ -77,8 +79,10 @@ enum insn_op {
     INSN_PAUSE, INSN_HLT,
     INSN_UD, // UD0, UD1, UD2
     // System instructions: identified so that an exit can be checked against its bytes.
-    INSN_MOV_FROM_CR, INSN_MOV_TO_CR, INSN_MOV_FROM_DR, INSN_MOV_TO_DR, INSN_CLTS, INSN_LMSW, INSN_SMSW,
-    INSN_CPUID, INSN_RDMSR, INSN_WRMSR, INSN_RDTSC, INSN_RDTSCP, INSN_RDPMC, INSN_XGETBV, INSN_XSETBV,
+    INSN_MOV_FROM_CR, INSN_MOV_TO_CR, INSN_MOV_FROM_DR, INSN_MOV_TO_DR, INSN_CLTS, INSN_LMSW,
+    INSN_SMSW,
+    INSN_CPUID, INSN_RDMSR, INSN_WRMSR, INSN_RDTSC, INSN_RDTSCP, INSN_RDPMC, INSN_XGETBV,
+    INSN_XSETBV,
     INSN_INVD, INSN_WBINVD, INSN_INVLPG, INSN_INVPCID, INSN_MONITOR, INSN_MWAIT, INSN_RSM,
     INSN_SGDT, INSN_SIDT, INSN_LGDT, INSN_LIDT, INSN_SLDT, INSN_STR, INSN_LLDT, INSN_LTR,
     INSN_SYSCALL, INSN_SYSRET, INSN_SYSENTER, INSN_SYSEXIT, INSN_SWAPGS, INSN_LSS,
@@ -87,7 +91,8 @@ enum insn_op {
     INSN_RDRAND, INSN_RDSEED, INSN_XSAVES, INSN_XRSTORS, INSN_GETSEC, INSN_TPAUSE, INSN_UMWAIT,
     INSN_VMCALL, INSN_VMLAUNCH, INSN_VMRESUME, INSN_VMXOFF, INSN_VMXON, INSN_VMPTRLD, INSN_VMPTRST,
     INSN_VMCLEAR, INSN_VMREAD, INSN_VMWRITE, INSN_VMFUNC, INSN_INVEPT, INSN_INVVPID,
-    INSN_VMRUN, INSN_VMMCALL, INSN_VMLOAD, INSN_VMSAVE, INSN_STGI, INSN_CLGI, INSN_SKINIT, INSN_INVLPGA,
+    INSN_VMRUN, INSN_VMMCALL, INSN_VMLOAD, INSN_VMSAVE, INSN_STGI, INSN_CLGI, INSN_SKINIT,
+    INSN_INVLPGA,
     INSN_OP_COUNT
 };
 // clang-format on

@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // Copyright (c) 2026 The Nestor authors
 //
-// The instruction emulator: executes one decoded instruction against registers and an ops table. Pure;
-// all state is in the context. What it does not know it refuses (EMULATE_UNHANDLED) without any effect.
-// Intel SDM volume 2 (instructions), volume 3 chapters 5 and 6 (protection, faults); AMD APM volume 3.
+// The instruction emulator: executes one decoded instruction against registers and an ops table.
+// Pure; all state is in the context. What it does not know it refuses (EMULATE_UNHANDLED) without
+// any effect. Intel SDM volume 2 (instructions), volume 3 chapters 5 and 6 (protection, faults);
+// AMD APM volume 3.
 
 #pragma once
 
@@ -19,10 +20,10 @@ struct emulate_regs {
 };
 
 enum emulate_result {
-    EMULATE_OK = 0,      // done: gpr[] is updated; commit next_rflags, shadow, then next_rip
-    EMULATE_REPEAT,      // a boundary inside REP, or a lost LOCK race: as OK, but next_rip is RIP
-    EMULATE_HALT,        // HLT: as OK, then halt
-    EMULATE_FAULT,       // inject `fault`; RIP and RFLAGS stay. gpr[] has completed repetitions only
+    EMULATE_OK = 0, // done: gpr[] is updated; commit next_rflags, shadow, then next_rip
+    EMULATE_REPEAT, // a boundary inside REP, or a lost LOCK race: as OK, but next_rip is RIP
+    EMULATE_HALT,   // HLT: as OK, then halt
+    EMULATE_FAULT,  // inject `fault`; RIP and RFLAGS stay. gpr[] has completed repetitions only
     EMULATE_INTERCEPTED, // the front end, or a memory or port operation, has made it an exit to L1
     EMULATE_UNHANDLED,   // not known here, or an operation refused it
 };
@@ -42,7 +43,8 @@ enum emulate_point { // in this order; see DESIGN.md section 1
     EMULATE_ACCESSED,   // operands have been read, nothing is changed yet
 };
 
-enum emulate_shadow { // interrupt shadow after the instruction; same values as enum interruptibility
+// The interrupt shadow after the instruction; the same values as enum interruptibility.
+enum emulate_shadow {
     EMULATE_SHADOW_STI = BIT(0),
     EMULATE_SHADOW_MOV_SS = BIT(1),
 };
@@ -55,20 +57,22 @@ struct emulate_ctx;
 struct emulate_ops {
     enum emulate_result (*read_mem)(struct emulate_ctx *ctx, gva_t la, void *buf, unsigned size,
                                     unsigned access);
-    enum emulate_result (*write_mem)(struct emulate_ctx *ctx, gva_t la, const void *buf, unsigned size,
-                                     unsigned access);
+    enum emulate_result (*write_mem)(struct emulate_ctx *ctx, gva_t la, const void *buf,
+                                     unsigned size, unsigned access);
     // Only the checks and faults of write_mem.
-    enum emulate_result (*check_mem)(struct emulate_ctx *ctx, gva_t la, unsigned size, unsigned access);
-    // Locked: if memory equals *old, stores *new_value and sets *swapped; else clears *swapped and sets
-    // *old to what is there. MMIO: just the write. 1 to 16 bytes. NULL: LOCK is unhandled.
-    enum emulate_result (*cmpxchg_mem)(struct emulate_ctx *ctx, gva_t la, void *old, const void *new_value,
-                                       unsigned size, bool *swapped);
+    enum emulate_result (*check_mem)(struct emulate_ctx *ctx, gva_t la, unsigned size,
+                                     unsigned access);
+    // Locked: if memory equals *old, stores *new_value and sets *swapped; else clears *swapped and
+    // sets *old to what is there. MMIO: just the write. 1 to 16 bytes. NULL: LOCK is unhandled.
+    enum emulate_result (*cmpxchg_mem)(struct emulate_ctx *ctx, gva_t la, void *old,
+                                       const void *new_value, unsigned size, bool *swapped);
     enum emulate_result (*io_in)(struct emulate_ctx *ctx, u16 port, unsigned size, u32 *value);
     enum emulate_result (*io_out)(struct emulate_ctx *ctx, u16 port, unsigned size, u32 value);
     void (*get_seg)(struct emulate_ctx *ctx, enum segment_index seg, struct segment *out);
     // MOV and POP to a segment register, with its descriptor checks and faults. NULL: unhandled.
     enum emulate_result (*load_seg)(struct emulate_ctx *ctx, enum segment_index seg, u16 selector);
-    // Asked at each point; ctx->insn, linear and port describe the instruction. NULL: nobody to ask.
+    // Asked at each point; ctx->insn, linear and port describe the instruction. NULL: nobody to
+    // ask.
     enum emulate_result (*intercept)(struct emulate_ctx *ctx, enum emulate_point point);
 };
 
@@ -78,9 +82,9 @@ struct emulate_ctx {
     void *opaque; // for ops
     struct emulate_regs *regs;
     enum insn_mode mode;
-    u8 cpl;          // VM86: 3
+    u8 cpl; // VM86: 3
     u64 cr0, cr4;
-    u32 max_repeat;  // repetitions for one call, 0 = 256
+    u32 max_repeat;            // repetitions for one call, 0 = 256
     u8 bytes[INSN_MAX_LENGTH]; // the instruction's first bytes if the hardware gave them
     u8 bytes_count;            // 0: fetched through read_mem
     // Results.

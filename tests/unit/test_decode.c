@@ -3,10 +3,11 @@
 // unit-sources: core/decode.c core/decode_table.c
 // unit-libs: -lZydis
 //
-// The decoder against an independent one (Zydis): an exhaustive sweep over maps, opcodes, ModRM bytes and
-// the prefixes that matter, then random and mutated instructions with a fixed seed, in all code sizes.
-// What Zydis calls valid must have the same length here; what this decoder names must be valid there,
-// and must be the same instruction with the same sizes and memory operand. Then hand cases.
+// The decoder against an independent one (Zydis): an exhaustive sweep over maps, opcodes, ModRM
+// bytes and the prefixes that matter, then random and mutated instructions with a fixed seed, in
+// all code sizes. What Zydis calls valid must have the same length here; what this decoder names
+// must be valid there, and must be the same instruction with the same sizes and memory operand.
+// Then hand cases.
 
 #include <stdarg.h>
 #include <stddef.h>
@@ -45,11 +46,16 @@ static int setup(void **state)
 }
 
 // The beginning of the mnemonic that Zydis must give; NULL: a name is not compared.
+// clang-format off
 static const char *const names[INSN_OP_COUNT] = {
-    [INSN_ADD] = "add", [INSN_OR] = "or", [INSN_ADC] = "adc", [INSN_SBB] = "sbb", [INSN_AND] = "and",
-    [INSN_SUB] = "sub", [INSN_XOR] = "xor", [INSN_CMP] = "cmp", [INSN_ROL] = "rol", [INSN_ROR] = "ror",
-    [INSN_RCL] = "rcl", [INSN_RCR] = "rcr", [INSN_SHL] = "shl", [INSN_SHR] = "shr", [INSN_SAL] = "shl",
-    [INSN_SAR] = "sar", [INSN_BT] = "bt", [INSN_BTS] = "bts", [INSN_BTR] = "btr", [INSN_BTC] = "btc",
+    [INSN_ADD] = "add", [INSN_OR] = "or", [INSN_ADC] = "adc", [INSN_SBB] = "sbb",
+    [INSN_AND] = "and",
+    [INSN_SUB] = "sub", [INSN_XOR] = "xor", [INSN_CMP] = "cmp", [INSN_ROL] = "rol",
+    [INSN_ROR] = "ror",
+    [INSN_RCL] = "rcl", [INSN_RCR] = "rcr", [INSN_SHL] = "shl", [INSN_SHR] = "shr",
+    [INSN_SAL] = "shl",
+    [INSN_SAR] = "sar", [INSN_BT] = "bt", [INSN_BTS] = "bts", [INSN_BTR] = "btr",
+    [INSN_BTC] = "btc",
     [INSN_TEST] = "test", [INSN_NOT] = "not", [INSN_NEG] = "neg", [INSN_MUL] = "mul",
     [INSN_IMUL1] = "imul", [INSN_DIV] = "div", [INSN_IDIV] = "idiv", [INSN_IMUL2] = "imul",
     [INSN_IMUL3] = "imul", [INSN_INC] = "inc", [INSN_DEC] = "dec", [INSN_SHLD] = "shld",
@@ -68,12 +74,15 @@ static const char *const names[INSN_OP_COUNT] = {
     [INSN_LODS] = "lods", [INSN_SCAS] = "scas", [INSN_INS] = "ins", [INSN_OUTS] = "outs",
     [INSN_IN] = "in", [INSN_OUT] = "out", [INSN_CBW] = "c", [INSN_CWD] = "c", [INSN_LAHF] = "lahf",
     [INSN_SAHF] = "sahf", [INSN_XLAT] = "xlat", [INSN_CMC] = "cmc", [INSN_CLC] = "clc",
-    [INSN_STC] = "stc", [INSN_CLI] = "cli", [INSN_STI] = "sti", [INSN_CLD] = "cld", [INSN_STD] = "std",
+    [INSN_STC] = "stc", [INSN_CLI] = "cli", [INSN_STI] = "sti", [INSN_CLD] = "cld",
+    [INSN_STD] = "std",
     [INSN_PAUSE] = "pause", [INSN_HLT] = "hlt", [INSN_UD] = "ud", [INSN_MOV_FROM_CR] = "mov",
     [INSN_MOV_TO_CR] = "mov", [INSN_MOV_FROM_DR] = "mov", [INSN_MOV_TO_DR] = "mov",
     [INSN_CLTS] = "clts", [INSN_LMSW] = "lmsw", [INSN_SMSW] = "smsw", [INSN_CPUID] = "cpuid",
-    [INSN_RDMSR] = "rdmsr", [INSN_WRMSR] = "wrmsr", [INSN_RDTSC] = "rdtsc", [INSN_RDTSCP] = "rdtscp",
-    [INSN_RDPMC] = "rdpmc", [INSN_XGETBV] = "xgetbv", [INSN_XSETBV] = "xsetbv", [INSN_INVD] = "invd",
+    [INSN_RDMSR] = "rdmsr", [INSN_WRMSR] = "wrmsr", [INSN_RDTSC] = "rdtsc",
+    [INSN_RDTSCP] = "rdtscp",
+    [INSN_RDPMC] = "rdpmc", [INSN_XGETBV] = "xgetbv", [INSN_XSETBV] = "xsetbv",
+    [INSN_INVD] = "invd",
     [INSN_WBINVD] = "wb", [INSN_INVLPG] = "invlpg", [INSN_INVPCID] = "invpcid",
     [INSN_MONITOR] = "monitor", [INSN_MWAIT] = "mwait", [INSN_RSM] = "rsm", [INSN_SGDT] = "sgdt",
     [INSN_SIDT] = "sidt", [INSN_LGDT] = "lgdt", [INSN_LIDT] = "lidt", [INSN_SLDT] = "sldt",
@@ -90,6 +99,7 @@ static const char *const names[INSN_OP_COUNT] = {
     [INSN_VMLOAD] = "vmload", [INSN_VMSAVE] = "vmsave", [INSN_STGI] = "stgi", [INSN_CLGI] = "clgi",
     [INSN_SKINIT] = "skinit", [INSN_INVLPGA] = "invlpga",
 };
+// clang-format on
 
 static void report(const char *what, const u8 *bytes, int mode, const struct insn *insn,
                    const ZydisDecodedInstruction *z, ZyanStatus status, int ours)
@@ -112,22 +122,32 @@ static u8 zydis_register(ZydisRegister reg)
     switch (ZydisRegisterGetClass(reg)) {
     case ZYDIS_REGCLASS_GPR16:
     case ZYDIS_REGCLASS_GPR32:
-    case ZYDIS_REGCLASS_GPR64: return (u8)ZydisRegisterGetId(reg);
-    case ZYDIS_REGCLASS_IP: return INSN_REG_RIP;
-    default: return INSN_REG_NONE;
+    case ZYDIS_REGCLASS_GPR64:
+        return (u8)ZydisRegisterGetId(reg);
+    case ZYDIS_REGCLASS_IP:
+        return INSN_REG_RIP;
+    default:
+        return INSN_REG_NONE;
     }
 }
 
 static u8 zydis_segment(ZydisRegister reg)
 {
     switch (reg) {
-    case ZYDIS_REGISTER_ES: return SEG_ES;
-    case ZYDIS_REGISTER_CS: return SEG_CS;
-    case ZYDIS_REGISTER_SS: return SEG_SS;
-    case ZYDIS_REGISTER_DS: return SEG_DS;
-    case ZYDIS_REGISTER_FS: return SEG_FS;
-    case ZYDIS_REGISTER_GS: return SEG_GS;
-    default: return 0xff;
+    case ZYDIS_REGISTER_ES:
+        return SEG_ES;
+    case ZYDIS_REGISTER_CS:
+        return SEG_CS;
+    case ZYDIS_REGISTER_SS:
+        return SEG_SS;
+    case ZYDIS_REGISTER_DS:
+        return SEG_DS;
+    case ZYDIS_REGISTER_FS:
+        return SEG_FS;
+    case ZYDIS_REGISTER_GS:
+        return SEG_GS;
+    default:
+        return 0xff;
     }
 }
 
@@ -136,14 +156,15 @@ static bool is_port(const struct insn *insn)
     return insn->op >= INSN_INS && insn->op <= INSN_OUT;
 }
 
-// With the NOPs, MOV SREG, ports under REX.W and the address-only forms Zydis's operand width means something else.
+// With the NOPs, MOV SREG, ports under REX.W and the address-only forms Zydis's operand width means
+// something else.
 static bool width_comparable(const struct insn *insn)
 {
     return names[insn->op] && insn->op < INSN_MOV_FROM_CR && insn->op != INSN_NOP &&
            insn->op != INSN_PAUSE && insn->op != INSN_UD && insn->op != INSN_CMPXCHG8B &&
            insn->op != INSN_XBEGIN && insn->op != INSN_LSS && insn->op != INSN_MOV_FROM_SREG &&
-           insn->op != INSN_MOV_TO_SREG && insn->op != INSN_XLAT &&
-           insn->op != INSN_MOVNTI && !(is_port(insn) && insn->rex & 8);
+           insn->op != INSN_MOV_TO_SREG && insn->op != INSN_XLAT && insn->op != INSN_MOVNTI &&
+           !(is_port(insn) && insn->rex & 8);
 }
 
 static const char *compare_memory(const struct insn *insn, const ZydisDecodedOperand *o)
@@ -218,7 +239,8 @@ static const char *compare_described(const struct insn *insn, const ZydisDecoded
 static bool accepted_difference(const struct insn *insn, const ZydisDecodedInstruction *z, int mode,
                                 const char *error)
 {
-    // Knights Corner's mask branches in the VEX space; on every other CPU these are mask operations.
+    // Knights Corner's mask branches in the VEX space; on every other CPU these are mask
+    // operations.
     if (z->mnemonic == ZYDIS_MNEMONIC_JKZD || z->mnemonic == ZYDIS_MNEMONIC_JKNZD)
         return true;
     // F3 REX.B 90 exchanges r8 (seen on an AMD EPYC); Zydis calls it PAUSE.
@@ -228,7 +250,8 @@ static bool accepted_difference(const struct insn *insn, const ZydisDecodedInstr
     if (mode == INSN_MODE_64_AMD && insn->op >= INSN_CALL && insn->op <= INSN_JCXZ &&
         insn->prefixes & INSN_OPSIZE && !strcmp(error, "operand size"))
         return true;
-    // SIB without a base: REX.B does not make it r13 (SDM volume 2 table 2-3); only with 67 in Zydis.
+    // SIB without a base: REX.B does not make it r13 (SDM volume 2 table 2-3); only with 67 in
+    // Zydis.
     return mode >= INSN_MODE_64 && insn->addr_size == 4 && insn->rex & 1 &&
            insn->base == INSN_REG_NONE && !strcmp(error, "base");
 }
@@ -249,7 +272,8 @@ static void compare(const u8 *bytes, int mode)
         error = "too long";
     else if (ZYAN_SUCCESS(status) && ours != INSN_OK)
         error = "refused";
-    else if (!ZYAN_SUCCESS(status) && ours == INSN_OK && insn.op != INSN_OTHER && insn.op != INSN_NOP)
+    else if (!ZYAN_SUCCESS(status) && ours == INSN_OK && insn.op != INSN_OTHER &&
+             insn.op != INSN_NOP)
         error = "accepted";
     else if (ZYAN_SUCCESS(status) && insn.length != z.length)
         error = "length";
@@ -312,7 +336,8 @@ static void test_sweep(void **state)
 // Prefixes, perhaps REX, an opcode of one of the maps or an extended escape, then noise.
 static void random_insn(u8 *bytes)
 {
-    static const u8 prefixes[] = {0x26, 0x2e, 0x36, 0x3e, 0x64, 0x65, 0x66, 0x66, 0x67, 0xf0, 0xf2, 0xf3};
+    static const u8 prefixes[] = {0x26, 0x2e, 0x36, 0x3e, 0x64, 0x65,
+                                  0x66, 0x66, 0x67, 0xf0, 0xf2, 0xf3};
     static const u8 escapes[] = {0xc4, 0xc5, 0x62, 0x8f};
     unsigned len = 0;
 
