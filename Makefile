@@ -34,6 +34,12 @@ LDFLAGS := -nostdlib -static -z max-page-size=4096 -z noexecstack --build-id=non
 	--no-warn-rwx-segments -T linker.ld
 LDFLAGS := $(filter-out $(if $(shell $(LD) --help | grep -o no-warn-rwx),,--no-warn-rwx-segments),$(LDFLAGS))
 
+# make V=1 shows the commands.
+V ?= 0
+ifeq ($(V),0)
+quiet = @echo '  $(1)';
+endif
+
 .PHONY: all
 all: $(BUILD)/nestor
 
@@ -47,26 +53,27 @@ $(BUILD)/flags: FORCE
 
 $(BUILD)/%.c.o: %.c $(BUILD)/flags
 	@mkdir -p $(@D)
-	$(CC) $(CPPFLAGS) $(CFLAGS) -MMD -MP -c $< -o $@
+	$(call quiet,CC      $<)$(CC) $(CPPFLAGS) $(CFLAGS) -MMD -MP -c $< -o $@
 
 $(BUILD)/%.S.o: %.S $(BUILD)/flags
 	@mkdir -p $(@D)
-	$(CC) $(CPPFLAGS) -g -MMD -MP -I$(BUILD) -c $< -o $@
+	$(call quiet,AS      $<)$(CC) $(CPPFLAGS) -g -MMD -MP -I$(BUILD) -c $< -o $@
 
 # What boot/blobs.S includes: the built-in configuration (empty without CONFIG=) and the guests' DSDT.
 $(BUILD)/boot/blobs.S.o: $(BUILD)/builtin.dtb $(BUILD)/dsdt.aml
 $(BUILD)/builtin.dtb: $(CONFIG) $(BUILD)/flags
-	$(if $(CONFIG),dtc -q -I dts -O dtb -o $@ $(CONFIG),: > $@)
+	@$(if $(CONFIG),dtc -q -I dts -O dtb -o $@ $(CONFIG),: > $@)
 $(BUILD)/dsdt.aml: $(wildcard devices/dsdt.asl) $(BUILD)/flags
-	$(if $(wildcard devices/dsdt.asl),iasl -vs -ve -p $(BUILD)/dsdt devices/dsdt.asl,: > $@)
+	@$(if $(wildcard devices/dsdt.asl),iasl -vs -ve -p $(BUILD)/dsdt devices/dsdt.asl,: > $@)
 
 # The image carries a table of its functions' names for backtraces. It is made from a first link
 # without it; the table lies behind all code, so the second link moves no function.
 $(BUILD)/nestor.elf: $(OBJECTS) linker.ld boot/symbols.awk $(LIBFDT)
-	$(LD) $(LDFLAGS) -o $(BUILD)/nestor.pass1 $(OBJECTS) $(LIBFDT)
-	$(NM) -n $(BUILD)/nestor.pass1 | awk -f boot/symbols.awk > $(BUILD)/symbols.S
-	$(CC) -c $(BUILD)/symbols.S -o $(BUILD)/symbols.o
-	$(LD) $(LDFLAGS) -Map=$(BUILD)/nestor.map -o $@.new $(OBJECTS) $(BUILD)/symbols.o $(LIBFDT)
+	@echo '  LD      $@'
+	@$(LD) $(LDFLAGS) -o $(BUILD)/nestor.pass1 $(OBJECTS) $(LIBFDT)
+	@$(NM) -n $(BUILD)/nestor.pass1 | awk -f boot/symbols.awk > $(BUILD)/symbols.S
+	@$(CC) -c $(BUILD)/symbols.S -o $(BUILD)/symbols.o
+	@$(LD) $(LDFLAGS) -Map=$(BUILD)/nestor.map -o $@.new $(OBJECTS) $(BUILD)/symbols.o $(LIBFDT)
 	@$(NM) -n $(BUILD)/nestor.pass1 | grep -i ' t ' > $(BUILD)/pass1.functions
 	@$(NM) -n $@.new | grep -i ' t ' | cmp - $(BUILD)/pass1.functions
 	@if $(OBJDUMP) -d $@.new | grep -E '%[xyz]?mm[0-9]'; then \
@@ -74,7 +81,7 @@ $(BUILD)/nestor.elf: $(OBJECTS) linker.ld boot/symbols.awk $(LIBFDT)
 	@mv $@.new $@
 
 $(BUILD)/nestor: $(BUILD)/nestor.elf
-	$(STRIP) -o $@ $<
+	@$(STRIP) -o $@ $<
 
 # A unit test names what it is linked with: "// unit-sources: a.c b.c" and "// unit-libs: -lX".
 # GCC's sanitizers; the code is compiled as for the target but for the host's own libc.
@@ -85,9 +92,9 @@ UNIT_CFLAGS := -std=gnu11 -O1 -g -D_GNU_SOURCE -fno-omit-frame-pointer -fno-stri
 unit: $(UNIT_TESTS)
 unit_words = $(shell sed -n 's|^// unit-$(1): *||p' $(2))
 .SECONDEXPANSION:
-$(BUILD)/unit/%: tests/unit/%.c $$(call unit_words,sources,tests/unit/%.c) Makefile
+$(BUILD)/unit/%: tests/unit/%.c $$(call unit_words,sources,tests/unit/$$*.c) Makefile
 	@mkdir -p $(@D)
-	$(HOSTCC) $(UNIT_CFLAGS) $(CPPFLAGS) -I. -MMD -MP -MF $@.d $< $(call unit_words,sources,$<) \
+	$(call quiet,HOSTCC  $<)$(HOSTCC) $(UNIT_CFLAGS) $(CPPFLAGS) -I. -MMD -MP -MF $@.d $< $(call unit_words,sources,$<) \
 		-o $@ -lcmocka $(call unit_words,libs,$<)
 unit-run: unit
 	@failed=0; for test in $(UNIT_TESTS); do $$test || failed=1; done; exit $$failed

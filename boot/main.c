@@ -4,6 +4,8 @@
 // The boot CPU's way from entry.S to core_main, as a list; and the Multiboot2 modules.
 
 #include "multiboot.h"
+#include <arch/x86/insn.h>
+#include <arch/x86/regs.h>
 #include <nestor/host.h>
 #include <nestor/log.h>
 #include <nestor/machine.h>
@@ -36,8 +38,13 @@ _Noreturn void boot_switch_stack(u64 top, void (*fn)(void));
 
 static INIT_TEXT void log_start(void)
 {
-    log_info("Nestor %s, loaded at 0x%llx by %s, %s", NESTOR_VERSION, image_phys_offset,
-             boot_info.loader, boot_info.efi ? "UEFI" : "BIOS");
+    const char *la57 = option_get("la57"); // entry.S has obeyed it
+
+    log_info("Nestor %s, loaded at 0x%llx by %s, %s, %u-level paging", NESTOR_VERSION,
+             image_phys_offset, boot_info.loader, boot_info.efi ? "UEFI" : "BIOS",
+             read_cr4() & CR4_LA57 ? 5 : 4);
+    if (la57 && strcmp(la57, "off") != 0)
+        log_warn("option la57=%s: expected off", la57);
     features_log();
 }
 

@@ -78,6 +78,7 @@ static _Noreturn void finish(u64 rbp)
     if (panic_hook)
         panic_hook();
     log_panic("PANIC: every CPU is stopped");
+    serial_flush();
     power_exit_emulator(PANIC_STATUS);
     panic_stop();
 }

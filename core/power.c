@@ -57,6 +57,7 @@ void power_exit_emulator(u32 status)
 _Noreturn void machine_power_off(u32 status)
 {
     log_line(LOG_INFO, "machine off, status %u", status);
+    serial_flush();
     enter_s5();
     power_exit_emulator(status);
     log_line(LOG_WARN, "the machine cannot be switched off: halted");

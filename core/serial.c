@@ -22,7 +22,15 @@ enum { // registers
     UART_SCRATCH = 7,
 };
 
-enum { IER_RX = 1, IER_TX = 2, LSR_DATA = 1, LSR_THRE = 0x20, FIFO_SIZE = 16, COM1_IRQ = 4 };
+enum {
+    IER_RX = 1,
+    IER_TX = 2,
+    LSR_DATA = 1,
+    LSR_THRE = 0x20,
+    LSR_IDLE = 0x40,
+    FIFO_SIZE = 16,
+    COM1_IRQ = 4
+};
 enum { TX_POLLS = 100000, POLL_US = 10000 };
 
 struct serial {
@@ -100,6 +108,14 @@ void serial_write_panic(enum serial_index port, const char *text, size_t len)
         return;
     for (size_t i = 0; i < len; i++)
         send(&ports[port], (u8)text[i]);
+}
+
+void serial_flush(void)
+{
+    for (u32 i = 0; i < SERIAL_COUNT; i++)
+        for (u32 polls = TX_POLLS; ports[i].present && !ports[i].stuck && polls > 0; polls--)
+            if (in8((u16)(ports[i].base + UART_LSR)) & LSR_IDLE)
+                break;
 }
 
 void serial_write(enum serial_index port, const char *text, size_t len)

@@ -16,6 +16,7 @@ bool serial_present(enum serial_index port);
 bool serial_in_line(enum serial_index port); // the last byte out was no line end
 void serial_write(enum serial_index port, const char *text, size_t len);
 void serial_write_panic(enum serial_index port, const char *text, size_t len); // no lock
+void serial_flush(void);       // until all is sent, or the ports are stuck
 void serial_start_input(void); // COM1's interrupt, or polling; after ACPI and time
 
 // --- core/log.c ---
