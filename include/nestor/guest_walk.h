@@ -26,7 +26,8 @@ struct paging_state {
     bool nx, page1g; // what the guest's CPUID offers
 };
 
-// How the walker reaches guest-physical memory. Each returns 0, or -E_FAULT if stage 2 has nothing there (then fault->stage2 is set).
+// How the walker reaches guest-physical memory: whole entries of 4 or 8 bytes, aligned. Each returns 0, or -E_FAULT if stage 2 has
+// nothing there (then fault->stage2 is set).
 struct walk_memory {
     int (*read)(void *ctx, gpa_t gpa, void *value, unsigned size);
     // Compare-and-exchange of an entry, for A and D bits: 0, -E_AGAIN if it changed meanwhile, or -E_FAULT.
@@ -44,10 +45,13 @@ struct walk_result {
 struct walk_fault {
     u32 error_code; // of the #PF, complete
     bool stage2;    // not a #PF: the table entry at `table_gpa` could not be reached
+    bool table_write; // ... for writing (A and D bits)
     gpa_t table_gpa;
 };
 
-// Translates `la` for `access`. Sets A (and D for writes) bits as the CPU does. Returns 0, or -E_FAULT with *fault filled.
-// Canonicality and segmentation are the caller's.
+// Translates `la` for `access`. Rights are checked first, then A (and D for writes) bits are set, top down, in one atomic step each;
+// an entry that changes meanwhile starts the walk again. Returns 0; -E_FAULT with *fault filled; or -E_AGAIN if another vCPU keeps
+// changing the entries: let the guest execute the instruction again. Canonicality and segmentation are the caller's; outside long
+// mode `la` counts modulo 4 GiB. Writes to a shadow stack are WALK_WRITE | WALK_SHADOW_STACK. Without paging all is allowed.
 int guest_walk(const struct paging_state *ps, const struct walk_memory *mem, gva_t la, u32 access,
                struct walk_result *out, struct walk_fault *fault);
