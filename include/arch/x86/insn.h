@@ -7,16 +7,16 @@
 
 #include <nestor/types.h>
 
-#define DEFINE_CR(n)                                                                               \
-    static inline u64 read_cr##n(void)                                                             \
-    {                                                                                              \
-        u64 v;                                                                                     \
-        __asm__ volatile("mov %%cr" #n ", %0" : "=r"(v) : : "memory");                             \
-        return v;                                                                                  \
-    }                                                                                              \
-    static inline void write_cr##n(u64 v)                                                          \
-    {                                                                                              \
-        __asm__ volatile("mov %0, %%cr" #n : : "r"(v) : "memory");                                 \
+#define DEFINE_CR(n)                                                   \
+    static inline u64 read_cr##n(void)                                 \
+    {                                                                  \
+        u64 v;                                                         \
+        __asm__ volatile("mov %%cr" #n ", %0" : "=r"(v) : : "memory"); \
+        return v;                                                      \
+    }                                                                  \
+    static inline void write_cr##n(u64 v)                              \
+    {                                                                  \
+        __asm__ volatile("mov %0, %%cr" #n : : "r"(v) : "memory");     \
     }
 DEFINE_CR(0)
 DEFINE_CR(2)
@@ -24,16 +24,16 @@ DEFINE_CR(3)
 DEFINE_CR(4)
 #undef DEFINE_CR
 
-#define DEFINE_DR(n)                                                                               \
-    static inline u64 read_dr##n(void)                                                             \
-    {                                                                                              \
-        u64 v;                                                                                     \
-        __asm__ volatile("mov %%dr" #n ", %0" : "=r"(v));                                          \
-        return v;                                                                                  \
-    }                                                                                              \
-    static inline void write_dr##n(u64 v)                                                          \
-    {                                                                                              \
-        __asm__ volatile("mov %0, %%dr" #n : : "r"(v));                                            \
+#define DEFINE_DR(n)                                      \
+    static inline u64 read_dr##n(void)                    \
+    {                                                     \
+        u64 v;                                            \
+        __asm__ volatile("mov %%dr" #n ", %0" : "=r"(v)); \
+        return v;                                         \
+    }                                                     \
+    static inline void write_dr##n(u64 v)                 \
+    {                                                     \
+        __asm__ volatile("mov %0, %%dr" #n : : "r"(v));   \
     }
 DEFINE_DR(0)
 DEFINE_DR(1)
@@ -43,20 +43,21 @@ DEFINE_DR(6)
 DEFINE_DR(7)
 #undef DEFINE_DR
 
-#define DEFINE_IO(suffix, type)                                                                    \
-    static inline type in##suffix(u16 port)                                                        \
-    {                                                                                              \
-        type v;                                                                                    \
-        __asm__ volatile("in %1, %0" : "=a"(v) : "Nd"(port) : "memory");                           \
-        return v;                                                                                  \
-    }                                                                                              \
-    static inline void out##suffix(u16 port, type v)                                               \
-    {                                                                                              \
-        __asm__ volatile("out %0, %1" : : "a"(v), "Nd"(port) : "memory");                          \
+// Each width has its own text: GCC 12 takes functions whose assembly texts are the same for one, whatever their operands' sizes.
+#define DEFINE_IO(suffix, letter, type)                                              \
+    static inline type in##suffix(u16 port)                                          \
+    {                                                                                \
+        type v;                                                                      \
+        __asm__ volatile("in" #letter " %1, %0" : "=a"(v) : "Nd"(port) : "memory");  \
+        return v;                                                                    \
+    }                                                                                \
+    static inline void out##suffix(u16 port, type v)                                 \
+    {                                                                                \
+        __asm__ volatile("out" #letter " %0, %1" : : "a"(v), "Nd"(port) : "memory"); \
     }
-DEFINE_IO(8, u8)
-DEFINE_IO(16, u16)
-DEFINE_IO(32, u32)
+DEFINE_IO(8, b, u8)
+DEFINE_IO(16, w, u16)
+DEFINE_IO(32, l, u32)
 #undef DEFINE_IO
 
 struct cpuid_regs {

@@ -1,0 +1,208 @@
+// SPDX-License-Identifier: BSD-2-Clause
+// Copyright (c) 2026 The Nestor authors
+//
+// RDMSR and WRMSR: values kept, halves of registers, and #GP where the manuals say so (SDM vol. 4; vol. 2 "RDMSR", "WRMSR").
+
+#include "guest.h"
+
+struct access {
+    u32 msr;
+    u64 value;
+};
+
+static void do_read(void *arg)
+{
+    struct access *a = arg;
+
+    a->value = msr_read(a->msr);
+}
+
+static void do_write(void *arg)
+{
+    const struct access *a = arg;
+
+    msr_write(a->msr, a->value);
+}
+
+static bool read_faults(u32 msr)
+{
+    struct access a = {.msr = msr};
+
+    return try(do_read, &a) == VECTOR_GP && last_trap.error == 0;
+}
+
+static bool write_faults(u32 msr, u64 value)
+{
+    struct access a = {msr, value};
+
+    return try(do_write, &a) == VECTOR_GP && last_trap.error == 0;
+}
+
+// Plain registers that keep what is written.
+static const struct kept {
+    const char *name;
+    u32 msr;
+    u64 value;
+    bool canonical; // only such values
+} kept[] = {
+    {"IA32_SYSENTER_CS", MSR_SYSENTER_CS, 0x1238, false},
+    {"IA32_SYSENTER_ESP", MSR_SYSENTER_ESP, 0xffff800012345678, false},
+    {"IA32_SYSENTER_EIP", MSR_SYSENTER_EIP, 0x7fff12345678, false},
+    {"IA32_STAR", MSR_STAR, 0x0123456789abcdef, false},
+    {"IA32_LSTAR", MSR_LSTAR, 0xffff812345678000, true},
+    {"IA32_CSTAR", MSR_CSTAR, 0x7fffffffffff, false},
+    {"IA32_FMASK", MSR_SFMASK, 0x47700, false},
+    {"IA32_FS_BASE", MSR_FS_BASE, 0x123456789abc, true},
+    {"IA32_GS_BASE", MSR_GS_BASE, 0xffff8000deadbeef, true},
+    {"IA32_KERNEL_GS_BASE", MSR_KERNEL_GS_BASE, 0xffffffff12345678, true},
+    {"IA32_PAT", MSR_PAT, 0x0007040100050406, false},
+};
+
+static void test_kept(void)
+{
+    for (size_t i = 0; i < ARRAY_SIZE(kept); i++) {
+        u64 before = msr_read(kept[i].msr);
+
+        msr_write(kept[i].msr, kept[i].value);
+        cpuid(0, 0); // an exit in between
+        report(msr_read(kept[i].msr) == kept[i].value, "%s keeps %#llx", kept[i].name,
+               (unsigned long long)kept[i].value);
+        msr_write(kept[i].msr, before);
+        if (kept[i].canonical)
+            report_cpu(MACHINE_QEMU, write_faults(kept[i].msr, 0x1234567890abcdef),
+                       "%s takes no non-canonical address", kept[i].name);
+        msr_write(kept[i].msr, before);
+    }
+}
+
+static void test_registers(void)
+{
+    u64 a = ~0ull, c = 0xdeadbeef00000000 | MSR_PAT, d = ~0ull, pat = msr_read(MSR_PAT);
+
+    __asm__ volatile("rdmsr" : "+a"(a), "+d"(d) : "c"(c));
+    report(a == (u32)pat && d == pat >> 32, "RDMSR clears the upper halves and looks only at ECX");
+    a = 0xabcd000000000000 | (u32)pat;
+    d = 0x1234000000000000 | pat >> 32;
+    __asm__ volatile("wrmsr" : : "a"(a), "d"(d), "c"(c));
+    report(msr_read(MSR_PAT) == pat, "WRMSR looks only at EAX, ECX, EDX");
+}
+
+static void user_rdmsr(void *unused)
+{
+    (void)unused;
+    msr_read(MSR_PAT);
+}
+
+static void user_wrmsr(void *unused)
+{
+    (void)unused;
+    msr_write(MSR_PAT, 0);
+}
+
+// MSRs that exist nowhere.
+static const u32 unknown[] = {0x2f, 0x12345678, 0x40001234, 0xbfffffff, 0xc0007777, 0xffffffff};
+
+static void test_faults(void)
+{
+    u64 efer = msr_read(MSR_EFER);
+
+    // Bochs is run with ignore_bad_msrs; QEMU knows no unknown MSRs
+    for (size_t i = 0; i < ARRAY_SIZE(unknown); i++) {
+        bool read = read_faults(unknown[i]), write = write_faults(unknown[i], 0);
+
+        report_known(bare_machine(), read, "RDMSR %#x is #GP(0)", unknown[i]);
+        report_known(bare_machine(), write, "WRMSR %#x is #GP(0)", unknown[i]);
+    }
+    report_cpu(MACHINE_QEMU, write_faults(MSR_PAT, 0x0007040600070402), "PAT type 2 is #GP(0)");
+    report_cpu(MACHINE_QEMU, write_faults(MSR_PAT, 0x0807040600070406), "PAT type 8 is #GP(0)");
+    report_cpu(MACHINE_QEMU, write_faults(MSR_EFER, efer | BIT(9)), "EFER bit 9 is #GP(0)");
+    report_cpu(MACHINE_QEMU, write_faults(MSR_EFER, efer & ~EFER_LME),
+               "EFER.LME cleared with paging is #GP(0)");
+    report_cpu(MACHINE_QEMU, msr_read(MSR_EFER) == efer, "EFER is as before");
+    msr_write(MSR_EFER, efer);
+    report(try_user(user_rdmsr, NULL) == VECTOR_GP, "RDMSR at CPL 3 is #GP");
+    report(try_user(user_wrmsr, NULL) == VECTOR_GP, "WRMSR at CPL 3 is #GP");
+}
+
+static void test_efer(void)
+{
+    u64 efer = msr_read(MSR_EFER);
+
+    report((efer & (EFER_LME | EFER_LMA)) == (EFER_LME | EFER_LMA), "EFER has LME and LMA");
+    report(!(efer & EFER_SVME), "EFER.SVME is clear");
+    msr_write(MSR_EFER, efer | EFER_SCE | EFER_NX);
+    report(msr_read(MSR_EFER) == (efer | EFER_SCE | EFER_NX), "EFER keeps SCE and NXE");
+    msr_write(MSR_EFER, efer);
+    report(msr_read(MSR_EFER) == efer, "and lets them go");
+}
+
+static void test_tsc(void)
+{
+    u64 a = rdtsc(), b = msr_read(MSR_TSC), c = rdtsc(), jump;
+    u32 aux = 0;
+
+    report_known(MACHINE_QEMU, a <= b && b <= c, "IA32_TIME_STAMP_COUNTER is what RDTSC reads");
+    msr_write(MSR_TSC, c + (1ull << 40));
+    jump = rdtsc() - c;
+    report_known(MACHINE_QEMU, jump >= 1ull << 40 && jump < 1ull << 41,
+                 "the TSC can be written: it went on by %#llx", (unsigned long long)jump);
+    if (cpuid(7, 0).ebx & BIT(1)) {
+        u64 adjust = msr_read(MSR_TSC_ADJUST);
+
+        a = rdtsc();
+        msr_write(MSR_TSC_ADJUST, adjust + (1ull << 42));
+        jump = rdtsc() - a;
+        report(jump >= 1ull << 42 && jump < 1ull << 43, "IA32_TSC_ADJUST moves it");
+        msr_write(MSR_TSC, rdtsc() + (1ull << 41));
+        jump = msr_read(MSR_TSC_ADJUST) - adjust - (1ull << 42);
+        report_known(MACHINE_BOCHS, jump >= 1ull << 41 && jump < 1ull << 42, "and follows it");
+    } else {
+        report_skip("no IA32_TSC_ADJUST");
+    }
+    if (cpuid(0x80000001, 0).edx & BIT(27)) {
+        msr_write(MSR_TSC_AUX, 0x12345);
+        cpuid(0, 0);
+        __asm__ volatile("rdtscp" : "=c"(aux) : : "eax", "edx");
+        report(aux == 0x12345, "RDTSCP gives IA32_TSC_AUX");
+    } else {
+        report_skip("no RDTSCP");
+    }
+}
+
+static void test_apic_base(void)
+{
+    u64 base = msr_read(MSR_APIC_BASE);
+
+    report((base & (BITS(35, 12) | APIC_BASE_ENABLE)) == (APIC_BASE | APIC_BASE_ENABLE),
+           "IA32_APIC_BASE %#llx", (unsigned long long)base);
+    report(base & APIC_BASE_BSP, "this is the boot CPU");
+}
+
+// A base register reaches what is addressed by it, also over exits.
+static void test_bases(void)
+{
+    static u32 word;
+    u32 seen;
+
+    msr_write(MSR_FS_BASE, (u64)&word - 64);
+    word = 0x600df00d;
+    cpuid(0, 0);
+    __asm__ volatile("mov %%fs:64, %0" : "=r"(seen));
+    report(seen == 0x600df00d, "FS base addresses memory");
+    msr_write(MSR_GS_BASE, 0);
+    msr_write(MSR_KERNEL_GS_BASE, (u64)&word);
+    __asm__ volatile("swapgs; mov %%gs:0, %0; swapgs" : "=r"(seen));
+    report(seen == 0x600df00d && msr_read(MSR_GS_BASE) == 0,
+           "SWAPGS swaps with IA32_KERNEL_GS_BASE");
+}
+
+void guest_main(void)
+{
+    test_kept();
+    test_registers();
+    test_efer();
+    test_faults();
+    test_tsc();
+    test_apic_base();
+    test_bases();
+}
