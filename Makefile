@@ -83,18 +83,19 @@ $(BUILD)/nestor.elf: $(OBJECTS) linker.ld boot/symbols.awk $(LIBFDT)
 $(BUILD)/nestor: $(BUILD)/nestor.elf
 	@$(STRIP) -o $@ $<
 
-# A unit test names what it is linked with: "// unit-sources: a.c b.c" and "// unit-libs: -lX".
+# A unit test names what it is linked with: "// unit-sources: a.c b.c" and "// unit-libs: -lX"; "// unit-cflags: -X".
 # GCC's sanitizers; the code is compiled as for the target but for the host's own libc.
 UNIT_TESTS := $(patsubst tests/unit/%.c,$(BUILD)/unit/%,$(wildcard tests/unit/test_*.c))
 UNIT_CFLAGS := -std=gnu11 -O1 -g -D_GNU_SOURCE -fno-omit-frame-pointer -fno-strict-aliasing \
 	-fsanitize=address,undefined -fno-sanitize-recover=all -Wall -Wextra -Wshadow -Werror -Wno-error=format
+HEADERS := $(wildcard include/*/*.h include/*/*/*.h $(DIRS:%=%/*.h) tests/unit/*.h)
 .PHONY: unit unit-run
 unit: $(UNIT_TESTS)
 unit_words = $(shell sed -n 's|^// unit-$(1): *||p' $(2))
 .SECONDEXPANSION:
-$(BUILD)/unit/%: tests/unit/%.c $$(call unit_words,sources,tests/unit/$$*.c) Makefile
+$(BUILD)/unit/%: tests/unit/%.c $$(call unit_words,sources,tests/unit/$$*.c) $(HEADERS) Makefile
 	@mkdir -p $(@D)
-	$(call quiet,HOSTCC  $<)$(HOSTCC) $(UNIT_CFLAGS) $(CPPFLAGS) -I. -MMD -MP -MF $@.d $< $(call unit_words,sources,$<) \
+	$(call quiet,HOSTCC  $<)$(HOSTCC) $(UNIT_CFLAGS) $(call unit_words,cflags,$<) $(CPPFLAGS) -I. $< $(call unit_words,sources,$<) \
 		-o $@ -lcmocka $(call unit_words,libs,$<)
 unit-run: unit
 	@failed=0; for test in $(UNIT_TESTS); do $$test || failed=1; done; exit $$failed
@@ -109,6 +110,6 @@ size: $(BUILD)/nestor
 clean:
 	rm -rf $(addprefix $(BUILD)/,$(DIRS) unit guests nestor nestor.* symbols.* builtin.dtb dsdt.* flags)
 
--include $(OBJECTS:.o=.d) $(wildcard $(BUILD)/unit/*.d)
+-include $(OBJECTS:.o=.d)
 -include tests/guests/build.mk
 -include tests/targets.mk

@@ -93,9 +93,9 @@ bool apic_is_x2apic(void)
 
 static INIT_TEXT void choose_mode(u64 base)
 {
-    bool has_x2apic = cpuid(1, 0).ecx & BIT(21);
+    bool wanted = !option_is("x2apic", "off");
 
-    if (has_x2apic && ((base & APIC_BASE_X2APIC) || !option_is("x2apic", "off"))) {
+    if ((cpuid(1, 0).ecx & BIT(21)) && ((base & APIC_BASE_X2APIC) || wanted)) {
         apic = &x2apic;
         return;
     }
