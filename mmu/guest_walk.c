@@ -82,7 +82,7 @@ static bool is_large(const struct walk *w, u64 entry, unsigned level)
     if (!(entry & ENTRY_PS))
         return false;
     if (w->long_mode || w->pae)
-        return level == 2 || (w->long_mode && level == 3);
+        return level == 2 || level == 3;
     return level == 2 && (w->ps->cr4 & CR4_PSE);
 }
 
@@ -150,7 +150,7 @@ static int walk_down(struct walk *w, gva_t la)
         if (!is_pdpte(w, w->level)) {
             w->writable = w->writable && (entry & ENTRY_W);
             w->user = w->user && (entry & ENTRY_U);
-            w->no_execute = w->no_execute || (w->nx && (entry & ENTRY_XD));
+            w->no_execute = w->no_execute || (entry & ENTRY_XD);
         }
         if (w->level == 1 || is_large(w, entry, w->level))
             return 0;

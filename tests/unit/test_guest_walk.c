@@ -448,6 +448,28 @@ static void test_random(void **state)
     assert_true(faults[0] > 100000 && faults[1] > 100000 && codes > 35);
 }
 
+// The PS bit of a PDPTE alone: everything else in the entry is right for a 1 GiB page.
+static void test_page1g(void **state)
+{
+    struct paging_state ps = {
+        .cr0 = CR0_PG, .cr3 = 0x1000, .cr4 = CR4_PAE, .efer = EFER_LMA, .phys_bits = 40};
+    struct walk_result out;
+    struct walk_fault fault;
+    u64 pml4e = 0x2000 | 0x27, pdpte = 5 * SIZE_1G | 0xe7;
+
+    (void)state;
+    memset(tables, 0, sizeof(tables));
+    tables[0].gpa = 0x1000;
+    tables[1].gpa = 0x2000;
+    memcpy(tables[0].bytes, &pml4e, 8);
+    memcpy(tables[1].bytes, &pdpte, 8);
+    assert_int_equal(guest_walk(&ps, &memory, 0x1234567, WALK_READ, &out, &fault), -E_FAULT);
+    assert_int_equal(fault.error_code, PF_P | PF_RSVD);
+    ps.page1g = true;
+    assert_int_equal(guest_walk(&ps, &memory, 0x1234567, WALK_READ, &out, &fault), 0);
+    assert_int_equal(out.gpa, 5 * SIZE_1G + 0x1234567);
+}
+
 static void test_no_paging(void **state)
 {
     struct paging_state ps = {.cr0 = CR0_PE, .cr4 = CR4_SMEP, .phys_bits = 40};
@@ -562,6 +584,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_random),
+        cmocka_unit_test(test_page1g),
         cmocka_unit_test(test_no_paging),
         cmocka_unit_test_setup(test_stage2_faults, setup_fixed),
         cmocka_unit_test_setup(test_races, setup_fixed),
