@@ -266,33 +266,32 @@ static INIT_TEXT void mtrr_copy(void)
     write_cr4(cr4);
 }
 
+// arg: the number of CPUs that had others.
 static INIT_TEXT void check_mtrrs(void *arg)
 {
-    u32 n;
-
-    (void)arg;
     if (!mtrr_noted) {
         mtrr_def_type = msr_read(MSR_MTRR_DEF_TYPE);
         (void)mtrr_each(mtrr_note);
         mtrr_noted = true;
-        return;
     }
-    n = mtrr_each(mtrr_differs) + (msr_read(MSR_MTRR_DEF_TYPE) != mtrr_def_type);
-    if (n == 0)
+    if (mtrr_each(mtrr_differs) == 0 && msr_read(MSR_MTRR_DEF_TYPE) == mtrr_def_type)
         return;
-    log_warn("%u MTRRs of this CPU differ from cpu0's: set to the same", n);
+    ++*(u32 *)arg;
     mtrr_copy();
 }
 
 INIT_TEXT void features_check(void)
 {
+    u32 other_mtrrs = 0;
     bool ok = true;
 
     choose_backend();
     for (u32 i = 0; i < cpu_count; i++) {
-        cpu_call(cpus[i], check_mtrrs, NULL);
+        cpu_call(cpus[i], check_mtrrs, &other_mtrrs);
         cpu_call(cpus[i], check_cpu, &ok);
     }
+    if (other_mtrrs)
+        log_warn("the MTRRs of %u CPUs differed from cpu0's: they are the same now", other_mtrrs);
     compare_cpu(NULL);
     for (u32 i = 1; i < cpu_count; i++)
         cpu_call(cpus[i], compare_cpu, &ok);
