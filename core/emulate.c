@@ -436,14 +436,14 @@ static enum emulate_result run(struct emulate_ctx *c)
     const struct emulate_op *op = &emulate_op_table[c->insn.op];
     enum emulate_result r = emu_intercept(c, EMULATE_DECODED);
 
+    if (r == EMULATE_OK && !op->run)
+        return EMULATE_UNHANDLED;
     if (r == EMULATE_OK)
         r = check_privilege(c, op->flags);
     if (r == EMULATE_OK)
         r = emu_intercept(c, EMULATE_PRIVILEGED);
     if (r != EMULATE_OK)
         return r;
-    if (!op->run)
-        return EMULATE_UNHANDLED;
     if (op->flags & OP_OWN_ACCESS)
         return op->run(c);
     return is_locked(c, op) ? run_locked(c, op) : run_plain(c, op);

@@ -71,8 +71,9 @@ struct emulate_ops {
     void (*get_seg)(struct emulate_ctx *ctx, enum segment_index seg, struct segment *out);
     // MOV and POP to a segment register, with its descriptor checks and faults. NULL: unhandled.
     enum emulate_result (*load_seg)(struct emulate_ctx *ctx, enum segment_index seg, u16 selector);
-    // Asked at each point; ctx->insn, linear and port describe the instruction. NULL: nobody to
-    // ask.
+    // Asked at each point; ctx->insn, linear and port describe the instruction. String I/O asks
+    // EMULATE_ACCESSED for each repetition; an instruction that is not emulated is asked about at
+    // EMULATE_DECODED only. NULL: nobody to ask.
     enum emulate_result (*intercept)(struct emulate_ctx *ctx, enum emulate_point point);
 };
 

@@ -72,6 +72,7 @@ static enum emulate_result read_mem(struct emulate_ctx *c, gva_t la, void *buf, 
 {
     enum emulate_result r = check(c, la, size, access);
 
+    assert_int_not_equal(access, EMULATE_WRITE);
     if (r == EMULATE_OK)
         memcpy(buf, m.memory + la, size);
     return r;
@@ -326,6 +327,8 @@ static void test_protected_segments(void **state)
     assert_fault(RUN("\x8b\x03"), VECTOR_GP, 0);
     m.seg[SEG_DS].access = SEG_P | SEG_S | 7; // expand down: valid above the limit only
     assert_fault(RUN("\x8b\x03"), VECTOR_GP, 0);
+    regs.gpr[3] = 0x7fff;
+    assert_fault(RUN("\x8a\x03"), VECTOR_GP, 0);
     regs.gpr[3] = 0x8000;
     done(RUN("\x8b\x03"), 2);
     regs.gpr[3] = 0xfffd; // a small segment ends at 64 KiB
@@ -478,6 +481,11 @@ static void test_repeat_fault(void **state)
     m.state[DATA / PAGE_SIZE + 1] = PAGE_RAM;
     done(RUN("\xf3\xaa"), 2);
     assert_int_equal(regs.gpr[1], 0);
+    m.seg[SEG_FS].base = 0x10000; // an override moves the source, never the destination
+    regs.gpr[6] = regs.gpr[7] = DATA;
+    store(DATA + 0x10000, 0x99, 1);
+    done(RUN("\x64\xa4"), 2);
+    assert_int_equal(load(DATA, 1), 0x99);
     begin(INSN_MODE_16); // indices and count are 16 bits wide and wrap
     regs.gpr[1] = 0x70002;
     regs.gpr[7] = 0x3ffff;
@@ -624,8 +632,10 @@ static void test_pushf_popf(void **state)
     done(RUN("\x9d"), 1);
     assert_int_equal(ctx.next_rflags, all | RFLAGS_FIXED | RFLAGS_VIF);
     regs.gpr[4] = 0x5ff8;
+    regs.rflags |= RFLAGS_ID;
     done(RUN("\x66\x9d"), 2); // 16 bits only
-    assert_int_equal(ctx.next_rflags & BITS(31, 16), RFLAGS_VIF);
+    assert_int_equal(ctx.next_rflags & BITS(31, 16), RFLAGS_VIF | RFLAGS_ID);
+    regs.rflags &= ~RFLAGS_ID;
     regs.gpr[4] = 0x5ff8;
     ctx.cpl = 3;
     done(RUN("\x9d"), 1); // neither IF nor IOPL
@@ -830,7 +840,7 @@ static void test_unhandled(void **state)
         "\x0f\xa2\x90\x90", "\x0f\x10\x03\x90", "\xd9\x03\x90\x90", "\xc8\x10\x00\x00",
         "\xcf\x90\x90\x90", "\xcc\x90\x90\x90", "\xcd\x80\x90\x90", "\x0f\x22\xc0\x90",
         "\x0f\x20\xc0\x90", "\xc5\xf8\x77\x90", "\x0f\x32\x90\x90", "\x0f\x01\xc1\x90",
-        "\xcb\x90\x90\x90", "\x0f\x05\x90\x90", "\xf3\x0f\xb8\xc3",
+        "\xcb\x90\x90\x90", "\x0f\x05\x90\x90", "\xf3\x0f\xb8\xc3", "\x66\x0f\xc8\x90",
     };
     struct emulate_regs before;
 
