@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // Copyright (c) 2026 The Nestor authors
 //
-// From GRUB to C: works out where the image is, builds the first page tables (identity and physmap of the first 4 GiB, the image
-// at IMAGE_BASE; W^X comes with mmu/host.c), chooses 4 or 5 levels, and goes to 64-bit mode (SDM vol. 3, "Initializing IA-32e
-// Mode"). Everything here runs once and is given back.
+// From GRUB to C: works out where the image is, builds the first page tables (identity and physmap
+// of the first 4 GiB, the image at IMAGE_BASE; W^X comes with mmu/host.c), chooses 4 or 5 levels,
+// and goes to 64-bit mode (SDM vol. 3, "Initializing IA-32e Mode"). Everything here runs once and
+// is given back.
 
 #include <arch/x86/desc.h>
 
@@ -19,8 +20,8 @@
         .section .init.text, "ax", @progbits
         .code32
 
-// EAX = MULTIBOOT_MAGIC, EBX = information; protected mode, paging and interrupts off. There is no stack yet: the reserved
-// second word of the information serves for the one CALL.
+// EAX = MULTIBOOT_MAGIC, EBX = information; protected mode, paging and interrupts off. There is no
+// stack yet: the reserved second word of the information serves for the one CALL.
         .globl  _start
 _start: cli
         cld
@@ -54,7 +55,8 @@ _start: cli
         push    %eax
         lret
 
-// Long mode (CPUID.80000001H:EDX[29]) and NX ([20]) are what the tables need; the other features are core/features.c's.
+// Long mode (CPUID.80000001H:EDX[29]) and NX ([20]) are what the tables need; the other features
+// are core/features.c's.
 check_cpu:
         mov     $(message_cpu - IMAGE_BASE), %esi
         mov     $0x80000000, %eax
@@ -102,7 +104,8 @@ build_tables:
         mov     %eax, PHYS(boot_pml5 + 511 * 8)
         ret
 
-// Returns EDX = the root table, ESI = CR4: 5 levels if the CPU has them (CPUID.07H:ECX[16]) and no option `la57=off` is given.
+// Returns EDX = the root table, ESI = CR4: 5 levels if the CPU has them (CPUID.07H:ECX[16]) and no
+// option `la57=off` is given.
 choose_levels:
         lea     PHYS(boot_pml4), %edx
         mov     $0x20, %esi // PAE
@@ -125,7 +128,8 @@ choose_levels:
 1:      pop     %edx
         ret
 
-// CF = 1 if the command line (Multiboot2 tag 1) has the word "la57=off". Clobbers EAX, EBX, ECX, EDI.
+// CF = 1 if the command line (Multiboot2 tag 1) has the word "la57=off". Clobbers EAX, EBX, ECX,
+// EDI.
 find_la57_off:
         push    %esi
         mov     PHYS(boot_information), %ebx
@@ -196,7 +200,8 @@ start64_low:
         mov     $start64, %rax
         jmp     *%rax
 
-// At IMAGE_BASE: flat segments, the boot stack, GS and FS bases for this_cpu() and libfdt's canary, then C.
+// At IMAGE_BASE: flat segments, the boot stack, GS and FS bases for this_cpu() and libfdt's canary,
+// then C.
 start64:
         mov     $GDT_DATA, %eax
         mov     %eax, %ds

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // Copyright (c) 2026 The Nestor authors
 //
-// The Multiboot2 header (Multiboot2 specification, "OS image format"): what Nestor asks of GRUB, on BIOS and UEFI alike.
+// The Multiboot2 header (Multiboot2 specification, "OS image format"): what Nestor asks of GRUB, on
+// BIOS and UEFI alike.
 
 #define HEADER_MAGIC 0xe85250d6
 #define TAG_OPTIONAL 1

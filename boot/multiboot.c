@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // Copyright (c) 2026 The Nestor authors
 //
-// The Multiboot2 information (Multiboot2 specification 2.0, "Boot information format"). Nothing in it is believed: sizes are
-// checked against the whole, strings against their ends. Pure.
+// The Multiboot2 information (Multiboot2 specification 2.0, "Boot information format"). Nothing in
+// it is believed: sizes are checked against the whole, strings against their ends. Pure.
 
 #include "multiboot.h"
 #include <nestor/string.h>
@@ -108,8 +108,8 @@ static void read_mmap(const struct tag *tag, struct boot_info *out)
     }
 }
 
-// The other map says the same in other words; this one is the firmware's own about what is still its (runtime services), and that
-// counts against RAM.
+// The other map says the same in other words; this one is the firmware's own about what is still
+// its (runtime services), and that counts against RAM.
 static void read_efi_mmap(const struct tag *tag, struct boot_info *out)
 {
     const struct efi_mmap_tag *mmap = (const struct efi_mmap_tag *)tag;

@@ -26,6 +26,7 @@ struct boot_info {
     bool efi;
 };
 
-// Reads the information of `size` bytes (its own first word, checked by the caller to be mapped). All pointers in *out lead
-// into it. Returns 0, or -E_INVAL if a tag is torn (what came before it is in *out).
+// Reads the information of `size` bytes (its own first word, checked by the caller to be mapped).
+// All pointers in *out lead into it. Returns 0, or -E_INVAL if a tag is torn (what came before it
+// is in *out).
 int multiboot_parse(const void *info, u64 size, struct boot_info *out);

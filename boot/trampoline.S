@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // Copyright (c) 2026 The Nestor authors
 //
-// Where the other CPUs begin (SDM vol. 3, "MP Initialization Protocol"): a copy of this code in a page below 1 MiB takes each from
-// real mode to 64-bit mode on the boot tables, then it goes on in the image, on a stack of its own. Many may be in it at once:
-// nothing is written but the ticket.
+// Where the other CPUs begin (SDM vol. 3, "MP Initialization Protocol"): a copy of this code in a
+// page below 1 MiB takes each from real mode to 64-bit mode on the boot tables, then it goes on in
+// the image, on a stack of its own. Many may be in it at once: nothing is written but the ticket.
 
 #include "offsets.h"
 #include <arch/x86/desc.h>
@@ -56,7 +56,8 @@ trampoline64:
 trampoline_gdt:
         .quad   0, GDT_CODE_DESCRIPTOR, GDT_DATA_DESCRIPTOR, GDT_CODE32_DESCRIPTOR
 
-// struct trampoline_args: core/smp.c fills in CR3 and CR4, and adds the page's address to the other three.
+// struct trampoline_args: core/smp.c fills in CR3 and CR4, and adds the page's address to the other
+// three.
 trampoline_args:
         .long   0, 0
         .short  0, 31
@@ -66,7 +67,8 @@ trampoline_args:
 trampoline_end:
 
         .section .init.text, "ax", @progbits
-// Draws a ticket, which is a struct cpu with a stack. One that comes when there are no tickets left halts.
+// Draws a ticket, which is a struct cpu with a stack. One that comes when there are no tickets left
+// halts.
 ap_start64:
         mov     host_cr3(%rip), %rax
         mov     %rax, %cr3

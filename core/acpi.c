@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // Copyright (c) 2026 The Nestor authors
 //
-// The host's ACPI tables (ACPI 6.5 chapters 5 and 20): RSDP, RSDT or XSDT, MADT, FADT, and the one object of the DSDT's AML that
-// switching the machine off needs. Firmware is not trusted: what is torn or has a wrong checksum is logged and left out.
+// The host's ACPI tables (ACPI 6.5 chapters 5 and 20): RSDP, RSDT or XSDT, MADT, FADT, and the one
+// object of the DSDT's AML that switching the machine off needs. Firmware is not trusted: what is
+// torn or has a wrong checksum is logged and left out.
 
 #include <arch/x86/insn.h>
 #include <nestor/host.h>
@@ -113,7 +114,8 @@ static INIT_TEXT bool find_rsdp(const void *given, struct rsdp *out)
     return scan_for_rsdp(BIOS_AREA, BIOS_AREA_SIZE, out);
 }
 
-// Maps the table at hpa for good and checks it; NULL (after a line of log) if it is not what it says.
+// Maps the table at hpa for good and checks it; NULL (after a line of log) if it is not what it
+// says.
 static INIT_TEXT const struct acpi_header *map_table(hpa_t hpa, const char *signature)
 {
     const struct acpi_header *table = NULL;

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // Copyright (c) 2026 The Nestor authors
 //
-// The real local APIC, as xAPIC (MMIO) or x2APIC (MSRs): SDM vol. 3, "Advanced Programmable Interrupt Controller".
+// The real local APIC, as xAPIC (MMIO) or x2APIC (MSRs): SDM vol. 3, "Advanced Programmable
+// Interrupt Controller".
 
 #include <arch/x86/insn.h>
 #include <arch/x86/msr.h>
@@ -55,8 +56,8 @@ static void xapic_write(u32 reg, u32 value)
     *(volatile u32 *)(apic_mmio + reg) = value;
 }
 
-// The command is one only when its low half is written; a pending one must have gone first. An NMI handler sends none, so nothing
-// comes between.
+// The command is one only when its low half is written; a pending one must have gone first. An NMI
+// handler sends none, so nothing comes between.
 static void xapic_send(u32 apic_id, u32 icr)
 {
     for (u32 polls = 1000000; (xapic_read(APIC_ICR) & ICR_PENDING) && polls > 0; polls--)
@@ -75,7 +76,8 @@ static void x2apic_write(u32 reg, u32 value)
     msr_write(MSR_X2APIC_FIRST + reg / 16, value);
 }
 
-// WRMSR to an x2APIC register does not wait for stores before it (SDM vol. 3, "MSR Access in x2APIC Mode").
+// WRMSR to an x2APIC register does not wait for stores before it (SDM vol. 3, "MSR Access in x2APIC
+// Mode").
 static void x2apic_send(u32 apic_id, u32 icr)
 {
     __asm__ volatile("mfence; lfence" : : : "memory");
@@ -119,7 +121,8 @@ static void drain(void)
     }
 }
 
-// On the boot CPU it chooses the mode for all. IA32_APIC_BASE.EN is never cleared: not every machine lets one set it again.
+// On the boot CPU it chooses the mode for all. IA32_APIC_BASE.EN is never cleared: not every
+// machine lets one set it again.
 void apic_init_cpu(void)
 {
     u64 base = msr_read(MSR_APIC_BASE) | APIC_BASE_ENABLE;

@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // Copyright (c) 2026 The Nestor authors
 //
-// What Nestor needs of every CPU and what it merely notes, by the manuals' names (SDM vol. 2 "CPUID", APM vol. 3 appendix E); that
-// all CPUs are alike, also in their MTRRs and PAT; and the choice of the back end.
+// What Nestor needs of every CPU and what it merely notes, by the manuals' names (SDM vol. 2
+// "CPUID", APM vol. 3 appendix E); that all CPUs are alike, also in their MTRRs and PAT; and the
+// choice of the back end.
 
 #include <arch/x86/insn.h>
 #include <arch/x86/msr.h>
@@ -200,7 +201,8 @@ static INIT_TEXT void compare_cpu(void *arg)
     }
 }
 
-// --- MTRRs: SDM vol. 3, "MTRR Considerations in MP Systems". INIT may have cleared them (QEMU), so they are not only compared. ---
+// --- MTRRs: SDM vol. 3, "MTRR Considerations in MP Systems". INIT may have cleared them (QEMU), so
+// they are not only compared. ---
 
 static const struct {
     u32 first, count;

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // Copyright (c) 2026 The Nestor authors
 //
-// Formatted output into a buffer (C11 7.21.6, the part that nestor/string.h names) and reading numbers. Pure.
+// Formatted output into a buffer (C11 7.21.6, the part that nestor/string.h names) and reading
+// numbers. Pure.
 
 #include <nestor/string.h>
 

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // Copyright (c) 2026 The Nestor authors
 //
-// Interrupts and exceptions that Nestor itself takes (SDM vol. 3, "Interrupt and Exception Handling"): one IDT for all CPUs. An
-// exception is a broken invariant, unless the exception table knows the instruction; an NMI is only counted, the run loop decides
-// whose it is.
+// Interrupts and exceptions that Nestor itself takes (SDM vol. 3, "Interrupt and Exception
+// Handling"): one IDT for all CPUs. An exception is a broken invariant, unless the exception table
+// knows the instruction; an NMI is only counted, the run loop decides whose it is.
 
 #include <arch/x86/desc.h>
 #include <arch/x86/extable.h>

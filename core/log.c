@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // Copyright (c) 2026 The Nestor authors
 //
-// The log: a line is formatted on its caller's stack and goes out as one piece under the port's lock. Where it shares the port with
-// the guest's console, each line starts with a mark.
+// The log: a line is formatted on its caller's stack and goes out as one piece under the port's
+// lock. Where it shares the port with the guest's console, each line starts with a mark.
 
 #include <nestor/host.h>
 #include <nestor/log.h>

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // Copyright (c) 2026 The Nestor authors
 //
-// The end of Nestor over an invariant of its own that does not hold: one CPU stops the others by NMI and says what it knows.
+// The end of Nestor over an invariant of its own that does not hold: one CPU stops the others by
+// NMI and says what it knows.
 
 #include <arch/x86/insn.h>
 #include <nestor/host.h>

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // Copyright (c) 2026 The Nestor authors
 //
-// Switching the machine off: ACPI S5 (ACPI 6.5, "Transitioning from the Working to the Sleeping State"), and where that does
-// nothing, the exit ports of emulators.
+// Switching the machine off: ACPI S5 (ACPI 6.5, "Transitioning from the Working to the Sleeping
+// State"), and where that does nothing, the exit ports of emulators.
 
 #include <arch/x86/insn.h>
 #include <arch/x86/regs.h>

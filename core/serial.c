@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // Copyright (c) 2026 The Nestor authors
 //
-// The machine's two 16550 serial ports: COM1 carries the guest's console, COM2 the log; on a machine with one, both share it.
-// Input on COM1 comes by IRQ 4, or is polled where that does not work.
+// The machine's two 16550 serial ports: COM1 carries the guest's console, COM2 the log; on a
+// machine with one, both share it. Input on COM1 comes by IRQ 4, or is polled where that does not
+// work.
 
 #include <arch/x86/insn.h>
 #include <nestor/host.h>
@@ -174,7 +175,8 @@ static void input_poll(struct timer *timer)
     offer_input();
 }
 
-// An empty transmitter interrupts at once when its interrupt is allowed: so one sees whether interrupts come at all.
+// An empty transmitter interrupts at once when its interrupt is allowed: so one sees whether
+// interrupts come at all.
 static INIT_TEXT bool irq_works(u16 base)
 {
     u64 end = tsc_now() + ns_to_tsc(2000000);

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // Copyright (c) 2026 The Nestor authors
 //
-// Physical CPUs: each one's area with GDT, TSS and stacks, starting them all (SDM vol. 3, "Multiple-Processor Initialization"), and
-// how they reach each other: kicks and calls.
+// Physical CPUs: each one's area with GDT, TSS and stacks, starting them all (SDM vol. 3,
+// "Multiple-Processor Initialization"), and how they reach each other: kicks and calls.
 
 #include "../boot/offsets.h"
 #include <arch/x86/desc.h>
@@ -281,8 +281,8 @@ static INIT_TEXT void send_startups(u32 page)
     wait_for_answers(ANSWER_TIMEOUT_US);
 }
 
-// CPUs come in any order; their numbers follow the MADT's. One that did not come gets another INIT: it must not come later, when
-// the boot code is gone.
+// CPUs come in any order; their numbers follow the MADT's. One that did not come gets another INIT:
+// it must not come later, when the boot code is gone.
 static INIT_TEXT void number_cpus(void)
 {
     for (u32 i = 0; i < ap_target_count; i++) {
@@ -320,8 +320,8 @@ INIT_TEXT void cpu_start_all(void)
     number_cpus();
 }
 
-// --- Is the TSC one clock? Every CPU takes the time in turn, as the lock gives it: one that reads less than the one before it is
-// behind. ---
+// --- Is the TSC one clock? Every CPU takes the time in turn, as the lock gives it: one that reads
+// less than the one before it is behind. ---
 
 enum { TSC_ROUNDS = 200 };
 
@@ -359,9 +359,8 @@ INIT_TEXT void cpu_check_tsc(void)
     while (__atomic_load_n(&tsc_check.finished, __ATOMIC_ACQUIRE) < cpu_count)
         __builtin_ia32_pause();
     if (tsc_check.worst)
-        log_warn(
-            "clock: the CPUs' TSCs differ by up to %llu ticks (%llu ns): timers of guests with several vCPUs may jump back",
-            tsc_check.worst, tsc_to_ns(tsc_check.worst));
+        log_warn("clock: the CPUs' TSCs differ by %llu ticks (%llu ns): guests' time may jump",
+                 tsc_check.worst, tsc_to_ns(tsc_check.worst));
 }
 
 static void wait_in_phase(u32 phase)
@@ -372,7 +371,8 @@ static void wait_in_phase(u32 phase)
     }
 }
 
-// The first C code of the other CPUs. They wait here, carrying out calls, until the boot CPU is through.
+// The first C code of the other CPUs. They wait here, carrying out calls, until the boot CPU is
+// through.
 void cpu_main_ap(struct cpu_block *block)
 {
     struct cpu *cpu = &block->cpu;
@@ -412,8 +412,9 @@ void cpu_call_poll(void)
     __atomic_store_n(&cpu->call_done, 1, __ATOMIC_RELEASE);
 }
 
-// While it waits, this CPU's own mailbox is served, or two that call each other would wait for ever. The IPI is always sent: to a
-// CPU that is about to enter its guest it makes an exit right after.
+// While it waits, this CPU's own mailbox is served, or two that call each other would wait for
+// ever. The IPI is always sent: to a CPU that is about to enter its guest it makes an exit right
+// after.
 void cpu_call(struct cpu *cpu, void (*fn)(void *), void *arg)
 {
     if (cpu == this_cpu()) {

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // Copyright (c) 2026 The Nestor authors
 //
-// Memory and string functions (C11 7.24). The block operations go by quadwords: string instructions take one iteration for each,
-// on emulators one instruction's time.
+// Memory and string functions (C11 7.24). The block operations go by quadwords: string instructions
+// take one iteration for each, on emulators one instruction's time.
 
 #include <nestor/string.h>
 

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // Copyright (c) 2026 The Nestor authors
 //
-// Names for code addresses, from the table that the build makes (boot/symbols.awk). The first of its two links has none.
+// Names for code addresses, from the table that the build makes (boot/symbols.awk). The first of
+// its two links has none.
 
 #include <nestor/machine.h>
 #include <nestor/page.h>

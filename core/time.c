@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // Copyright (c) 2026 The Nestor authors
 //
-// The clock: the TSC's frequency (CPUID leaf 15h, the ACPI PM timer or the 8254, whichever there is), the LAPIC timer's along with
-// it, and the wall clock (MC146818).
+// The clock: the TSC's frequency (CPUID leaf 15h, the ACPI PM timer or the 8254, whichever there
+// is), the LAPIC timer's along with it, and the wall clock (MC146818).
 
 #include <arch/x86/insn.h>
 #include <nestor/log.h>
@@ -58,7 +58,8 @@ struct sample {
     u64 tsc;
 };
 
-// Waits until at least `ticks` have passed since `since`, and takes all clocks at the edge. False if the source stands still.
+// Waits until at least `ticks` have passed since `since`, and takes all clocks at the edge. False
+// if the source stands still.
 static INIT_TEXT bool sample_after(const struct tick_source *source, u32 since, u32 ticks,
                                    struct sample *out)
 {
@@ -186,7 +187,8 @@ static INIT_TEXT void read_wall_clock(void)
                    hour * 3600 + from_bcd(t.minute, mode) * 60 + from_bcd(t.second, mode);
 }
 
-// CPUID's word is checked against a timer: emulators copy the leaf of the CPU that they imitate, but not its clock.
+// CPUID's word is checked against a timer: emulators copy the leaf of the CPU that they imitate,
+// but not its clock.
 INIT_TEXT void time_init(void)
 {
     u64 said = cpuid_tsc_hz();

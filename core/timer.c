@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // Copyright (c) 2026 The Nestor authors
 //
-// Deadlines: a sorted list for each CPU under its own lock, and the LAPIC timer, by TSC deadline or by a count, for its first one.
-// timer_first is a copy of the first deadline that anybody may read.
+// Deadlines: a sorted list for each CPU under its own lock, and the LAPIC timer, by TSC deadline or
+// by a count, for its first one. timer_first is a copy of the first deadline that anybody may read.
 
 #include <arch/x86/insn.h>
 #include <arch/x86/msr.h>

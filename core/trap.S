@@ -1,12 +1,15 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // Copyright (c) 2026 The Nestor authors
 //
-// The IDT's entry points: one of 16 bytes for each vector. All save a struct trap_frame and call trap_handle(frame) with it.
+// The IDT's entry points: one of 16 bytes for each vector. All save a struct trap_frame and call
+// trap_handle(frame) with it.
 
 #include <arch/x86/desc.h>
 
 #define MSR_GS_BASE 0xc0000101
 #define FRAME_BELOW_HARDWARE (17 * 8) // struct trap_frame up to rip
+// #DF #TS #NP #SS #GP #PF #AC #CP #VC #SX bring an error code of their own.
+#define ERROR_CODE_VECTORS 0x60227d00
 #define HARDWARE_FRAME (5 * 8)
 
         .macro save_registers
@@ -35,8 +38,7 @@ trap_stubs:
         .set    vector, 0
         .rept   256
         .balign 16
-        // The vectors with an error code of their own: #DF #TS #NP #SS #GP #PF #AC #CP #VC #SX.
-        .if     !(vector == 8 || (vector >= 10 && vector <= 14) || vector == 17 || vector == 21 || vector == 29 || vector == 30)
+        .if     vector > 31 || !((ERROR_CODE_VECTORS >> (vector & 31)) & 1)
         push    $0
         .endif
         push    $vector
@@ -71,7 +73,8 @@ trap_return:
         add     $16, %rsp
         iretq
 
-// NMI, #DF, #MC come anywhere, also while GS is a guest's: the word at the top of their stack says which CPU this is.
+// NMI, #DF, #MC come anywhere, also while GS is a guest's: the word at the top of their stack says
+// which CPU this is.
 trap_on_ist:
         save_registers
         mov     $MSR_GS_BASE, %ecx

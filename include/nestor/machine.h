@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // Copyright (c) 2026 The Nestor authors
 //
-// What the files of boot/ and the machine's part of core/ want of each other. Nobody else includes it.
+// What the files of boot/ and the machine's part of core/ want of each other. Nobody else includes
+// it.
 
 #pragma once
 
@@ -71,7 +72,8 @@ struct acpi_power { // from FADT and DSDT
     bool has_s5;
 };
 
-// rsdp: a copy from the boot loader, or NULL: it is looked for in the BIOS areas. Logs what is wrong.
+// rsdp: a copy from the boot loader, or NULL: it is looked for in the BIOS areas. Logs what is
+// wrong.
 void acpi_init(const void *rsdp);
 // The MADT's next entry after `entry` (NULL: the first), NULL at the end or where an entry is torn.
 const struct madt_entry *madt_next(const struct madt_entry *entry);
@@ -91,7 +93,8 @@ u32 apic_timer_count(void);
 bool apic_is_x2apic(void);
 
 // --- core/ioapic.c ---
-// Routes an ISA interrupt to a CPU by the MADT. Returns 0 or -E_NODEV. irq_chips_init masks every pin.
+// Routes an ISA interrupt to a CPU by the MADT. Returns 0 or -E_NODEV. irq_chips_init masks every
+// pin.
 void irq_chips_init(void);
 int irq_route_isa(u8 irq, u8 vector, u32 apic_id);
 
@@ -117,7 +120,8 @@ const char *symbol_find(u64 address, u64 *offset);
 
 // --- core/features.c ---
 void features_log(void); // CPU model, microcode, optional features
-// On all CPUs: logs what is missing, and where CPUs differ. Does not return if anything that is needed is missing.
+// On all CPUs: logs what is missing, and where CPUs differ. Does not return if anything that is
+// needed is missing.
 void features_check(void);
 void features_backend_on(void); // chosen by features_check; all CPUs
 

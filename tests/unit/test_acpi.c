@@ -28,7 +28,8 @@ void log_line(enum log_level level, const char *fmt, ...)
     errors += level == LOG_ERROR;
 }
 
-// A mapping is a block of exactly its size: the sanitizer sees a step beyond. What is no memory reads as all ones.
+// A mapping is a block of exactly its size: the sanitizer sees a step beyond. What is no memory
+// reads as all ones.
 void *mmio_map(hpa_t base, u64 size, enum map_type type)
 {
     u8 *copy = malloc(size);

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // Copyright (c) 2026 The Nestor authors
 //
-// Nestor's own segments: the same selectors on every CPU (core/smp.c builds each one's GDT). Also read by assembly.
+// Nestor's own segments: the same selectors on every CPU (core/smp.c builds each one's GDT). Also
+// read by assembly.
 
 #pragma once
 
