@@ -73,7 +73,7 @@ static const struct policy policies[] = {
 
 // Leaves that go on as the CPU has them (registers that a policy names are masked besides).
 static const u32 passed_leaves[] = {0,          1,          2,          7,          0xd,        0x80000000, 0x80000001,
-                                    0x80000002, 0x80000003, 0x80000004, 0x80000005, 0x80000006, 0x80000007, 0x80000008};
+                                    0x80000002, 0x80000003, 0x80000004, 0x80000005, 0x80000006, 0x80000007, 0x80000008, 0x8000000a};
 
 static u32 *leaf_regs(struct cpuid_table *t, u32 leaf)
 {
@@ -117,7 +117,7 @@ static void apply_policies(struct cpuid_table *t)
     }
     // Leaf 7's subleaf count and what has no policy row: nothing beyond subleaf 0.
     t->basic[7][EAX] = 0;
-    t->extended[0xa][EAX] = 0;
+    memset(t->extended[0xa], 0, sizeof(t->extended[0xa])); // SVM: the front end's to say
 }
 
 static void mask_cores(struct cpuid_table *t)

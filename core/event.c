@@ -153,7 +153,7 @@ static bool deliver_exception(struct vcpu *vcpu)
 static void take_init(struct vcpu *vcpu)
 {
     vcpu->events.init = false;
-    if (vcpu->level && nested_wants_event(vcpu, NESTED_INIT))
+    if (vcpu->level && nested_event(vcpu, NESTED_INIT) != NESTED_DELIVER)
         return;
     vcpu_reset(vcpu, true);
 }
@@ -166,7 +166,7 @@ static void take_sipi(struct vcpu *vcpu)
     vcpu->events.sipi = false;
     if (vcpu_state(vcpu, GROUP_BLOCKING)->activity != ACTIVITY_WAIT_SIPI)
         return; // counts only in wait-for-SIPI
-    if (vcpu->level && nested_wants_event(vcpu, NESTED_SIPI))
+    if (vcpu->level && nested_event(vcpu, NESTED_SIPI) != NESTED_DELIVER)
         return;
     state = vcpu_modify(vcpu, GROUP_RIP | GROUP_CODE | GROUP_BLOCKING);
     state->seg[SEG_CS].selector = (u16)(vector << 8);
@@ -200,7 +200,7 @@ static bool deliver_nmi(struct vcpu *vcpu)
 
     if (!vcpu->events.nmi_count)
         return false;
-    if (vcpu->level && nested_wants_event(vcpu, NESTED_NMI))
+    if (vcpu->level && nested_event(vcpu, NESTED_NMI) != NESTED_DELIVER)
         return false;
     state = vcpu_modify(vcpu, GROUP_BLOCKING);
     if (state->interruptibility & (BLOCK_NMI | BLOCK_MOV_SS | BLOCK_STI)) {
@@ -230,7 +230,7 @@ static void deliver_interrupt(struct vcpu *vcpu)
         vcpu->events.interrupts_check = false;
         return;
     }
-    if (vcpu->level && nested_wants_event(vcpu, NESTED_INTERRUPT))
+    if (vcpu->level && nested_event(vcpu, NESTED_INTERRUPT) != NESTED_DELIVER)
         return;
     if (!interrupts_open(vcpu) || vcpu->cur->ctl.inject.valid) {
         vcpu->cur->ctl.interrupt_window = true;
@@ -255,19 +255,21 @@ void events_prepare(struct vcpu *vcpu)
     vcpu->cur->ctl.inject.valid = false;
     vcpu->cur->ctl.interrupt_window = false;
     vcpu->cur->ctl.nmi_window = false;
-    if (unlikely(ev->init))
+    if (unlikely(ev->init) && !ev->gif_clear)
         take_init(vcpu);
     if (unlikely(ev->sipi))
         take_sipi(vcpu);
     if (unlikely(vcpu->cur->state.activity == ACTIVITY_WAIT_SIPI))
         return;
     injected = deliver_exception(vcpu);
-    if (!injected && unlikely(ev->mtf_pending) && vcpu->level && nested_wants_event(vcpu, NESTED_MTF))
+    if (!injected && unlikely(ev->mtf_pending) && vcpu->level && nested_event(vcpu, NESTED_MTF) != NESTED_DELIVER)
         return;
     if (!injected && (ev->debug_check || ev->nmi_count || ev->interrupts_check)) {
         injected = deliver_pending_debug(vcpu);
         ev->debug_check = false;
     }
+    if (unlikely(ev->gif_clear))
+        return;
     if (!injected)
         injected = deliver_nmi(vcpu);
     else if (ev->nmi_count)

@@ -116,6 +116,25 @@ static bool decode_cr(struct vcpu *vcpu, struct vm_exit *exit)
     }
 }
 
+// Bits that a front end owns for its L1 keep their value; the guest reads the shadow for them (SDM vol. 3 "Guest/Host Masks and Read
+// Shadows"). Without a front end the masks are 0.
+static u64 cr_merge_owned(struct vcpu *vcpu, unsigned number, u64 value)
+{
+    const struct controls *ctl = &vcpu->cur->ctl;
+    u64 mask = number == 0 ? ctl->cr0_mask : number == 4 ? ctl->cr4_mask : 0;
+
+    return (value & ~mask) | (cr_read_guest(vcpu, number) & mask);
+}
+
+static u64 cr_visible(struct vcpu *vcpu, unsigned number)
+{
+    const struct controls *ctl = &vcpu->cur->ctl;
+    u64 mask = number == 0 ? ctl->cr0_mask : number == 4 ? ctl->cr4_mask : 0;
+    u64 shadow = number == 0 ? ctl->cr0_shadow : ctl->cr4_shadow;
+
+    return (cr_read_guest(vcpu, number) & ~mask) | (shadow & mask);
+}
+
 static u64 cr_new_value(struct vcpu *vcpu, const struct exit_cr *cr)
 {
     u64 cr0;
@@ -139,10 +158,10 @@ static void on_cr(struct vcpu *vcpu, struct vm_exit *exit)
         return;
     }
     if (exit->cr.access == CR_READ) {
-        u64 value = cr_read_guest(vcpu, exit->cr.number);
+        u64 value = cr_visible(vcpu, exit->cr.number);
 
         vcpu_set_gpr(vcpu, exit->cr.gpr, vcpu_mode_64bit(vcpu) ? value : (u32)value);
-    } else if (cr_write_guest(vcpu, exit->cr.number, cr_new_value(vcpu, &exit->cr))) {
+    } else if (cr_write_guest(vcpu, exit->cr.number, cr_merge_owned(vcpu, exit->cr.number, cr_new_value(vcpu, &exit->cr)))) {
         vcpu_inject_gp0(vcpu);
         return;
     }

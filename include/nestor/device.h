@@ -28,11 +28,11 @@ void bus_pio(struct vcpu *vcpu, u16 port, unsigned size, bool write, u32 *value)
 void bus_mmio(struct vcpu *vcpu, gpa_t gpa, unsigned size, bool write, u64 *value);
 
 // --- the whole machine (devices/machine.c) ---
-int machine_create(struct vm *vm);  // allocates every device, registers it; LAPICs into vcpu->lapic. 0 or -E_*
-void machine_destroy(struct vm *vm); // timers cancelled first
+// Allocates every device, registers it; LAPICs into vcpu->lapic. The vCPUs are there, with their CPUs. machine_reset
+// is due before they run. 0 or -E_*.
+int machine_create(struct vm *vm);
+void machine_destroy(struct vm *vm); // timers cancelled first; nothing to do if the VM has no machine
 void machine_reset(struct vm *vm);  // as after power-on; no vCPU runs
-// How many physical-address bits the guest's CPUID shows (IA32_APIC_BASE's reserved bits); 52 until told. Before its vCPUs run.
-void machine_set_phys_bits(struct vm *vm, unsigned bits);
 // Writes the ACPI tables, SMBIOS-free, into guest RAM (0xe0000..0xfffff and below) and returns the RSDP's GPA. The VM's space is loaded.
 gpa_t machine_write_tables(struct vm *vm);
 

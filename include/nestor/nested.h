@@ -20,12 +20,16 @@ bool nested_reflect(struct vcpu *vcpu, struct vm_exit *exit);
 // A hypervisor instruction by L1 (or by L2, which then goes through nested_reflect first): emulated wholly.
 void nested_instruction(struct vcpu *vcpu, struct vm_exit *exit);
 
-// Events at a boundary while L2 runs, in DESIGN.md's order; core/event.c asks before it delivers. True: the exit to L1 was made.
-enum nested_event { NESTED_INIT, NESTED_SIPI, NESTED_MTF, NESTED_NMI_WINDOW, NESTED_NMI, NESTED_INTERRUPT_WINDOW, NESTED_INTERRUPT };
-bool nested_wants_event(struct vcpu *vcpu, enum nested_event event);
-// Whether L1's physical-interrupt masking leaves interrupts open for L2's L1 (SVM's V_INTR_MASKING: the host's IF counts).
-bool nested_interrupts_open(struct vcpu *vcpu);
-// An exception that would be delivered to L2 (raised by emulation or re-injected from an exit of Nestor's own).
+// Events at a boundary while L2 runs, in DESIGN.md's order; core/event.c asks before it delivers.
+enum nested_event { NESTED_INIT, NESTED_SIPI, NESTED_MTF, NESTED_NMI, NESTED_INTERRUPT };
+enum nested_answer {
+    NESTED_DELIVER, // L1 does not want it: it goes to L2 like to any guest
+    NESTED_EXITED,  // the exit to L1 was made; the vCPU is at level 0
+    NESTED_BLOCKED, // it waits until L2 exits (SVM: V_INTR_MASKING with L1's IF clear)
+};
+enum nested_answer nested_event(struct vcpu *vcpu, enum nested_event event);
+// An exception that would be delivered to L2 (raised by emulation, or re-injected from an exit of Nestor's own): true if L1's
+// exception intercept took it and the exit to L1 was made.
 bool nested_wants_exception(struct vcpu *vcpu, const struct event *event);
 
 // An L2's guest-physical address into L1's, through L1's nested paging if it uses it: 0 or -E_FAULT.

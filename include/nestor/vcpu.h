@@ -161,6 +161,7 @@ struct vcpu_events {
     bool init, sipi;
     u8 sipi_vector;
     bool mtf_pending;
+    bool gif_clear;        // SVM's global interrupt flag of an L1 is 0: INIT, NMI and interrupts wait
     bool debug_check;      // pending_dbg may have become non-zero
     bool interrupts_check; // the LAPIC/PIC may have a deliverable interrupt: look before the next entry
 };

@@ -1,0 +1,127 @@
+// SPDX-License-Identifier: BSD-2-Clause
+// Copyright (c) 2026 The Nestor authors
+//
+// What both front ends share: choosing one, changing the level of a vCPU, and the answers where nesting is off (DESIGN.md section 1).
+
+#include "nested.h"
+#include <nestor/page.h>
+#include <nestor/string.h>
+
+static const struct nested_ops *ops(void)
+{
+    return backend == &svm_backend ? &vmcb12_ops : &vmcs12_ops;
+}
+
+bool nested_offered(const struct vm *vm)
+{
+    return vm->config->nested;
+}
+
+int nested_create(struct vcpu *vcpu)
+{
+    if (!nested_offered(vcpu->vm))
+        return 0;
+    vcpu->nested = heap_alloc(ops()->state_size);
+    return vcpu->nested ? backend->ctx_create(vcpu, 1) : -E_NOMEM;
+}
+
+void nested_destroy(struct vcpu *vcpu)
+{
+    if (!vcpu->nested)
+        return;
+    if (vcpu->ctx[1].hw)
+        backend->ctx_destroy(vcpu, 1);
+    heap_free(vcpu->nested, ops()->state_size);
+    vcpu->nested = NULL;
+}
+
+void nested_reset(struct vcpu *vcpu)
+{
+    if (!vcpu->nested)
+        return;
+    if (vcpu->level)
+        nested_leave_l2(vcpu);
+    memset(vcpu->nested, 0, ops()->state_size);
+    ops()->reset(vcpu);
+}
+
+void nested_base_controls(struct vcpu *vcpu)
+{
+    vcpu->ctx[1].ctl = vcpu->ctx[0].ctl;
+    vcpu->ctx[1].ctl_dirty = CTL_ALL;
+}
+
+void nested_enter_l2(struct vcpu *vcpu)
+{
+    vcpu->ctx[1].valid = vcpu->ctx[1].dirty = GROUP_ALL_CTX;
+    vcpu->ctx[1].flush |= TLB_FLUSH_GUEST;
+    backend->select(vcpu, 1);
+    vcpu->events.interrupts_check = true;
+}
+
+void nested_leave_l2(struct vcpu *vcpu)
+{
+    backend->select(vcpu, 0);
+    vcpu->events.interrupts_check = true;
+    vcpu->events.mtf_pending = false;
+}
+
+bool nested_reflect(struct vcpu *vcpu, struct vm_exit *exit)
+{
+    return ops()->reflect(vcpu, exit);
+}
+
+void nested_instruction(struct vcpu *vcpu, struct vm_exit *exit)
+{
+    if (vcpu->nested)
+        ops()->instruction(vcpu, exit);
+    else
+        vcpu_inject_ud(vcpu);
+}
+
+enum nested_answer nested_event(struct vcpu *vcpu, enum nested_event event)
+{
+    return ops()->event(vcpu, event);
+}
+
+bool nested_wants_exception(struct vcpu *vcpu, const struct event *event)
+{
+    return ops()->wants_exception(vcpu, event);
+}
+
+// Neither front end offers L1 nested paging yet: an L2's guest-physical addresses are L1's.
+int nested_translate(struct vcpu *vcpu, u64 *gpa)
+{
+    (void)vcpu, (void)gpa;
+    return 0;
+}
+
+int nested_read_msr(struct vcpu *vcpu, u32 msr, u64 *value)
+{
+    return vcpu->nested ? ops()->read_msr(vcpu, msr, value) : -E_NOENT;
+}
+
+int nested_write_msr(struct vcpu *vcpu, u32 msr, u64 value)
+{
+    return vcpu->nested ? ops()->write_msr(vcpu, msr, value) : -E_NOENT;
+}
+
+u64 nested_cr4_bits(const struct vcpu *vcpu)
+{
+    return vcpu->nested ? ops()->cr4_bits : 0;
+}
+
+u64 nested_efer_bits(const struct vcpu *vcpu)
+{
+    return vcpu->nested ? ops()->efer_bits : 0;
+}
+
+int nested_check_cr(const struct vcpu *vcpu, unsigned number, u64 value)
+{
+    return vcpu->nested ? ops()->check_cr(vcpu, number, value) : 0;
+}
+
+void nested_cpuid(u32 leaf, u32 regs[4])
+{
+    ops()->cpuid(leaf, regs);
+}

@@ -1,0 +1,32 @@
+// SPDX-License-Identifier: BSD-2-Clause
+// Copyright (c) 2026 The Nestor authors
+//
+// The front ends' own room: what each of the two fills in, and what both use.
+
+#pragma once
+
+#include <nestor/nested.h>
+#include <nestor/run.h>
+
+struct nested_ops {
+    size_t state_size;
+    void (*reset)(struct vcpu *vcpu);
+    bool (*reflect)(struct vcpu *vcpu, struct vm_exit *exit);
+    void (*instruction)(struct vcpu *vcpu, struct vm_exit *exit);
+    enum nested_answer (*event)(struct vcpu *vcpu, enum nested_event event);
+    bool (*wants_exception)(struct vcpu *vcpu, const struct event *event);
+    int (*read_msr)(struct vcpu *vcpu, u32 msr, u64 *value);
+    int (*write_msr)(struct vcpu *vcpu, u32 msr, u64 value);
+    u64 cr4_bits, efer_bits;
+    int (*check_cr)(const struct vcpu *vcpu, unsigned number, u64 value);
+    void (*cpuid)(u32 leaf, u32 regs[4]);
+};
+
+extern const struct nested_ops vmcs12_ops; // VMX for guests
+extern const struct nested_ops vmcb12_ops; // SVM for guests
+
+// The level changes. The caller has filled ctx[1]'s state (enter) or is about to correct ctx[0]'s (leave).
+void nested_enter_l2(struct vcpu *vcpu);
+void nested_leave_l2(struct vcpu *vcpu);
+// Starts an L2 context's controls from what Nestor needs for itself; the front end adds L1's.
+void nested_base_controls(struct vcpu *vcpu);
