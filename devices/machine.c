@@ -7,11 +7,13 @@
 #include "machine.h"
 #include "clock.h"
 #include "lapic.h"
+#include "tables.h"
 
 #include <nestor/cpu.h>
 #include <nestor/host.h>
 #include <nestor/log.h>
 #include <nestor/page.h>
+#include <nestor/run.h>
 #include <nestor/vcpu.h>
 
 // Whose COM1 the physical one is. The lock is for the interrupt handler, which may run on any CPU.
@@ -96,10 +98,20 @@ struct port_row {
 static const struct port_row port_rows[] = {
     {0x20, 0x21, pic_pio, DEVICE(pic), "PIC", BUS_BYTE},
     {0x40, 0x43, pit_pio, DEVICE(pit), "PIT", BUS_BYTE},
+    {0x60, 0x60, i8042_pio, DEVICE(i8042), "i8042", BUS_BYTE},
     {0x61, 0x61, pit_port61_pio, DEVICE(pit), "port 61h", BUS_BYTE},
+    {0x64, 0x64, i8042_pio, DEVICE(i8042), "i8042", BUS_BYTE},
+    {0x70, 0x71, rtc_pio, DEVICE(rtc), "RTC", BUS_BYTE},
+    {0x80, 0x80, chipset_post_pio, DEVICE(chipset), "POST code", BUS_BYTE},
+    {0x92, 0x92, chipset_port92_pio, DEVICE(chipset), "port 92h", BUS_BYTE},
     {0xa0, 0xa1, pic_pio, DEVICE(pic), "PIC", BUS_BYTE},
+    {0xe9, 0xe9, chipset_debug_pio, DEVICE(chipset), "debug console", BUS_BYTE},
     {0x3f8, 0x3ff, uart_pio, DEVICE(uart), "COM1", BUS_BYTE},
     {0x4d0, 0x4d1, pic_elcr_pio, DEVICE(pic), "ELCR", BUS_BYTE},
+    {PM1_EVENT, PM1_EVENT + 3, acpi_pm1_pio, DEVICE(acpi_pm), "PM1 events", 0},
+    {PM1_CONTROL, PM1_CONTROL + 1, acpi_pm1_pio, DEVICE(acpi_pm), "PM1 control", 0},
+    {PM_TIMER, PM_TIMER + 3, acpi_pm_timer_pio, DEVICE(acpi_pm), "PM timer", BUS_UNLOCKED},
+    {0xcf8, 0xcff, pci_pio, DEVICE(pci), "PCI configuration", 0},
 };
 
 static int machine_add_ports(struct machine *machine)
@@ -116,13 +128,33 @@ static int machine_add_ports(struct machine *machine)
                         "IOAPIC");
 }
 
+static int machine_add_test_devices(struct machine *machine)
+{
+    int error;
+
+    machine->fwcfg.machine = machine;
+    if (!machine->vm->config->test_device)
+        return 0;
+    error = testdev_create(&machine->testdev, machine);
+    if (error)
+        return error;
+    return bus_add_pio(machine->vm, 0x510, 0x511, fwcfg_pio, &machine->fwcfg, "fw_cfg");
+}
+
 static void machine_wire(struct machine *machine)
 {
     machine->pic.out = (struct irq_line){machine_set_intr, machine, 0};
     machine->ioapic.machine = machine;
     machine->pit.irq = machine_line(machine, IRQ_PIT);
     machine->uart.irq = machine_line(machine, IRQ_COM1);
+    machine->rtc.irq = machine_line(machine, IRQ_RTC);
+    machine->acpi_pm.sci = machine_line(machine, IRQ_SCI);
+    machine->i8042.machine = machine;
+    machine->chipset.machine = machine;
     pit_init(&machine->pit, machine);
+    rtc_init(&machine->rtc, machine);
+    acpi_pm_init(&machine->acpi_pm, machine);
+    pci_init(&machine->pci, machine);
 }
 
 static void machine_add_lapics(struct machine *machine)
@@ -140,6 +172,7 @@ static void machine_free(struct vm *vm)
 {
     struct machine *machine = vm->machine;
 
+    testdev_destroy(&machine->testdev);
     heap_free(machine->lapics, lapics_size(vm));
     heap_free(machine, sizeof(*machine));
     vm->machine = NULL;
@@ -160,9 +193,11 @@ int machine_create(struct vm *vm)
     vm->machine = machine;
     machine->vm = vm;
     machine->start = machine_now();
-    machine->phys_bits = 52;
+    machine->phys_bits = cpuid_phys_bits(vm);
     machine_wire(machine);
     error = machine_add_ports(machine);
+    if (!error)
+        error = machine_add_test_devices(machine);
     if (error) {
         machine_free(vm);
         return error;
@@ -171,13 +206,14 @@ int machine_create(struct vm *vm)
     machine->uart.console = vm->config->console && console_take(machine);
     if (machine->uart.console)
         console_on_rx(console_input);
-    machine_reset(vm);
     return 0;
 }
 
 static void machine_stop_timers(struct machine *machine)
 {
     timer_cancel(&machine->pit.timer);
+    timer_cancel(&machine->rtc.timer);
+    timer_cancel(&machine->acpi_pm.timer);
 }
 
 void machine_reset(struct vm *vm)
@@ -191,7 +227,14 @@ void machine_reset(struct vm *vm)
     ioapic_reset(&machine->ioapic);
     pic_reset(&machine->pic);
     pit_reset(&machine->pit);
+    rtc_reset(&machine->rtc);
     uart_reset(&machine->uart);
+    i8042_reset(&machine->i8042);
+    acpi_pm_reset(&machine->acpi_pm);
+    pci_reset(&machine->pci);
+    chipset_reset(&machine->chipset);
+    fwcfg_reset(&machine->fwcfg);
+    testdev_reset(&machine->testdev);
     spin_unlock(&machine->lock);
 }
 
@@ -206,6 +249,8 @@ static void vcpu_timer_stop(void *arg)
 
 void machine_destroy(struct vm *vm)
 {
+    if (!vm->machine)
+        return;
     console_leave(vm->machine);
     // A timer's function may be running at this moment, but not on a CPU that answers a call.
     for (u32 i = 0; i < vm->vcpu_count; i++) {
@@ -215,7 +260,18 @@ void machine_destroy(struct vm *vm)
     machine_free(vm);
 }
 
-void machine_set_phys_bits(struct vm *vm, unsigned bits)
+// --- the tables ---
+
+// boot/blobs.S
+extern const u8 dsdt_aml[], dsdt_aml_end[];
+
+enum { TABLES_GPA = 0xe0000, TABLES_SIZE = 0x20000 };
+
+gpa_t machine_write_tables(struct vm *vm)
 {
-    vm->machine->phys_bits = (u8)bits;
+    struct tables_input input = {vm->vcpu_count, dsdt_aml, (size_t)(dsdt_aml_end - dsdt_aml)};
+    u8 *memory = vm_ram_ptr(vm, TABLES_GPA, TABLES_SIZE);
+
+    ASSERT(memory && tables_build(&input, memory, TABLES_SIZE, TABLES_GPA) > 0);
+    return TABLES_GPA;
 }

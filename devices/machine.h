@@ -13,10 +13,17 @@
 
 #pragma once
 
+#include "acpi_pm.h"
 #include "bus.h"
+#include "chipset.h"
+#include "fwcfg.h"
+#include "i8042.h"
 #include "ioapic.h"
+#include "pci.h"
 #include "pic.h"
 #include "pit.h"
+#include "rtc.h"
+#include "testdev.h"
 #include "uart.h"
 
 #include <nestor/spinlock.h>
@@ -38,7 +45,14 @@ struct machine {
     struct pic pic;
     struct ioapic ioapic;
     struct pit pit;
+    struct rtc rtc;
     struct uart uart;
+    struct i8042 i8042;
+    struct acpi_pm acpi_pm;
+    struct pci pci;
+    struct chipset chipset;
+    struct fwcfg fwcfg; // these two only where config->test_device
+    struct testdev testdev;
 };
 
 // The level of an ISA interrupt line (0..15, not 2), to the PIC and the IOAPIC. Under machine->lock.
