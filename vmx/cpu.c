@@ -221,7 +221,9 @@ static void choose_mitigations(struct vmx_cpu *cpu)
         cpu->has_ibpb = true;
         cpu->host_spec_ctrl = SPEC_CTRL_IBRS;
         // Older IBRS protects only what runs after it was written in the more privileged mode: on every exit.
-        if (!(arch & ARCH_CAP_IBRS_ALL))
+        if (arch & ARCH_CAP_IBRS_ALL)
+            cpu->kept_spec_ctrl = SPEC_CTRL_IBRS;
+        else
             cpu->run_flags |= RUN_SPEC_CTRL;
         msr_write(MSR_SPEC_CTRL, cpu->host_spec_ctrl);
     }

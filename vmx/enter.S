@@ -13,19 +13,14 @@
 
     .text
 
-// u32 vmx_run(struct vcpu *vcpu, struct backend_ctx *hw, u32 flags)
-// In:   rdi, rsi, edx; interrupts closed; hw's VMCS is current.
-// Out:  eax = enum vmx_run_status. The guest's registers are in vcpu->gpr (all but RSP).
-// Clob: what the C calling convention allows. The rest is kept on the stack; HOST_RSP points there.
+// vmx_run, called by vmx_call_run (vmx.h)
+// In:   rdi = vcpu, rsi = hw, edx = flags (run.h); interrupts closed; hw's VMCS is current.
+// Out:  eax = enum vmx_run_status; rdi and rsi as they were. The guest's registers are in vcpu->gpr (all but RSP).
+// Clob: all but RSP and RBP, which is kept on the stack; HOST_RSP points there.
     .globl vmx_run
     .type vmx_run, @function
 vmx_run:
     push %rbp
-    push %rbx
-    push %r12
-    push %r13
-    push %r14
-    push %r15
     push %rdx // 16(%rsp) flags
     push %rsi // 8(%rsp) hw
     push %rdi // (%rsp) vcpu
@@ -83,12 +78,9 @@ vmx_exit_entry:
     test $RUN_AFTER, %edx
     jnz 9f
 6:  mov %ebx, %eax
-    add $24, %rsp
-    pop %r15
-    pop %r14
-    pop %r13
-    pop %r12
-    pop %rbx
+    pop %rdi
+    pop %rsi
+    pop %rdx
     pop %rbp
     ret
 

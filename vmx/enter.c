@@ -70,15 +70,40 @@ static void write_timer(const struct vcpu *vcpu, struct backend_ctx *hw)
     vmwrite32_changed(PREEMPTION_TIMER_VALUE, &hw->timer, value);
 }
 
-static u32 prepare(struct vcpu *vcpu, struct vmx_cpu *cpu)
+static void write_rip(struct vcpu_ctx *ctx)
 {
+    struct backend_ctx *hw = ctx->hw;
+
+    vmwrite_changed(GUEST_RIP, &hw->rip, ctx->state.rip);
+    vmwrite_changed(GUEST_RSP, &hw->rsp, ctx->state.rsp);
+    vmwrite_changed(GUEST_RFLAGS, &hw->rflags, ctx->state.rflags);
+}
+
+static void write_primary(const struct controls *ctl, struct backend_ctx *hw)
+{
+    u32 primary = hw->primary;
+
+    if (unlikely(ctl->interrupt_window))
+        primary |= PRIMARY_INTERRUPT_WINDOW;
+    if (unlikely(ctl->nmi_window))
+        primary |= PRIMARY_NMI_WINDOW;
+    vmwrite32_changed(PRIMARY_CONTROLS, &hw->primary_written, primary);
+}
+
+// Returns RUN_* for the stub.
+static u32 prepare(struct vcpu *vcpu, const struct cpu *this)
+{
+    struct vmx_cpu *cpu = this->backend;
     struct vcpu_ctx *ctx = vcpu->cur;
     struct backend_ctx *hw = ctx->hw;
-    u32 primary;
+    u32 flags = cpu->run_flags | hw->launched;
 
     if (unlikely(ctx->ctl_dirty))
         vmx_write_controls(ctx);
-    vmx_write_state(ctx);
+    if (unlikely(ctx->dirty & ~(u32)GROUP_RIP))
+        vmx_write_state(ctx, ctx->dirty);
+    write_rip(ctx);
+    ctx->dirty = 0;
     if (unlikely(vcpu->shared_dirty))
         vmx_write_shared(vcpu);
     if (unlikely((cpu->xcr0 ^ vcpu->xcr0) | (cpu->xss ^ vcpu->xss) |
@@ -86,19 +111,16 @@ static u32 prepare(struct vcpu *vcpu, struct vmx_cpu *cpu)
         vmx_write_extended(cpu, vcpu);
     if (unlikely(ctx->flush))
         flush(ctx);
-    vmwrite_changed(HOST_CR3, &hw->host_cr3, this_cpu()->cr3);
-    primary = hw->primary;
-    if (unlikely(ctx->ctl.interrupt_window))
-        primary |= PRIMARY_INTERRUPT_WINDOW;
-    if (unlikely(ctx->ctl.nmi_window))
-        primary |= PRIMARY_NMI_WINDOW;
-    vmwrite32_changed(PRIMARY_CONTROLS, &hw->primary_written, primary);
+    vmwrite_changed(HOST_CR3, &hw->host_cr3, this->cr3);
+    write_primary(&ctx->ctl, hw);
     if (ctx->ctl.inject.valid)
         inject(vcpu, &ctx->ctl.inject);
     write_timer(vcpu, hw);
-    hw->guest_spec_ctrl = vcpu->spec_ctrl;
-    return cpu->run_flags | hw->launched |
-           (vcpu->spec_ctrl != cpu->host_spec_ctrl ? RUN_SPEC_CTRL : 0);
+    if (unlikely((vcpu->spec_ctrl & ~cpu->host_spec_ctrl) || (flags & RUN_SPEC_CTRL))) {
+        hw->guest_spec_ctrl = vcpu->spec_ctrl | cpu->kept_spec_ctrl;
+        flags |= RUN_SPEC_CTRL;
+    }
+    return flags;
 }
 
 // --- after ---
@@ -155,33 +177,43 @@ static void read_instruction(struct vcpu_ctx *ctx, struct vm_exit *exit)
     ctx->valid |= GROUP_BLOCKING;
 }
 
+static void read_details(struct vm_exit *exit, const struct vmx_exit_reason *reason, bool vectoring)
+{
+    u8 needs = reason->needs;
+    struct vmx_exit_info info = {.vectoring = vectoring};
+
+    if (needs & NEED_QUALIFICATION)
+        exit->raw_info1 = info.qualification = vmread(EXIT_QUALIFICATION);
+    if ((needs & NEED_STRING) && (info.qualification & BIT(4)) &&
+        (vmx_caps.basic & VMX_BASIC_INS_OUTS_INFO))
+        needs |= NEED_INFO;
+    if (needs & NEED_INFO) {
+        exit->raw_info2 = info.insn_info = vmread32(EXIT_INSTRUCTION_INFO);
+        info.has_insn_info = true;
+    }
+    if (needs & NEED_STAGE2) {
+        info.gpa = vmread(GUEST_PHYSICAL_ADDRESS);
+        info.gla = vmread(GUEST_LINEAR_ADDRESS);
+    }
+    if (needs & NEED_EVENT)
+        read_event(&info);
+    if (reason->fill)
+        reason->fill(exit, &info);
+}
+
 static void read_exit(struct vcpu_ctx *ctx, struct vm_exit *exit, u32 number)
 {
     const struct vmx_exit_reason *reason = vmx_exit_reason(number);
     u32 vectoring = vmread32(IDT_VECTORING_INFO);
-    struct vmx_exit_info info;
 
     exit->kind = reason->kind;
     exit->raw_reason = number;
-    info.vectoring = vectoring & INFO_VALID;
-    if (unlikely(info.vectoring))
+    if (unlikely(vectoring & INFO_VALID))
         read_interrupted(exit, vectoring);
     if (reason->needs & NEED_LENGTH)
         read_instruction(ctx, exit);
-    if (reason->needs & NEED_QUALIFICATION)
-        exit->raw_info1 = info.qualification = vmread(EXIT_QUALIFICATION);
-    if ((reason->needs & NEED_INFO) ||
-        ((reason->needs & NEED_STRING) && (info.qualification & BIT(4))))
-        exit->raw_info2 = info.insn_info = vmread32(EXIT_INSTRUCTION_INFO);
-    if (reason->needs & NEED_STAGE2) {
-        info.gpa = vmread(GUEST_PHYSICAL_ADDRESS);
-        info.gla = vmread(GUEST_LINEAR_ADDRESS);
-    }
-    if (reason->needs & NEED_EVENT)
-        read_event(&info);
-    info.has_string_info = vmx_caps.basic & VMX_BASIC_INS_OUTS_INFO;
-    if (reason->fill)
-        reason->fill(exit, &info);
+    if (reason->needs & ~NEED_LENGTH)
+        read_details(exit, reason, vectoring & INFO_VALID);
 }
 
 // VMLAUNCH or VMRESUME failed (a control or host-state field), or the entry did (guest state, MSR loading, machine check).
@@ -198,11 +230,11 @@ static void entry_failed(struct vm_exit *exit, u32 status)
 
 void vmx_enter(struct vcpu *vcpu, struct vm_exit *exit)
 {
-    struct vcpu_ctx *ctx = vcpu->cur;
-    struct backend_ctx *hw = ctx->hw;
-    u32 flags = prepare(vcpu, vmx_this_cpu());
-    u32 status = vmx_run(vcpu, hw, flags);
+    struct backend_ctx *hw = vcpu->cur->hw;
+    u32 flags = prepare(vcpu, this_cpu());
+    u32 status = vmx_call_run(&vcpu, &hw, flags);
     u32 number = vmread32(EXIT_REASON);
+    struct vcpu_ctx *ctx = vcpu->cur;
 
     clear_exit(exit);
     if (unlikely(status != VMX_RUN_EXIT || (number & EXIT_REASON_ENTRY_FAILURE))) {

@@ -6,7 +6,6 @@
 
 #include "exit.h"
 #include <arch/x86/regs.h>
-#include <arch/x86/vmx.h>
 #include <nestor/segment.h>
 
 static u8 bits(u64 value, unsigned high, unsigned low)
@@ -98,7 +97,7 @@ static void fill_io(struct vm_exit *exit, const struct vmx_exit_info *info)
         .addr_size = 0xff,
         .seg = 0xff,
     };
-    if (!exit->io.string || !info->has_string_info)
+    if (!exit->io.string || !info->has_insn_info)
         return;
     exit->io.addr_size = (u8)(2u << bits(info->insn_info, 9, 7));
     exit->io.seg = exit->io.in ? SEG_ES : bits(info->insn_info, 17, 15);
@@ -210,9 +209,10 @@ static void fill_reg(struct vm_exit *exit, const struct vmx_exit_info *info)
 }
 
 #define NEED_OPERAND                      (NEED_QUALIFICATION | NEED_LENGTH | NEED_INFO)
+#define UNKNOWN(reason)                   [reason] = {EXIT_UNKNOWN, NEED_QUALIFICATION, NULL, "unknown"}
 #define REASON(reason, kind, needs, fill) [REASON_##reason] = {kind, needs, fill, #reason}
 
-static const struct vmx_exit_reason reasons[REASON_COUNT] = {
+const struct vmx_exit_reason vmx_exit_reasons[REASON_COUNT + 1] = {
     REASON(EXCEPTION_NMI, EXIT_EXCEPTION, NEED_EVENT, fill_exception),
     REASON(EXTERNAL_INTERRUPT, EXIT_EXTERNAL_INTERRUPT, NEED_EVENT, fill_interrupt),
     REASON(TRIPLE_FAULT, EXIT_TRIPLE_FAULT, 0, NULL),
@@ -289,16 +289,9 @@ static const struct vmx_exit_reason reasons[REASON_COUNT] = {
     REASON(TDCALL, EXIT_UNKNOWN, NEED_LENGTH, NULL),
     REASON(RDMSRLIST, EXIT_UNKNOWN, NEED_QUALIFICATION, NULL),
     REASON(WRMSRLIST, EXIT_UNKNOWN, NEED_QUALIFICATION, NULL),
+    UNKNOWN(35),
+    UNKNOWN(38),
+    UNKNOWN(42),
+    UNKNOWN(71),
+    UNKNOWN(REASON_COUNT),
 };
-
-static const struct vmx_exit_reason unknown_reason = {EXIT_UNKNOWN, NEED_QUALIFICATION, NULL,
-                                                      "unknown"};
-
-const struct vmx_exit_reason *vmx_exit_reason(u32 reason)
-{
-    u32 basic = reason & EXIT_REASON_BASIC;
-
-    if (basic >= REASON_COUNT || !reasons[basic].name)
-        return &unknown_reason;
-    return &reasons[basic];
-}

@@ -6,6 +6,7 @@
 
 #pragma once
 
+#include <arch/x86/vmx.h>
 #include <nestor/exit.h>
 
 enum vmx_exit_needs {
@@ -22,8 +23,8 @@ struct vmx_exit_info {
     u64 qualification, gpa, gla;
     u32 interruption, interruption_error;
     u32 insn_len, insn_info;
-    bool vectoring;       // the IDT-vectoring information is valid
-    bool has_string_info; // IA32_VMX_BASIC[54]
+    bool vectoring;     // the IDT-vectoring information is valid
+    bool has_insn_info; // insn_info was read: NEED_STRING, and IA32_VMX_BASIC[54]
 };
 
 struct vmx_exit_reason {
@@ -33,8 +34,16 @@ struct vmx_exit_reason {
     const char *name;
 };
 
-// Never NULL: a reason that is not known is EXIT_UNKNOWN.
-const struct vmx_exit_reason *vmx_exit_reason(u32 reason);
+// By basic exit reason; the last one is for all that have no name.
+extern const struct vmx_exit_reason vmx_exit_reasons[REASON_COUNT + 1];
+
+static inline const struct vmx_exit_reason *vmx_exit_reason(u32 reason)
+{
+    u32 basic = reason & EXIT_REASON_BASIC;
+
+    return &vmx_exit_reasons[basic < REASON_COUNT ? basic : REASON_COUNT];
+}
+
 // An event from interruption or IDT-vectoring information.
 void vmx_event(struct event *event, u32 info, u32 error, u32 insn_len);
 

@@ -27,7 +27,8 @@ struct field {
         FIELD(GUEST_##name##_LIMIT, seg[SEG_##name].limit),   \
         FIELD(GUEST_##name##_ACCESS, seg[SEG_##name].access)
 
-// GROUP_RIP, GROUP_CR and EFER are written by hand; the tables serve their reading and the report.
+// GROUP_RIP (enter.c), GROUP_CR and EFER are written by hand; the tables serve their reading and the
+// report.
 static const struct field rip_fields[] = {FIELD(GUEST_RIP, rip), FIELD(GUEST_RSP, rsp),
                                           FIELD(GUEST_RFLAGS, rflags)};
 static const struct field cr_fields[] = {FIELD(GUEST_CR0, cr0), FIELD(GUEST_CR3, cr3),
@@ -200,30 +201,13 @@ static void write_efer_pat(const struct guest_state *state)
     vmwrite(ENTRY_CONTROLS, entry | (state->efer & EFER_LMA ? ENTRY_CTL_IA32E_GUEST : 0));
 }
 
-static void write_rip(struct vcpu_ctx *ctx)
+void vmx_write_state(struct vcpu_ctx *ctx, u32 dirty)
 {
-    struct backend_ctx *hw = ctx->hw;
-
-    vmwrite_changed(GUEST_RIP, &hw->rip, ctx->state.rip);
-    vmwrite_changed(GUEST_RSP, &hw->rsp, ctx->state.rsp);
-    vmwrite_changed(GUEST_RFLAGS, &hw->rflags, ctx->state.rflags);
-}
-
-void vmx_write_state(struct vcpu_ctx *ctx)
-{
-    u32 dirty = ctx->dirty;
-
-    ctx->dirty = 0;
-    if (dirty & GROUP_RIP)
-        write_rip(ctx);
-    dirty &= ~(u32)GROUP_RIP;
-    if (likely(!dirty))
-        return;
     if (dirty & GROUP_CR)
         write_cr(ctx);
     if (dirty & GROUP_EFER_PAT)
         write_efer_pat(&ctx->state);
-    for (u32 left = groups_present(dirty & ~(u32)(GROUP_CR | GROUP_EFER_PAT)); left;
+    for (u32 left = groups_present(dirty & ~(u32)(GROUP_RIP | GROUP_CR | GROUP_EFER_PAT)); left;
          left &= left - 1) {
         unsigned i = (unsigned)__builtin_ctz(left);
 

@@ -46,7 +46,7 @@ struct vmx_cpu {
     const struct vcpu *last;    // the last vCPU that was loaded here
     u32 run_flags;              // RUN_*: what every entry and exit of this CPU needs
     bool has_ibpb;
-    u64 host_spec_ctrl;
+    u64 host_spec_ctrl, kept_spec_ctrl; // in Nestor; and those of its bits that stay set in guests
     u64 fpu_components;
     u64 xcr0, xss, tsc_aux; // what the registers hold; ~0 = not known
 };
@@ -152,7 +152,20 @@ DEFINE_VMX_INV_INSN(invvpid, "invvpid")
 // --- enter.S ---
 // Enters the guest of the current VMCS; returns after the exit, or a status if VMLAUNCH or VMRESUME itself failed.
 enum vmx_run_status { VMX_RUN_EXIT = 0, VMX_RUN_FAIL_INVALID = 1, VMX_RUN_FAIL_VALID = 2 };
-u32 vmx_run(struct vcpu *vcpu, struct backend_ctx *hw, u32 flags);
+// The stub destroys every register but gives *vcpu and *hw back, so nothing is saved twice: neither by
+// it nor, beyond what an exit's reader needs, by its caller.
+void vmx_run(void);
+static inline u32 vmx_call_run(struct vcpu **vcpu, struct backend_ctx **hw, u32 flags)
+{
+    u32 status;
+
+    __asm__ volatile("call vmx_run"
+                     : "=a"(status), "+D"(*vcpu), "+S"(*hw), "+d"(flags)
+                     :
+                     : "rbx", "rcx", "r8", "r9", "r10", "r11", "r12", "r13", "r14", "r15", "memory",
+                       "cc");
+    return status;
+}
 void vmx_exit_entry(void); // HOST_RIP
 void vmx_unblock_nmi(void);
 
@@ -172,8 +185,8 @@ void vmx_write_controls(struct vcpu_ctx *ctx);
 void vmx_write_extended(struct vmx_cpu *cpu, const struct vcpu *vcpu);
 void vmx_msr_bitmap_init(void);
 
-void vmx_pull(struct vcpu *vcpu, u32 groups); // state.c
-void vmx_write_state(struct vcpu_ctx *ctx);
+void vmx_pull(struct vcpu *vcpu, u32 groups);          // state.c
+void vmx_write_state(struct vcpu_ctx *ctx, u32 dirty); // all but GROUP_RIP
 void vmx_write_shared(struct vcpu *vcpu);
 void vmx_write_shadows(struct vcpu_ctx *ctx);
 void vmx_report_state(void); // logs the current VMCS's guest state
