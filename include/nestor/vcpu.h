@@ -167,8 +167,9 @@ struct vcpu_events {
 };
 
 struct vcpu {
-    // Assembly (entry stubs) knows the offset of gpr[] (0) - keep it first. gpr[GPR_RSP] is unused: RSP is in the context.
+    // Assembly (entry stubs) knows the offsets of gpr[] and spec_ctrl: keep them first. gpr[GPR_RSP] is unused: RSP is in the context.
     u64 gpr[16];
+    u64 spec_ctrl;
     u64 cr2;                          // GROUP_CR2
     u64 dr[4], dr6;                   // GROUP_DR
     u64 star, lstar, cstar, sfmask, kernel_gs_base; // GROUP_SYSCALL
@@ -187,7 +188,6 @@ struct vcpu {
     void *fpu;       // XSAVE area, 64-byte aligned, used only when it does not live in the registers
     u64 xcr0, xss;
     u64 tsc_aux, tsc_adjust, tsc_offset_base;
-    u64 spec_ctrl;
     struct lapic *lapic;
     struct nested *nested; // front end's state, NULL when nested is off
     struct vcpu_msrs *msrs; // what core/msr.c keeps for MSRs that are only remembered
