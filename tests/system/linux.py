@@ -8,6 +8,8 @@ from session import Session, expect
 
 PROMPT = rb"guest:[^\n]*# "
 BAD_NEWS = re.compile(r"BUG|WARNING|Call Trace|Oops|[Ss]oft lockup|rcu:.*stall")
+# True of Bochs' Skylake, which has no SPEC_CTRL: said with and without Nestor.
+KNOWN_NEWS = "RETBleed: WARNING: Spectre v2 mitigation leaves CPU vulnerable"
 
 QEMU = ["--machine", "qemu-svm"]
 BOCHS = ["--machine", "bochs-vmx"]
@@ -64,7 +66,8 @@ def check_linux(session, cpus, mem, seconds):
     expect(mem * 0.8 < total / 1024 <= mem, "MemTotal is %d kB of %d MiB", total, mem)
     check_time(session)
     check_interrupts(session, cpus)
-    news = [line for line in session.command("dmesg", 120).splitlines() if BAD_NEWS.search(line)]
+    news = [line for line in session.command("dmesg", 120).splitlines()
+            if BAD_NEWS.search(line) and KNOWN_NEWS not in line]
     expect(not news, "dmesg: %s", "; ".join(news))
     session.type("poweroff\n")
     status = session.finish()
