@@ -169,20 +169,6 @@ static void test_address_size(void)
 
 // --- faults ---
 
-extern u64 pml4[512];
-
-// A 4 KiB page present and the next one not, at 1 TiB.
-static u8 *half_mapped(void)
-{
-    u64 *pdpt = pages(1), *directory = pages(1), *table = pages(1);
-
-    pml4[2] = (u64)pdpt | 7;
-    pdpt[0] = (u64)directory | 7;
-    directory[0] = (u64)table | 7;
-    table[0] = (u64)pages(1) | 7;
-    return (u8 *)(2ull << 39);
-}
-
 static void ins_across(void *at)
 {
     u64 count = 8;
@@ -202,7 +188,7 @@ static void outs_beyond(void *at)
 
 static void test_string_faults(void)
 {
-    u8 *page = half_mapped();
+    u8 *page = map_half(pages(1));
     u8 *end = page + PAGE_SIZE;
 
     report(try(ins_across, end - 3) == VECTOR_PF && last_cr2 == (u64)end && last_trap.error == PF_W,
@@ -215,8 +201,7 @@ static void test_string_faults(void)
     report(last_trap.rdi == (u64)end - 2 && end[-2] == 0xff, "and nothing is done");
     report(try(outs_beyond, end) == VECTOR_PF && last_trap.error == 0,
            "OUTSB from no page: #PF(0)");
-    pml4[2] = 0;
-    write_cr3(read_cr3());
+    map_half(NULL);
 }
 
 static void noncanonical(void *unused)

@@ -179,6 +179,10 @@ bool smp_wait(u32 cpu);
 u32 this_cpu_number(void);
 
 // --- memory ---
+extern u64 pml4[512];
+extern u64 directories[2048]; // of 2 MiB pages
+// A 4 KiB page (no more) mapped at a 1 TiB, the page behind it missing. One at a time; NULL takes it away.
+u8 *map_half(void *page);
 // Zeroed pages from the guest's end on.
 void *pages(unsigned count);
 void ioapic_write(u32 reg, u32 value);

@@ -127,6 +127,7 @@ pml4:
 	.skip 4096
 pdpt:
 	.skip 4096
+	.globl directories
 directories:
 	.skip 4 * 4096
 	.skip 65536
