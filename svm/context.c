@@ -178,7 +178,7 @@ static void write_intercepts(struct vcpu_ctx *ctx)
     ctx->hw->exceptions = vmcb->intercept[SVM_WORD_EXCEPTIONS];
     ctx->hw->word3 = vmcb->intercept[SVM_WORD_3];
     ctx->hw->prepare = true;
-    ctx->hw->clean &= ~(u32)SVM_CLEAN_I;
+    vmcb->clean &= ~(u32)SVM_CLEAN_I;
 }
 
 static void write_stage2(struct vcpu_ctx *ctx)
@@ -188,7 +188,7 @@ static void write_stage2(struct vcpu_ctx *ctx)
     if (hw->vmcb->n_cr3 == ctx->ctl.stage2_root)
         return;
     hw->vmcb->n_cr3 = ctx->ctl.stage2_root;
-    hw->clean &= ~(u32)SVM_CLEAN_NP;
+    hw->vmcb->clean &= ~(u32)SVM_CLEAN_NP;
     ctx->flush |= TLB_FLUSH_STAGE2; // nothing from the old root may serve
 }
 
@@ -204,11 +204,11 @@ void svm_write_controls(struct vcpu *vcpu)
         write_stage2(ctx);
     if (ctx->ctl_dirty & CTL_TSC) {
         hw->vmcb->tsc_offset = ctx->ctl.tsc_offset;
-        hw->clean &= ~(u32)SVM_CLEAN_I;
+        hw->vmcb->clean &= ~(u32)SVM_CLEAN_I;
     }
     if (ctx->ctl_dirty & CTL_BITMAPS) {
         hw->vmcb->msrpm_base_pa = virt_to_phys(msrpm);
-        hw->clean &= ~(u32)SVM_CLEAN_IOPM;
+        hw->vmcb->clean &= ~(u32)SVM_CLEAN_IOPM;
     }
     ctx->ctl_dirty = 0;
 }

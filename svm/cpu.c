@@ -23,6 +23,7 @@ _Static_assert(offsetof(struct svm_cpu, host_vmcb_pa) == SVM_CPU_HOST_VMCB, "ent
 _Static_assert(offsetof(struct svm_cpu, stub_flags) == SVM_CPU_STUB_FLAGS, "enter.S");
 _Static_assert(offsetof(struct svm_cpu, host_spec_ctrl) == SVM_CPU_HOST_SPEC_CTRL, "enter.S");
 _Static_assert(offsetof(struct vcpu, gpr) == 0, "enter.S");
+_Static_assert(offsetof(struct vcpu, spec_ctrl) == VCPU_SPEC_CTRL, "enter.S");
 
 #define CPUID_1_ECX_XSAVE BIT(26)
 #define CPUID_80000001_ECX_SVM BIT(2)
@@ -32,6 +33,7 @@ _Static_assert(offsetof(struct vcpu, gpr) == 0, "enter.S");
 #define CPUID_80000008_EBX_SPEC_CTRL (BIT(14) | BIT(15) | BIT(24)) // IBRS, STIBP, SSBD
 
 u32 svm_features = ~0u;
+u32 svm_clean_after;
 
 // The optional features that Nestor uses, and the options that turn them off.
 static const struct {
@@ -71,6 +73,7 @@ static void note_features(u32 edx)
         if (!option_is(optional[i].option, "off"))
             wanted |= optional[i].bit;
     __atomic_fetch_and(&svm_features, edx & wanted, __ATOMIC_RELAXED);
+    svm_clean_after = svm_has(SVM_FEATURE_VMCB_CLEAN) ? SVM_CLEAN_ALL : 0;
 }
 
 int svm_probe(void)

@@ -15,21 +15,12 @@
     .text
     .globl svm_vmrun
     .type svm_vmrun, @function
-// rdi: struct vcpu *, GPRs at 0 (RAX and RSP are the VMCB's)   rsi: the guest VMCB's HPA
-// rdx: struct svm_cpu *                                        rcx: the guest's SPEC_CTRL
-// Called with IF = 0 and GIF = 1, returns so. Clobbers what a C function may.
+// rdi: struct vcpu *, GPRs at 0 (RAX and RSP are the VMCB's)   rax: the guest VMCB's HPA   rdx: struct svm_cpu *
+// Called by svm_enter's asm with IF = 0 and GIF = 1, returns so. Clobbers every register but RSP.
     .balign 64
 svm_vmrun:
-    push %rbp
-    push %rbx
-    push %r12
-    push %r13
-    push %r14
-    push %r15
-    push %rcx
     push %rdi
     push %rdx
-    mov %rsi, %rax
     testl $SVM_STUB_SPEC_CTRL, SVM_CPU_STUB_FLAGS(%rdx)
     jnz .Lguest_spec_ctrl
 .Lenter:
@@ -72,45 +63,40 @@ svm_vmrun:
     mov %r14, 14*8(%rax)
     mov %r15, 15*8(%rax)
     pop %rdx
-    mov SVM_CPU_STUB_FLAGS(%rdx), %edi
-    test %edi, %edi
-    jnz .Lmitigations
+    pop %rdi
+    cmpl $0, SVM_CPU_STUB_FLAGS(%rdx)
+    jne .Lmitigations
 .Lleave:
     cli
     stgi
-    add $16, %rsp
-    pop %r15
-    pop %r14
-    pop %r13
-    pop %r12
-    pop %rbx
-    pop %rbp
     ret
 
 .Lguest_spec_ctrl:
-    cmp SVM_CPU_HOST_SPEC_CTRL(%rdx), %rcx
-    je .Lenter
-    mov %ecx, %eax
-    mov %rcx, %rdx
+    mov %rax, %rsi
+    mov VCPU_SPEC_CTRL(%rdi), %rax
+    cmp SVM_CPU_HOST_SPEC_CTRL(%rdx), %rax
+    je 1f
+    mov %rax, %rdx
     shr $32, %rdx
     mov $MSR_SPEC_CTRL, %ecx
     wrmsr
-    mov %rsi, %rax
+1:  mov %rsi, %rax
     jmp .Lenter
 
-// Before the first RET or indirect branch after the exit. edi: stub_flags; rdx: struct svm_cpu *; 8(%rsp): the guest's SPEC_CTRL.
+// Before the first RET or indirect branch after the exit. rdi: struct vcpu *; rdx: struct svm_cpu *.
 .Lmitigations:
-    test $SVM_STUB_SPEC_CTRL, %edi
+    mov SVM_CPU_STUB_FLAGS(%rdx), %esi
+    test $SVM_STUB_SPEC_CTRL, %esi
     jz .Lclear
     mov SVM_CPU_HOST_SPEC_CTRL(%rdx), %rax
-    cmp 8(%rsp), %rax
+    cmp VCPU_SPEC_CTRL(%rdi), %rax
     je .Lclear
     mov %rax, %rdx
     shr $32, %rdx
     mov $MSR_SPEC_CTRL, %ecx
     wrmsr
 .Lclear:
-    test $SVM_STUB_CLEAR, %edi
+    test $SVM_STUB_CLEAR, %esi
     jz .Lleave
     // 32 return addresses of Nestor's own over whatever the guest's calls left to predict RETs with.
     mov $16, %eax
@@ -122,14 +108,17 @@ svm_vmrun:
     jnz 1b
     add $32*8, %rsp
     lfence
+    xor %ebx, %ebx
     xor %ecx, %ecx
-    xor %edx, %edx
-    xor %esi, %esi
-    xor %edi, %edi
+    xor %ebp, %ebp
     xor %r8d, %r8d
     xor %r9d, %r9d
     xor %r10d, %r10d
     xor %r11d, %r11d
-    jmp .Lleave // the others are popped there
+    xor %r12d, %r12d
+    xor %r13d, %r13d
+    xor %r14d, %r14d
+    xor %r15d, %r15d
+    jmp .Lleave // the others hold Nestor's own
     .size svm_vmrun, . - svm_vmrun
     .section .note.GNU-stack, "", @progbits

@@ -16,42 +16,44 @@
 //
 // Software interrupts: with nRIP save the CPU pushes the VMCB's nRIP. Without it, it pushes RIP, which is therefore advanced for the
 // injection and put back if an exit interrupts the delivery; a fault in the delivery that does not exit sees the advanced RIP.
+//
+// The hot path is one test of everything that is rare on the way in (is_rare), a copy of RAX, RIP, RSP and RFLAGS each way, and one
+// test on the way out.
 
 #include <arch/x86/regs.h>
 #include <nestor/cpu.h>
 #include <nestor/host.h>
 #include <nestor/tlb.h>
 
-#include "svm.h"
+#include "exit.h"
 
 // --- ASIDs ---
 
-// Gives the context an ASID whose translations are all gone: flushed, or never used since the CPU's last flush of all.
-static void assign_asid(struct vcpu *vcpu, struct svm_cpu *cpu)
+// Gives the context an ASID whose translations are all gone: flushed, or never used since the CPU's last flush of all. Tags of an
+// older generation, or of another CPU, are noticed by svm_load; while the vCPU is here only it takes new ones.
+static void flush_asid(struct vcpu *vcpu, struct svm_cpu *cpu)
 {
     struct vcpu_ctx *ctx = vcpu->cur;
     struct vmcb *vmcb = ctx->hw->vmcb;
     u16 *tag = &vcpu->tag[vcpu->level];
 
-    if (vcpu->asid_generation == cpu->asid_generation && *tag && svm_has(SVM_FEATURE_FLUSH_BY_ASID)) {
+    ctx->flush = TLB_FLUSH_NONE;
+    if (*tag && svm_has(SVM_FEATURE_FLUSH_BY_ASID)) {
         vmcb->tlb_control = SVM_TLB_FLUSH_ASID;
-        ctx->flush = TLB_FLUSH_NONE;
         return;
     }
-    if (cpu->next_asid == cpu->asid_count) {
+    if (cpu->next_asid == cpu->asid_count) { // a new generation
         if (++cpu->asid_generation == 0)
             cpu->asid_generation = 1;
         cpu->next_asid = 1;
         vmcb->tlb_control = SVM_TLB_FLUSH_ALL;
+        svm_drop_tags(vcpu);
+        ctx->flush = TLB_FLUSH_NONE;
     }
-    if (vcpu->asid_generation != cpu->asid_generation) {
-        vcpu->tag[0] = vcpu->tag[1] = 0;
-        vcpu->asid_generation = cpu->asid_generation;
-    }
+    vcpu->asid_generation = cpu->asid_generation;
     *tag = (u16)cpu->next_asid++;
     vmcb->guest_asid = *tag;
-    ctx->hw->clean &= ~(u32)SVM_CLEAN_ASID;
-    ctx->flush = TLB_FLUSH_NONE;
+    vmcb->clean &= ~(u32)SVM_CLEAN_ASID;
 }
 
 // --- events ---
@@ -100,7 +102,7 @@ static void open_interrupt_window(struct backend_ctx *hw, bool open)
     if (hw->vmcb->v_irq == v_irq)
         return;
     hw->vmcb->v_irq = v_irq;
-    hw->clean &= ~(u32)SVM_CLEAN_TPR;
+    hw->vmcb->clean &= ~(u32)SVM_CLEAN_TPR;
 }
 
 static void begin_step(struct vcpu_ctx *ctx, enum svm_step step)
@@ -138,23 +140,37 @@ static void prepare_nmi(struct vcpu_ctx *ctx)
     } else if (ctx->state.interruptibility & BLOCK_NMI) {
         word3 |= SVM_INTERCEPT_IRET;
     }
-    hw->vmcb->intercept[SVM_WORD_3] = word3;
-    hw->vmcb->intercept[SVM_WORD_EXCEPTIONS] = exceptions;
-    hw->clean &= ~(u32)SVM_CLEAN_I;
+    if (hw->vmcb->intercept[SVM_WORD_3] != word3 || hw->vmcb->intercept[SVM_WORD_EXCEPTIONS] != exceptions) {
+        hw->vmcb->intercept[SVM_WORD_3] = word3;
+        hw->vmcb->intercept[SVM_WORD_EXCEPTIONS] = exceptions;
+        hw->vmcb->clean &= ~(u32)SVM_CLEAN_I;
+    }
     if (step != SVM_STEP_NONE || word3 != hw->word3)
         hw->prepare = true; // look again at the next entry
 }
 
-// Events, windows and the immediate exit: a self-IPI, taken as a physical interrupt as soon as the injection is done.
-static void prepare_events(struct vcpu *vcpu)
+// Everything that an entry does not need every time.
+static void prepare(struct vcpu *vcpu, struct svm_cpu *cpu)
 {
     struct vcpu_ctx *ctx = vcpu->cur;
+    struct backend_ctx *hw = ctx->hw;
 
-    ctx->hw->prepare = ctx->ctl.interrupt_window; // to close it again
+    if (ctx->dirty | vcpu->shared_dirty)
+        svm_write_state(vcpu);
+    if (ctx->ctl_dirty)
+        svm_write_controls(vcpu);
+    svm_load_registers(vcpu, cpu);
+    if (ctx->flush)
+        flush_asid(vcpu, cpu);
+    hw->vmcb->interrupt_shadow = ctx->state.interruptibility & (BLOCK_STI | BLOCK_MOV_SS) ? 1 : 0;
+    hw->prepare = ctx->ctl.interrupt_window; // to close it again
     if (ctx->ctl.inject.valid)
         inject(vcpu, &ctx->ctl.inject);
-    open_interrupt_window(ctx->hw, ctx->ctl.interrupt_window);
+    open_interrupt_window(hw, ctx->ctl.interrupt_window);
     prepare_nmi(ctx);
+    hw->adjust = true;
+    hw->blocking = (u8)(ctx->state.interruptibility & (BLOCK_NMI | BLOCK_SMI));
+    // The immediate exit: an interrupt to itself, taken as soon as the injection is done.
     if (vcpu->immediate_exit)
         apic_send_ipi(vcpu->cpu->apic_id, HOST_VECTOR_KICK);
 }
@@ -199,7 +215,7 @@ static void finish_step(struct vcpu_ctx *ctx, struct vm_exit *exit)
         if (exit->kind == EXIT_EXCEPTION && !(hw->exceptions & BIT(exit->event.vector))) {
             if (exit->event.vector == VECTOR_PF) {
                 hw->vmcb->cr2 = exit->event.payload;
-                hw->clean &= ~(u32)SVM_CLEAN_CR2;
+                hw->vmcb->clean &= ~(u32)SVM_CLEAN_CR2;
             }
             exit->interrupted = exit->event;
             exit->kind = EXIT_NONE;
@@ -227,12 +243,19 @@ static void take_back_injection(struct vcpu_ctx *ctx, struct vm_exit *exit)
     }
 }
 
-// Rare things, in the order in which they touch the exit.
+// What few exits need, in the order in which it touches the exit.
 static void adjust_exit(struct vcpu *vcpu, struct vm_exit *exit)
 {
     struct vcpu_ctx *ctx = vcpu->cur;
     struct backend_ctx *hw = ctx->hw;
 
+    if (hw->adjust) {
+        hw->adjust = false;
+        hw->vmcb->clean = svm_clean_after;
+        hw->vmcb->eventinj = 0;
+        hw->vmcb->tlb_control = SVM_TLB_NOTHING;
+        ctx->state.interruptibility |= hw->blocking;
+    }
     if (exit->interrupted.valid)
         take_back_injection(ctx, exit);
     hw->soft_len = 0;
@@ -248,17 +271,23 @@ static void adjust_exit(struct vcpu *vcpu, struct vm_exit *exit)
         __asm__ volatile("sti; nop; cli" : : : "memory");
 }
 
-static inline bool has_events(const struct vcpu *vcpu, const struct vcpu_ctx *ctx)
+// Whether prepare() has something to do: dirty state, controls, events, windows, blocking, a flush. GROUP_RIP is always written.
+static inline u64 is_rare(const struct vcpu *vcpu, const struct vcpu_ctx *ctx, const struct svm_cpu *cpu)
 {
-    const struct controls *ctl = &ctx->ctl;
+    u32 groups = (ctx->dirty & ~(u32)(GROUP_RIP | GROUP_BLOCKING)) | vcpu->shared_dirty | ctx->ctl_dirty | ctx->flush |
+                 ctx->state.interruptibility;
+    u32 events = ctx->ctl.inject.valid | ctx->ctl.interrupt_window | ctx->ctl.nmi_window | vcpu->immediate_exit | ctx->hw->prepare;
 
-    return ctl->inject.valid | ctl->interrupt_window | ctl->nmi_window | vcpu->immediate_exit | ctx->hw->prepare |
-           !!(ctx->state.interruptibility & BLOCK_NMI);
+    return groups | events | (vcpu->xcr0 ^ cpu->xcr0) | (vcpu->xss ^ cpu->xss) | (vcpu->tsc_aux ^ cpu->tsc_aux);
 }
 
-static inline bool registers_differ(const struct vcpu *vcpu, const struct svm_cpu *cpu)
+// All GPRs but RSP are lost to the guest; the compiler saves what it needs.
+static inline void run(struct vcpu *vcpu, hpa_t vmcb_pa, struct svm_cpu *cpu)
 {
-    return (vcpu->xcr0 ^ cpu->xcr0) | (vcpu->xss ^ cpu->xss) | (vcpu->tsc_aux ^ cpu->tsc_aux);
+    __asm__ volatile("push %%rbp; call svm_vmrun; pop %%rbp"
+                     : "+D"(vcpu), "+a"(vmcb_pa), "+d"(cpu)
+                     :
+                     : "rbx", "rcx", "rsi", "r8", "r9", "r10", "r11", "r12", "r13", "r14", "r15", "cc", "memory");
 }
 
 void svm_enter(struct vcpu *vcpu, struct vm_exit *exit)
@@ -269,37 +298,23 @@ void svm_enter(struct vcpu *vcpu, struct vm_exit *exit)
     struct backend_ctx *hw = ctx->hw;
     struct vmcb *vmcb = hw->vmcb;
 
-    if (unlikely((ctx->dirty & ~(u32)(GROUP_RIP | GROUP_BLOCKING)) | vcpu->shared_dirty))
-        svm_write_state(vcpu);
-    if (unlikely(ctx->ctl_dirty))
-        svm_write_controls(vcpu);
-    if (unlikely(registers_differ(vcpu, cpu)))
-        svm_load_registers(vcpu, cpu);
-    if (unlikely(ctx->flush || vcpu->asid_generation != cpu->asid_generation || !vcpu->tag[vcpu->level]))
-        assign_asid(vcpu, cpu);
-    // GROUP_RIP and GROUP_BLOCKING are always valid.
     vmcb->rax = vcpu->gpr[GPR_RAX];
     vmcb->rip = state->rip;
     vmcb->rsp = state->rsp;
     vmcb->rflags = state->rflags;
-    vmcb->interrupt_shadow = state->interruptibility & (BLOCK_STI | BLOCK_MOV_SS) ? 1 : 0;
-    if (unlikely(has_events(vcpu, ctx)))
-        prepare_events(vcpu);
-    vmcb->clean = hw->clean;
-    svm_vmrun(vcpu, hw->vmcb_pa, cpu, vcpu->spec_ctrl);
+    vmcb->interrupt_shadow = 0;
+    if (unlikely(is_rare(vcpu, ctx, cpu)))
+        prepare(vcpu, cpu);
+    run(vcpu, hw->vmcb_pa, cpu);
 
-    hw->clean = svm_features & SVM_FEATURE_VMCB_CLEAN ? SVM_CLEAN_ALL : 0;
-    vmcb->eventinj = 0;
-    vmcb->tlb_control = SVM_TLB_NOTHING;
     vcpu->gpr[GPR_RAX] = vmcb->rax;
     state->rip = vmcb->rip;
     state->rsp = vmcb->rsp;
     state->rflags = vmcb->rflags;
-    state->interruptibility = (state->interruptibility & (BLOCK_NMI | BLOCK_SMI)) | (vmcb->interrupt_shadow & BLOCK_STI);
+    state->interruptibility = (u32)vmcb->interrupt_shadow & BLOCK_STI; // adjust_exit adds what prepare() found
     ctx->valid = GROUP_RIP | GROUP_BLOCKING | SVM_MODEL_GROUPS;
     ctx->dirty = 0;
     vcpu->shared_valid = 0;
-    svm_fill_exit(vmcb, exit);
-    if (unlikely(exit->interrupted.valid | hw->step | hw->soft_len) || exit->kind == EXIT_EXTERNAL_INTERRUPT || exit->kind == EXIT_IRET)
+    if (unlikely(svm_fill_exit(vmcb, exit) | hw->adjust))
         adjust_exit(vcpu, exit);
 }

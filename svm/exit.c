@@ -11,38 +11,14 @@
 #include <arch/x86/regs.h>
 #include <nestor/string.h>
 
-#include "svm.h"
-
-typedef void fill_fn(const struct vmcb *vmcb, struct vm_exit *exit);
-
-enum { INSN = true, NOT_INSN = false };
-
-struct exit_row {
-    fill_fn *fill;
-    u8 kind;
-    bool insn; // an instruction's intercept: nRIP is the next one's address
-};
+#include "exit.h"
 
 static const u32 error_code_vectors = BIT(VECTOR_DF) | BIT(VECTOR_TS) | BIT(VECTOR_NP) | BIT(VECTOR_SS) | BIT(VECTOR_GP) |
                                       BIT(VECTOR_PF) | BIT(VECTOR_AC) | BIT(VECTOR_CP) | BIT(29) | BIT(VECTOR_SX);
 
-static void fill_nothing(const struct vmcb *vmcb, struct vm_exit *exit)
-{
-    (void)vmcb;
-    (void)exit;
-}
-
 static bool assists(void)
 {
     return svm_has(SVM_FEATURE_DECODE_ASSISTS);
-}
-
-// 0: not known.
-static u8 insn_length(const struct vmcb *vmcb)
-{
-    u64 length = vmcb->nrip - vmcb->rip;
-
-    return svm_has(SVM_FEATURE_NRIPS) && length <= 15 ? (u8)length : 0;
 }
 
 static void fill_cr(const struct vmcb *vmcb, struct vm_exit *exit)
@@ -98,7 +74,7 @@ static void fill_exception(const struct vmcb *vmcb, struct vm_exit *exit)
         .type = software ? EVENT_SOFT_EXCEPTION : EVENT_EXCEPTION,
         .has_error = error_code_vectors & BIT(vector),
         .error = error_code_vectors & BIT(vector) ? (u32)vmcb->exitinfo1 : 0,
-        .insn_len = software ? insn_length(vmcb) : 0,
+        .insn_len = software ? svm_insn_length(vmcb) : 0,
     };
     if (vector == VECTOR_PF || vector == VECTOR_DB) {
         exit->event.has_payload = true;
@@ -143,22 +119,31 @@ static void fill_tables(const struct vmcb *vmcb, struct vm_exit *exit)
     exit->operand.identity = identity[vmcb->exitcode - VMEXIT_IDTR_READ];
 }
 
+static void fill_string_io(u64 info, struct exit_io *io)
+{
+    u8 addr = (u8)((info & SVM_IOIO_ADDR) >> SVM_IOIO_ADDR_SHIFT);
+
+    io->string = true;
+    io->rep = info & SVM_IOIO_REP;
+    if (addr)
+        io->addr_size = (u8)(addr << 1);
+    if (assists())
+        io->seg = (u8)(info >> SVM_IOIO_SEG_SHIFT & 7);
+}
+
 static void fill_io(const struct vmcb *vmcb, struct vm_exit *exit)
 {
     u64 info = vmcb->exitinfo1;
-    u8 addr = (u8)((info & SVM_IOIO_ADDR) >> SVM_IOIO_ADDR_SHIFT);
 
-    exit->io = (struct exit_io){
-        .port = (u16)(info >> SVM_IOIO_PORT_SHIFT),
-        .size = (u8)((info & SVM_IOIO_SIZE) >> SVM_IOIO_SIZE_SHIFT),
-        .in = info & SVM_IOIO_IN,
-        .string = info & SVM_IOIO_STR,
-        .rep = info & SVM_IOIO_REP,
-        .addr_size = addr ? (u8)(addr << 1) : 0xff,
-        .seg = assists() ? (u8)(info >> SVM_IOIO_SEG_SHIFT & 7) : 0xff,
-    };
+    exit->io.port = (u16)(info >> SVM_IOIO_PORT_SHIFT);
+    exit->io.size = (u8)((info & SVM_IOIO_SIZE) >> SVM_IOIO_SIZE_SHIFT);
+    exit->io.in = info & SVM_IOIO_IN;
+    exit->io.string = exit->io.rep = exit->io.immediate = false;
+    exit->io.addr_size = exit->io.seg = 0xff;
     exit->next_rip = vmcb->exitinfo2;
     exit->insn_len = (u8)(exit->next_rip - vmcb->rip);
+    if (unlikely(info & SVM_IOIO_STR))
+        fill_string_io(info, &exit->io);
 }
 
 static void fill_msr(const struct vmcb *vmcb, struct vm_exit *exit)
@@ -205,17 +190,23 @@ static void fill_npf(const struct vmcb *vmcb, struct vm_exit *exit)
         copy_insn_bytes(vmcb, exit);
 }
 
-static const struct exit_row exit_rows[] = {
+static void fill_refused(const struct vmcb *vmcb, struct vm_exit *exit)
+{
+    (void)vmcb;
+    exit->entry_failed = true;
+}
+
+const struct exit_row svm_exit_rows[SVM_EXIT_ROWS] = {
     [VMEXIT_CR0_READ ... VMEXIT_CR0_WRITE + 15] = {fill_cr, EXIT_CR, INSN},
     [VMEXIT_DR0_READ ... VMEXIT_DR0_WRITE + 15] = {fill_dr, EXIT_DR, INSN},
-    [VMEXIT_EXCP0 ... VMEXIT_EXCP0 + VECTOR_MF + 1] = {fill_exception, EXIT_EXCEPTION, NOT_INSN},
-    [VMEXIT_EXCP0 + VECTOR_MC] = {fill_nothing, EXIT_MACHINE_CHECK, NOT_INSN},
-    [VMEXIT_EXCP0 + VECTOR_XM ... VMEXIT_EXCP0 + 31] = {fill_exception, EXIT_EXCEPTION, NOT_INSN},
-    [VMEXIT_INTR] = {fill_nothing, EXIT_EXTERNAL_INTERRUPT, NOT_INSN},
-    [VMEXIT_NMI] = {fill_nmi, EXIT_NMI, NOT_INSN},
-    [VMEXIT_SMI] = {fill_nothing, EXIT_NONE, NOT_INSN}, // the machine's own: taken at STGI
-    [VMEXIT_INIT] = {fill_nothing, EXIT_INIT, NOT_INSN},
-    [VMEXIT_VINTR] = {fill_nothing, EXIT_INTERRUPT_WINDOW, NOT_INSN},
+    [VMEXIT_EXCP0 ... VMEXIT_EXCP0 + VECTOR_MF + 1] = {fill_exception, EXIT_EXCEPTION, 0},
+    [VMEXIT_EXCP0 + VECTOR_MC] = {NULL, EXIT_MACHINE_CHECK, 0},
+    [VMEXIT_EXCP0 + VECTOR_XM ... VMEXIT_EXCP0 + 31] = {fill_exception, EXIT_EXCEPTION, 0},
+    [VMEXIT_INTR] = {NULL, EXIT_EXTERNAL_INTERRUPT, ADJUST},
+    [VMEXIT_NMI] = {fill_nmi, EXIT_NMI, 0},
+    [VMEXIT_SMI] = {NULL, EXIT_NONE, 0}, // the machine's own: taken at STGI
+    [VMEXIT_INIT] = {NULL, EXIT_INIT, 0},
+    [VMEXIT_VINTR] = {NULL, EXIT_INTERRUPT_WINDOW, 0},
     [VMEXIT_CR0_SEL_WRITE] = {fill_cr0_selective, EXIT_CR, INSN},
     [VMEXIT_IDTR_READ] = {fill_tables, EXIT_GDTR_IDTR, INSN},
     [VMEXIT_GDTR_READ] = {fill_tables, EXIT_GDTR_IDTR, INSN},
@@ -225,57 +216,55 @@ static const struct exit_row exit_rows[] = {
     [VMEXIT_GDTR_WRITE] = {fill_tables, EXIT_GDTR_IDTR, INSN},
     [VMEXIT_LDTR_WRITE] = {fill_tables, EXIT_LDTR_TR, INSN},
     [VMEXIT_TR_WRITE] = {fill_tables, EXIT_LDTR_TR, INSN},
-    [VMEXIT_RDTSC] = {fill_nothing, EXIT_RDTSC, INSN},
-    [VMEXIT_RDPMC] = {fill_nothing, EXIT_RDPMC, INSN},
-    [VMEXIT_PUSHF] = {fill_nothing, EXIT_PUSHF, INSN},
-    [VMEXIT_POPF] = {fill_nothing, EXIT_POPF, INSN},
-    [VMEXIT_CPUID] = {fill_nothing, EXIT_CPUID, INSN},
-    [VMEXIT_RSM] = {fill_nothing, EXIT_RSM, INSN},
-    [VMEXIT_IRET] = {fill_nothing, EXIT_IRET, INSN},
+    [VMEXIT_RDTSC] = {NULL, EXIT_RDTSC, INSN},
+    [VMEXIT_RDPMC] = {NULL, EXIT_RDPMC, INSN},
+    [VMEXIT_PUSHF] = {NULL, EXIT_PUSHF, INSN},
+    [VMEXIT_POPF] = {NULL, EXIT_POPF, INSN},
+    [VMEXIT_CPUID] = {NULL, EXIT_CPUID, INSN},
+    [VMEXIT_RSM] = {NULL, EXIT_RSM, INSN},
+    [VMEXIT_IRET] = {NULL, EXIT_IRET, INSN | ADJUST},
     [VMEXIT_SWINT] = {fill_soft_int, EXIT_SOFT_INT, INSN},
-    [VMEXIT_INVD] = {fill_nothing, EXIT_INVD, INSN},
-    [VMEXIT_PAUSE] = {fill_nothing, EXIT_PAUSE, INSN},
-    [VMEXIT_HLT] = {fill_nothing, EXIT_HLT, INSN},
+    [VMEXIT_INVD] = {NULL, EXIT_INVD, INSN},
+    [VMEXIT_PAUSE] = {NULL, EXIT_PAUSE, INSN},
+    [VMEXIT_HLT] = {NULL, EXIT_HLT, INSN},
     [VMEXIT_INVLPG] = {fill_linear, EXIT_INVLPG, INSN},
-    [VMEXIT_INVLPGA] = {fill_nothing, EXIT_INVLPGA, INSN},
-    [VMEXIT_IOIO] = {fill_io, EXIT_IO, NOT_INSN}, // its next RIP is in EXITINFO2
+    [VMEXIT_INVLPGA] = {NULL, EXIT_INVLPGA, INSN},
+    [VMEXIT_IOIO] = {fill_io, EXIT_IO, 0}, // its next RIP is in EXITINFO2
     [VMEXIT_MSR] = {fill_msr, EXIT_RDMSR, INSN},
-    [VMEXIT_TASK_SWITCH] = {fill_task_switch, EXIT_TASK_SWITCH, NOT_INSN},
-    [VMEXIT_FERR_FREEZE] = {fill_nothing, EXIT_FERR_FREEZE, NOT_INSN},
-    [VMEXIT_SHUTDOWN] = {fill_nothing, EXIT_TRIPLE_FAULT, NOT_INSN},
-    [VMEXIT_VMRUN] = {fill_nothing, EXIT_VMRUN, INSN},
-    [VMEXIT_VMMCALL] = {fill_nothing, EXIT_VMMCALL, INSN},
-    [VMEXIT_VMLOAD] = {fill_nothing, EXIT_VMLOAD, INSN},
-    [VMEXIT_VMSAVE] = {fill_nothing, EXIT_VMSAVE, INSN},
-    [VMEXIT_STGI] = {fill_nothing, EXIT_STGI, INSN},
-    [VMEXIT_CLGI] = {fill_nothing, EXIT_CLGI, INSN},
-    [VMEXIT_SKINIT] = {fill_nothing, EXIT_SKINIT, INSN},
-    [VMEXIT_RDTSCP] = {fill_nothing, EXIT_RDTSCP, INSN},
-    [VMEXIT_ICEBP] = {fill_nothing, EXIT_ICEBP, INSN},
-    [VMEXIT_WBINVD] = {fill_nothing, EXIT_WBINVD, INSN},
-    [VMEXIT_MONITOR] = {fill_nothing, EXIT_MONITOR, INSN},
-    [VMEXIT_MWAIT] = {fill_nothing, EXIT_MWAIT, INSN},
-    [VMEXIT_MWAIT_CONDITIONAL] = {fill_nothing, EXIT_MWAIT, INSN},
-    [VMEXIT_XSETBV] = {fill_nothing, EXIT_XSETBV, INSN},
-    [VMEXIT_RDPRU] = {fill_nothing, EXIT_RDPRU, INSN},
-    [VMEXIT_EFER_WRITE_TRAP] = {fill_nothing, EXIT_UNKNOWN, NOT_INSN}, // never asked for, as all that follow but INVPCID
-    [VMEXIT_CR0_WRITE_TRAP ... VMEXIT_CR0_WRITE_TRAP + 15] = {fill_nothing, EXIT_UNKNOWN, NOT_INSN},
-    [VMEXIT_INVLPGB] = {fill_nothing, EXIT_UNKNOWN, INSN},
-    [VMEXIT_INVLPGB_ILLEGAL] = {fill_nothing, EXIT_UNKNOWN, INSN},
-    [VMEXIT_INVPCID] = {fill_nothing, EXIT_INVPCID, INSN},
-    [VMEXIT_MCOMMIT] = {fill_nothing, EXIT_UNKNOWN, INSN},
-    [VMEXIT_TLBSYNC] = {fill_nothing, EXIT_UNKNOWN, INSN},
-    [VMEXIT_BUSLOCK] = {fill_nothing, EXIT_UNKNOWN, NOT_INSN},
-    [VMEXIT_IDLE_HLT] = {fill_nothing, EXIT_HLT, INSN},
+    [VMEXIT_TASK_SWITCH] = {fill_task_switch, EXIT_TASK_SWITCH, 0},
+    [VMEXIT_FERR_FREEZE] = {NULL, EXIT_FERR_FREEZE, 0},
+    [VMEXIT_SHUTDOWN] = {NULL, EXIT_TRIPLE_FAULT, 0},
+    [VMEXIT_VMRUN] = {NULL, EXIT_VMRUN, INSN},
+    [VMEXIT_VMMCALL] = {NULL, EXIT_VMMCALL, INSN},
+    [VMEXIT_VMLOAD] = {NULL, EXIT_VMLOAD, INSN},
+    [VMEXIT_VMSAVE] = {NULL, EXIT_VMSAVE, INSN},
+    [VMEXIT_STGI] = {NULL, EXIT_STGI, INSN},
+    [VMEXIT_CLGI] = {NULL, EXIT_CLGI, INSN},
+    [VMEXIT_SKINIT] = {NULL, EXIT_SKINIT, INSN},
+    [VMEXIT_RDTSCP] = {NULL, EXIT_RDTSCP, INSN},
+    [VMEXIT_ICEBP] = {NULL, EXIT_ICEBP, INSN},
+    [VMEXIT_WBINVD] = {NULL, EXIT_WBINVD, INSN},
+    [VMEXIT_MONITOR] = {NULL, EXIT_MONITOR, INSN},
+    [VMEXIT_MWAIT] = {NULL, EXIT_MWAIT, INSN},
+    [VMEXIT_MWAIT_CONDITIONAL] = {NULL, EXIT_MWAIT, INSN},
+    [VMEXIT_XSETBV] = {NULL, EXIT_XSETBV, INSN},
+    [VMEXIT_RDPRU] = {NULL, EXIT_RDPRU, INSN},
+    [VMEXIT_EFER_WRITE_TRAP] = {NULL, EXIT_UNKNOWN, 0}, // never asked for, as all that follow but INVPCID
+    [VMEXIT_CR0_WRITE_TRAP ... VMEXIT_CR0_WRITE_TRAP + 15] = {NULL, EXIT_UNKNOWN, 0},
+    [VMEXIT_INVLPGB] = {NULL, EXIT_UNKNOWN, INSN},
+    [VMEXIT_INVLPGB_ILLEGAL] = {NULL, EXIT_UNKNOWN, INSN},
+    [VMEXIT_INVPCID] = {NULL, EXIT_INVPCID, INSN},
+    [VMEXIT_MCOMMIT] = {NULL, EXIT_UNKNOWN, INSN},
+    [VMEXIT_TLBSYNC] = {NULL, EXIT_UNKNOWN, INSN},
+    [VMEXIT_BUSLOCK] = {NULL, EXIT_UNKNOWN, 0},
+    [VMEXIT_IDLE_HLT] = {NULL, EXIT_HLT, INSN},
 };
-static const struct exit_row npf_row = {fill_npf, EXIT_STAGE2, NOT_INSN};
-static const struct exit_row refused_row = {fill_nothing, EXIT_ENTRY_FAILED, NOT_INSN};
-static const struct exit_row unknown_row = {fill_nothing, EXIT_UNKNOWN, NOT_INSN};
+static const struct exit_row npf_row = {fill_npf, EXIT_STAGE2, 0};
+static const struct exit_row refused_row = {fill_refused, EXIT_ENTRY_FAILED, 0};
+static const struct exit_row unknown_row = {NULL, EXIT_UNKNOWN, 0};
 
-static const struct exit_row *find_row(u64 code)
+const struct exit_row *svm_find_exit_row(u64 code)
 {
-    if (likely(code < ARRAY_SIZE(exit_rows)))
-        return exit_rows[code].fill ? &exit_rows[code] : &unknown_row;
     if (code == VMEXIT_NPF)
         return &npf_row;
     // QEMU stores only the low half of VMEXIT_INVALID.
@@ -284,7 +273,7 @@ static const struct exit_row *find_row(u64 code)
     return &unknown_row; // AVIC's and VMGEXIT: never asked for
 }
 
-static void fill_interrupted(const struct vmcb *vmcb, struct event *event)
+void svm_fill_interrupted(const struct vmcb *vmcb, struct event *event)
 {
     u64 info = vmcb->exitintinfo;
     u8 vector = (u8)(info & SVM_EVENT_VECTOR);
@@ -300,33 +289,6 @@ static void fill_interrupted(const struct vmcb *vmcb, struct event *event)
         .type = type,
         .has_error = info & SVM_EVENT_EV,
         .error = info & SVM_EVENT_EV ? (u32)(info >> 32) : 0,
-        .insn_len = software ? insn_length(vmcb) : 0,
+        .insn_len = software ? svm_insn_length(vmcb) : 0,
     };
-}
-
-void svm_fill_exit(const struct vmcb *vmcb, struct vm_exit *exit)
-{
-    const struct exit_row *row = find_row(vmcb->exitcode);
-
-    exit->kind = row->kind;
-    exit->entry_failed = false;
-    exit->insn_len = 0;
-    exit->bytes_count = 0;
-    exit->nmi_unblocked_by_iret = false;
-    exit->vector_valid = false;
-    exit->next_rip = 0;
-    exit->raw_reason = vmcb->exitcode;
-    exit->raw_info1 = vmcb->exitinfo1;
-    exit->raw_info2 = vmcb->exitinfo2;
-    exit->interrupted.valid = false;
-    exit->operand.known = false;
-    if (row->insn && insn_length(vmcb)) {
-        exit->next_rip = vmcb->nrip;
-        exit->insn_len = insn_length(vmcb);
-    }
-    row->fill(vmcb, exit);
-    if (unlikely(vmcb->exitintinfo & SVM_EVENT_V))
-        fill_interrupted(vmcb, &exit->interrupted);
-    if (unlikely(exit->kind == EXIT_ENTRY_FAILED))
-        exit->entry_failed = true;
 }

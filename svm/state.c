@@ -13,6 +13,7 @@
 #include <arch/x86/msr.h>
 #include <arch/x86/regs.h>
 #include <nestor/cpu.h>
+#include <nestor/tlb.h>
 
 #include "svm.h"
 
@@ -20,13 +21,22 @@
 
 // --- segments: the descriptor's attribute bits are packed into 12; unusable means not present ---
 
-struct segment svm_unpack_segment(const struct vmcb_segment *hw)
+static inline void unpack(struct segment *seg, const struct vmcb_segment *hw)
 {
     u32 access = (hw->attrib & 0xffu) | (hw->attrib & 0xf00u) << 4;
 
-    if (!(access & SEG_P))
-        access |= SEG_UNUSABLE;
-    return (struct segment){.selector = hw->selector, .access = access, .limit = hw->limit, .base = hw->base};
+    seg->selector = hw->selector;
+    seg->access = access & SEG_P ? access : access | (u32)SEG_UNUSABLE;
+    seg->limit = hw->limit;
+    seg->base = hw->base;
+}
+
+struct segment svm_unpack_segment(const struct vmcb_segment *hw)
+{
+    struct segment seg;
+
+    unpack(&seg, hw);
+    return seg;
 }
 
 struct vmcb_segment svm_pack_segment(const struct segment *seg)
@@ -43,8 +53,8 @@ static void pull_code(struct guest_state *state, const struct vmcb *vmcb)
 {
     struct segment *ss = &state->seg[SEG_SS];
 
-    state->seg[SEG_CS] = svm_unpack_segment(&vmcb->cs);
-    *ss = svm_unpack_segment(&vmcb->ss);
+    unpack(&state->seg[SEG_CS], &vmcb->cs);
+    unpack(ss, &vmcb->ss);
     ss->access = (ss->access & ~(u32)SEG_DPL) | (u32)vmcb->cpl << SEG_DPL_SHIFT;
 }
 
@@ -59,10 +69,10 @@ static u8 cpl_of(const struct guest_state *state, u64 cr0)
 
 static void pull_system(struct guest_state *state, const struct vmcb *vmcb)
 {
-    state->seg[SEG_FS] = svm_unpack_segment(&vmcb->fs);
-    state->seg[SEG_GS] = svm_unpack_segment(&vmcb->gs);
-    state->seg[SEG_LDTR] = svm_unpack_segment(&vmcb->ldtr);
-    state->seg[SEG_TR] = svm_unpack_segment(&vmcb->tr);
+    unpack(&state->seg[SEG_FS], &vmcb->fs);
+    unpack(&state->seg[SEG_GS], &vmcb->gs);
+    unpack(&state->seg[SEG_LDTR], &vmcb->ldtr);
+    unpack(&state->seg[SEG_TR], &vmcb->tr);
     state->seg[SEG_TR].access |= 2; // always busy; the CPU need not show it here
 }
 
@@ -103,8 +113,8 @@ static void pull_ctx(struct vcpu_ctx *ctx, u32 groups)
     if (groups & GROUP_CODE)
         pull_code(state, vmcb);
     if (groups & GROUP_DATA) {
-        state->seg[SEG_DS] = svm_unpack_segment(&vmcb->ds);
-        state->seg[SEG_ES] = svm_unpack_segment(&vmcb->es);
+        unpack(&state->seg[SEG_DS], &vmcb->ds);
+        unpack(&state->seg[SEG_ES], &vmcb->es);
     }
     if (groups & GROUP_SYSTEM)
         pull_system(state, vmcb);
@@ -248,7 +258,7 @@ void svm_write_state(struct vcpu *vcpu)
     struct vcpu_ctx *ctx = vcpu->cur;
     struct vmcb *vmcb = ctx->hw->vmcb;
 
-    ctx->hw->clean &= ~(write_ctx(ctx, vmcb, ctx->dirty) | write_shared(vcpu, vmcb, vcpu->shared_dirty));
+    vmcb->clean &= ~(write_ctx(ctx, vmcb, ctx->dirty) | write_shared(vcpu, vmcb, vcpu->shared_dirty));
     ctx->dirty = 0;
     vcpu->shared_dirty = 0;
 }
@@ -260,8 +270,7 @@ void svm_write_state(struct vcpu *vcpu)
 void svm_select(struct vcpu *vcpu, unsigned level)
 {
     const struct vmcb *from = vcpu->cur->hw->vmcb;
-    struct backend_ctx *hw = vcpu->ctx[level].hw;
-    struct vmcb *to = hw->vmcb;
+    struct vmcb *to = vcpu->ctx[level].hw->vmcb;
 
     if (level == vcpu->level)
         return;
@@ -272,7 +281,7 @@ void svm_select(struct vcpu *vcpu, unsigned level)
     to->kernel_gs_base = from->kernel_gs_base;
     to->cr2 = from->cr2;
     to->dr6 = from->dr6;
-    hw->clean &= ~(u32)(SVM_CLEAN_CR2 | SVM_CLEAN_DRX);
+    to->clean &= ~(u32)(SVM_CLEAN_CR2 | SVM_CLEAN_DRX);
     vcpu->level = (u8)level;
     vcpu->cur = &vcpu->ctx[level];
 }
@@ -335,19 +344,37 @@ static void save_fpu(struct vcpu *vcpu, struct svm_cpu *cpu)
     __asm__ volatile("xsave64 %0" : "+m"(*area) : "a"((u32)cpu->xcr0_all), "d"((u32)(cpu->xcr0_all >> 32)) : "memory");
 }
 
-void svm_load(struct vcpu *vcpu)
+void svm_drop_tags(struct vcpu *vcpu)
 {
-    struct svm_cpu *cpu = this_cpu()->backend;
+    for (unsigned level = 0; level < 2; level++) {
+        vcpu->tag[level] = 0;
+        vcpu->ctx[level].flush |= TLB_FLUSH_GUEST;
+    }
+}
+
+// The vCPU comes to a CPU: was it the last that this VMCB ran on, and are its ASIDs still its own?
+static void check_residence(struct vcpu *vcpu, const struct svm_cpu *cpu)
+{
+    bool moved = false;
 
     for (unsigned level = 0; level < 2; level++) {
         struct backend_ctx *hw = vcpu->ctx[level].hw;
 
-        if (!hw || hw->ran_on == this_cpu())
+        if (!hw || hw->ran_on == cpu)
             continue;
-        hw->ran_on = this_cpu();
-        hw->clean = 0;             // another CPU may have changed the VMCB since
-        vcpu->asid_generation = 0; // its ASIDs were the other CPU's
+        hw->ran_on = cpu;
+        hw->vmcb->clean = 0; // another CPU may have changed the VMCB since
+        moved = true;
     }
+    if (moved || vcpu->asid_generation != cpu->asid_generation)
+        svm_drop_tags(vcpu);
+}
+
+void svm_load(struct vcpu *vcpu)
+{
+    struct svm_cpu *cpu = this_cpu()->backend;
+
+    check_residence(vcpu, cpu);
     if (cpu->last != vcpu && cpu->has_ibpb)
         msr_write(MSR_PRED_CMD, MSR_PRED_CMD_IBPB);
     cpu->last = vcpu;

@@ -9,6 +9,7 @@
 #define SVM_CPU_HOST_VMCB 0
 #define SVM_CPU_STUB_FLAGS 8
 #define SVM_CPU_HOST_SPEC_CTRL 16
+#define VCPU_SPEC_CTRL 128 // in struct vcpu
 #define SVM_STUB_SPEC_CTRL 1 // the CPU has MSR SPEC_CTRL: switch it where the guest's value differs
 #define SVM_STUB_CLEAR 2     // after an exit: fill the return stack buffer, clear the guest's values from registers
 
@@ -38,10 +39,11 @@ enum svm_step { SVM_STEP_NONE, SVM_STEP_IRET, SVM_STEP_SHADOW };
 struct backend_ctx {
     struct vmcb *vmcb;
     hpa_t vmcb_pa;
-    struct cpu *ran_on;
-    u32 clean;               // enum svm_clean: unchanged since the last VMRUN
+    const struct svm_cpu *ran_on;
     u32 exceptions, word3;   // intercepts that the controls ask for; the VMCB's differ while NMIs are blocked or a step is made
     bool prepare;            // the next entry must look at events and windows although core asks for nothing
+    bool adjust;             // prepare() ran for this entry: its traces go
+    u8 blocking;             // BLOCK_NMI, BLOCK_SMI over the entry
     bool at_iret;            // the IRET that ends NMI blocking is at iret_rip, not yet executed
     u64 iret_rip;
     u8 step;                 // enum svm_step, during one entry
@@ -52,6 +54,7 @@ struct backend_ctx {
 
 // enum SVM_FEATURE_*: what every CPU has and no option turned off.
 extern u32 svm_features;
+extern u32 svm_clean_after; // what the VMCB's clean field may say after an exit
 
 static inline bool svm_has(u32 feature)
 {
@@ -84,18 +87,14 @@ void svm_select(struct vcpu *vcpu, unsigned level);
 void svm_load(struct vcpu *vcpu);
 void svm_put(struct vcpu *vcpu);
 void svm_load_registers(struct vcpu *vcpu, struct svm_cpu *cpu); // XCR0, XSS, TSC_AUX
+void svm_drop_tags(struct vcpu *vcpu);                           // both contexts need new ASIDs
 struct segment svm_unpack_segment(const struct vmcb_segment *hw);
 struct vmcb_segment svm_pack_segment(const struct segment *seg);
 
 // --- enter.c, enter.S ---
 void svm_enter(struct vcpu *vcpu, struct vm_exit *exit);
-void svm_vmrun(struct vcpu *vcpu, hpa_t vmcb_pa, struct svm_cpu *cpu, u64 guest_spec_ctrl);
 // EVENTINJ for an event, without its error code's place being wrong for events that have none. Pure.
 u64 svm_encode_event(const struct event *event);
-
-// --- exit.c ---
-// Fills *exit from the VMCB's exit fields. Pure.
-void svm_fill_exit(const struct vmcb *vmcb, struct vm_exit *exit);
 
 // --- report.c ---
 void svm_report(struct vcpu *vcpu);

@@ -14,7 +14,7 @@
 
 #include <arch/x86/regs.h>
 
-#include "svm/svm.h"
+#include "svm/exit.h"
 
 u32 svm_features;
 
