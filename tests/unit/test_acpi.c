@@ -2,6 +2,7 @@
 // Copyright (c) 2026 The Nestor authors
 //
 // core/acpi.c on a made-up 64 KiB of physical memory: right tables, corrupt ones, and mutations.
+//
 // unit-sources: core/acpi.c
 
 #include <nestor/host.h>

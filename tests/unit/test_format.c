@@ -2,6 +2,7 @@
 // Copyright (c) 2026 The Nestor authors
 //
 // core/format.c against the host's own vsnprintf, and numbers.
+//
 // unit-sources: core/format.c
 // unit-cflags: -Wno-format -Wno-format-extra-args -Wno-format-overflow -Wno-format-truncation
 

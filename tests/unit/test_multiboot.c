@@ -1,8 +1,10 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // Copyright (c) 2026 The Nestor authors
 //
-// boot/multiboot.c: right information, torn information, and every prefix and many mutations of the
-// right one. unit-sources: boot/multiboot.c core/options.c
+// boot/multiboot.c: right information, torn information, and every prefix and many mutations of
+// the right one.
+//
+// unit-sources: boot/multiboot.c core/options.c
 
 #include "boot/multiboot.h"
 #include <nestor/log.h>
