@@ -237,16 +237,18 @@ static u32 xsave_size(const struct cpuid_table *t, u64 xcr0, bool compacted)
 static void read_xsave(struct vcpu *vcpu, u32 subleaf, u32 out[4])
 {
     const struct cpuid_table *t = vcpu->vm->cpuid;
+    // The register, not vcpu->xcr0: QEMU's SVM (7.2) does not intercept XSETBV.
+    u64 xcr0 = t->features_xcr0 ? xgetbv(0) : 0;
 
     if (subleaf == 0) {
         memcpy(out, t->basic[0xd], sizeof(t->basic[0]));
-        out[EBX] = xsave_size(t, vcpu->xcr0, false);
+        out[EBX] = xsave_size(t, xcr0, false);
         return;
     }
     if (subleaf < XSAVE_MAX)
         memcpy(out, t->xsave[subleaf], sizeof(t->xsave[0]));
     if (subleaf == 1)
-        out[EBX] = xsave_size(t, vcpu->xcr0, true);
+        out[EBX] = xsave_size(t, xcr0, true);
 }
 
 // One thread a core, one package (SDM vol. 2 leaf 0Bh).

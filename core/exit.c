@@ -180,8 +180,7 @@ static void on_xsetbv(struct vcpu *vcpu, struct vm_exit *exit)
         vcpu_inject_gp0(vcpu);
         return;
     }
-    vcpu->xcr0 = value;
-    xsetbv(0, value);
+    vcpu->xcr0 = value; // the back end loads it before the next entry
     vcpu_finish_exit(vcpu, exit);
 }
 
