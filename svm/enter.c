@@ -88,7 +88,7 @@ static void inject(struct vcpu *vcpu, const struct event *event)
     if (!length)
         length = event->type == EVENT_SOFT_INTERRUPT ? 2 : 1;
     vmcb->nrip = vmcb->rip + length;
-    if (svm_has(SVM_FEATURE_NRIPS))
+    if (svm_has(SVM_FEATURE_NRIPS) && event->type != EVENT_INT1) // which is any #DB to the CPU
         return;
     hw->soft_rip = vmcb->rip;
     hw->soft_len = length;
@@ -232,14 +232,13 @@ static void take_back_injection(struct vcpu_ctx *ctx, struct vm_exit *exit)
 
     if (event->type == EVENT_NMI)
         ctx->state.interruptibility &= ~(u32)BLOCK_NMI; // core injects it anew
-    if (!hw->soft_len || !is_software(event))
+    if (!hw->soft_len || event->vector != ctx->ctl.inject.vector)
         return;
     // EXITINTINFO cannot tell what was injected from what the guest did in its place, so RIP must still be ours.
     if (ctx->state.rip == hw->soft_rip + hw->soft_len) {
         ctx->state.rip = hw->soft_rip;
+        event->type = ctx->ctl.inject.type;
         event->insn_len = hw->soft_len;
-        if (ctx->ctl.inject.type == EVENT_INT1)
-            event->type = EVENT_INT1;
     }
 }
 

@@ -31,15 +31,7 @@ static inline void unpack(struct segment *seg, const struct vmcb_segment *hw)
     seg->base = hw->base;
 }
 
-struct segment svm_unpack_segment(const struct vmcb_segment *hw)
-{
-    struct segment seg;
-
-    unpack(&seg, hw);
-    return seg;
-}
-
-struct vmcb_segment svm_pack_segment(const struct segment *seg)
+static struct vmcb_segment pack(const struct segment *seg)
 {
     u32 attrib = (seg->access & 0xff) | (seg->access & (SEG_AVL | SEG_L | SEG_DB | SEG_G)) >> 4;
 
@@ -78,10 +70,10 @@ static void pull_system(struct guest_state *state, const struct vmcb *vmcb)
 
 static void write_system(const struct guest_state *state, struct vmcb *vmcb)
 {
-    vmcb->fs = svm_pack_segment(&state->seg[SEG_FS]);
-    vmcb->gs = svm_pack_segment(&state->seg[SEG_GS]);
-    vmcb->ldtr = svm_pack_segment(&state->seg[SEG_LDTR]);
-    vmcb->tr = svm_pack_segment(&state->seg[SEG_TR]);
+    vmcb->fs = pack(&state->seg[SEG_FS]);
+    vmcb->gs = pack(&state->seg[SEG_GS]);
+    vmcb->ldtr = pack(&state->seg[SEG_LDTR]);
+    vmcb->tr = pack(&state->seg[SEG_TR]);
 }
 
 static void pull_tables(struct guest_state *state, const struct vmcb *vmcb)
@@ -182,12 +174,12 @@ static u32 write_control_registers(struct vcpu_ctx *ctx, struct vmcb *vmcb)
 static u32 write_segments(const struct guest_state *state, struct vmcb *vmcb, u32 dirty)
 {
     if (dirty & GROUP_CODE) {
-        vmcb->cs = svm_pack_segment(&state->seg[SEG_CS]);
-        vmcb->ss = svm_pack_segment(&state->seg[SEG_SS]);
+        vmcb->cs = pack(&state->seg[SEG_CS]);
+        vmcb->ss = pack(&state->seg[SEG_SS]);
     }
     if (dirty & GROUP_DATA) {
-        vmcb->ds = svm_pack_segment(&state->seg[SEG_DS]);
-        vmcb->es = svm_pack_segment(&state->seg[SEG_ES]);
+        vmcb->ds = pack(&state->seg[SEG_DS]);
+        vmcb->es = pack(&state->seg[SEG_ES]);
     }
     return SVM_CLEAN_SEG;
 }

@@ -88,12 +88,10 @@ void svm_load(struct vcpu *vcpu);
 void svm_put(struct vcpu *vcpu);
 void svm_load_registers(struct vcpu *vcpu, struct svm_cpu *cpu); // XCR0, XSS, TSC_AUX
 void svm_drop_tags(struct vcpu *vcpu);                           // both contexts need new ASIDs
-struct segment svm_unpack_segment(const struct vmcb_segment *hw);
-struct vmcb_segment svm_pack_segment(const struct segment *seg);
 
 // --- enter.c, enter.S ---
 void svm_enter(struct vcpu *vcpu, struct vm_exit *exit);
-// EVENTINJ for an event, without its error code's place being wrong for events that have none. Pure.
+// EVENTINJ for an event. Pure.
 u64 svm_encode_event(const struct event *event);
 
 // --- report.c ---
