@@ -8,6 +8,7 @@
 
 #include <arch/x86/regs.h>
 #include <nestor/device.h>
+#include <nestor/log.h>
 #include <nestor/nested.h>
 #include <nestor/run.h>
 #include <nestor/string.h>
@@ -323,11 +324,8 @@ void vcpu_finish_exit(struct vcpu *vcpu, struct vm_exit *exit)
     u64 rip = vcpu->cur->state.rip;
 
     if (unlikely(!exit->next_rip)) {
-        unsigned len = exit->insn_len ? exit->insn_len : insn_exit_length(vcpu, exit);
-
-        if (!len)
-            return; // insn_exit_length has injected a fault or ended the guest
-        exit->next_rip = rip + len;
+        ASSERT(exit->insn_len); // exit_handle has found it
+        exit->next_rip = rip + exit->insn_len;
         if (vcpu_code_size(vcpu) != 8)
             exit->next_rip = (u32)exit->next_rip;
     }

@@ -327,6 +327,9 @@ void exit_handle(struct vcpu *vcpu, struct vm_exit *exit)
 {
     exit_handler handler = exit_table[exit->kind];
 
+    // Where the hardware does not say the length, it is found before any effect: the bytes may be no instruction at all.
+    if (unlikely(!exit->insn_len && !exit->next_rip) && !insn_find_length(vcpu, exit))
+        return;
     if (likely(handler != NULL))
         handler(vcpu, exit);
     else

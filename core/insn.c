@@ -303,8 +303,6 @@ static const struct exit_opcode exit_opcodes[EXIT_KIND_COUNT] = {
     [EXIT_HLT] = {1, {0xf4}, {INSN_HLT}},
     [EXIT_RDMSR] = {2, {0x0f, 0x32}, {INSN_RDMSR}},
     [EXIT_WRMSR] = {2, {0x0f, 0x30}, {INSN_WRMSR}},
-    [EXIT_CR] = {0, {0}, {INSN_MOV_TO_CR, INSN_MOV_FROM_CR, INSN_CLTS, INSN_LMSW}},
-    [EXIT_DR] = {0, {0}, {INSN_MOV_TO_DR, INSN_MOV_FROM_DR}},
     [EXIT_INVD] = {2, {0x0f, 0x08}, {INSN_INVD}},
     [EXIT_WBINVD] = {2, {0x0f, 0x09}, {INSN_WBINVD}},
     [EXIT_INVLPG] = {0, {0}, {INSN_INVLPG}},
@@ -344,19 +342,34 @@ static bool op_expected(const struct exit_opcode *expected, u8 op)
     return false;
 }
 
-unsigned insn_exit_length(struct vcpu *vcpu, const struct vm_exit *exit)
+static unsigned exit_length(struct vcpu *vcpu, const struct vm_exit *exit)
 {
     const struct exit_opcode *expected = &exit_opcodes[exit->kind];
     struct insn insn;
     u8 bytes[15];
-    int n = insn_fetch(vcpu, bytes);
+    int n = insn_fetch(vcpu, bytes), status;
 
     if (n <= 0)
         return 0;
     if (expected->length && n >= expected->length && !memcmp(bytes, expected->bytes, expected->length))
         return expected->length;
-    if (insn_decode(&insn, bytes, (unsigned)n, decode_mode(vcpu)) == INSN_OK && op_expected(expected, insn.op))
+    status = insn_decode(&insn, bytes, (unsigned)n, decode_mode(vcpu));
+    if (status == INSN_OK && op_expected(expected, insn.op))
         return insn.length;
-    vm_stop(vcpu->vm, vcpu, "exit %s by an instruction that is none such", exit_kind_names[exit->kind]);
+    // An emulator may exit before it looks at LOCK and length (QEMU 7.2 does): the fault is the CPU's to give.
+    if (status == INSN_INVALID)
+        vcpu_inject_ud(vcpu);
+    else if (status == INSN_TOO_LONG)
+        vcpu_inject_gp0(vcpu);
+    else
+        vm_stop(vcpu->vm, vcpu, "exit %s by an instruction that is none such", exit_kind_names[exit->kind]);
     return 0;
+}
+
+bool insn_find_length(struct vcpu *vcpu, struct vm_exit *exit)
+{
+    if (!exit_opcodes[exit->kind].op[0])
+        return true; // no instruction, or one that its handler decodes wholly
+    exit->insn_len = (u8)exit_length(vcpu, exit);
+    return exit->insn_len;
 }

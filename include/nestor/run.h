@@ -69,8 +69,9 @@ void insn_cache_destroy(struct vcpu *vcpu);
 int insn_fetch(struct vcpu *vcpu, u8 buf[15]);
 // The same for a report: injects nothing, sets no A bits; 0 if nothing can be read.
 int insn_peek(struct vcpu *vcpu, u8 buf[15]);
-// The length of the instruction that exited with `kind`, when the hardware did not say. 0 = it is not that instruction (report).
-unsigned insn_exit_length(struct vcpu *vcpu, const struct vm_exit *exit);
+// Sets exit->insn_len of an instruction's exit where the hardware did not say it. False: it is no such instruction; the guest has its
+// fault, or is stopped.
+bool insn_find_length(struct vcpu *vcpu, struct vm_exit *exit);
 // Guest-physical accesses to RAM: 0 or -E_FAULT.
 int guest_read_gpa(struct vcpu *vcpu, gpa_t gpa, void *buf, u64 size);
 int guest_write_gpa(struct vcpu *vcpu, gpa_t gpa, const void *buf, u64 size);

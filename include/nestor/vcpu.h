@@ -295,7 +295,7 @@ static inline void vcpu_inject_ud(struct vcpu *vcpu)
 // The one place that advances RIP (DESIGN.md section 3): after the instruction's effects. Clears the interrupt shadow, raises
 // the single-step #DB, notes a pending MTF.
 void vcpu_finish_insn(struct vcpu *vcpu, u64 next_rip);
-// The same for an exit's instruction: finds its length (exit, or Nestor's decoder) and finishes it.
+// The same for an exit's instruction, whose length or next RIP is known (insn_find_length).
 void vcpu_finish_exit(struct vcpu *vcpu, struct vm_exit *exit);
 
 // Mode of the guest's code.
