@@ -150,7 +150,7 @@ find_la57_off:
 
 2:      add     $7, %ebx
 3:      inc     %ebx // at the beginning of a word
-        cmpl    $0x3537616c, (%ebx) // "la57"
+        cmpl    $0x3735616c, (%ebx) // "la57"
         jne     5f
         cmpl    $0x66666f3d, 4(%ebx) // "=off"
         jne     5f
