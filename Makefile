@@ -64,7 +64,7 @@ $(BUILD)/boot/blobs.S.o: $(BUILD)/builtin.dtb $(BUILD)/dsdt.aml
 $(BUILD)/builtin.dtb: $(CONFIG) $(BUILD)/flags
 	@$(if $(CONFIG),dtc -q -I dts -O dtb -o $@ $(CONFIG),: > $@)
 $(BUILD)/dsdt.aml: $(wildcard devices/dsdt.asl) $(BUILD)/flags
-	@$(if $(wildcard devices/dsdt.asl),iasl -vs -ve -p $(BUILD)/dsdt devices/dsdt.asl,: > $@)
+	@$(if $(wildcard devices/dsdt.asl),iasl -vs -ve -p $(BUILD)/dsdt devices/dsdt.asl > $(BUILD)/dsdt.log || { cat $(BUILD)/dsdt.log; exit 1; },: > $@)
 
 # The image carries a table of its functions' names for backtraces. It is made from a first link
 # without it; the table lies behind all code, so the second link moves no function.
