@@ -243,28 +243,6 @@ static void address_free(u64 va, u64 size)
     map_hint = MIN(map_hint, va - PAGE_SIZE);
 }
 
-void *mmio_map(hpa_t base, u64 size, enum map_type type)
-{
-    static const u64 flags[] = {
-        [MAP_CACHED] = DATA,
-        [MAP_UNCACHED] = DATA | PTE_UC,
-        [MAP_READ_ONLY] = RODATA,
-    };
-    hpa_t first = ALIGN_DOWN(base, PAGE_SIZE);
-    u64 bytes = ALIGN_UP(base + size, PAGE_SIZE) - first, va;
-
-    if (!size || base + size < base || base + size > BIT(52) || bytes > DYNMAP_SIZE)
-        return NULL;
-    spin_lock(&map_lock);
-    va = address_alloc(bytes, first);
-    if (va && map_range(master, va, first, bytes, flags[type], MAP_MAX_LEVEL, table_alloc) != 0) {
-        address_free(va, bytes);
-        va = 0;
-    }
-    spin_unlock(&map_lock);
-    return va ? (void *)(va + (base - first)) : NULL;
-}
-
 // The addresses are not free for others before the last TLB has forgotten them.
 void mmio_unmap(void *va, u64 size)
 {
@@ -281,36 +259,64 @@ void mmio_unmap(void *va, u64 size)
     spin_unlock(&map_lock);
 }
 
-// Nobody has used it: no TLB is to be flushed but for speculation's sake.
-static void stack_undo(u64 va, unsigned pages)
+void *mmio_map(hpa_t base, u64 size, enum map_type type)
 {
-    unsigned level;
+    static const u64 flags[] = {
+        [MAP_CACHED] = DATA,
+        [MAP_UNCACHED] = DATA | PTE_UC,
+        [MAP_READ_ONLY] = RODATA,
+    };
+    hpa_t first = ALIGN_DOWN(base, PAGE_SIZE);
+    u64 bytes = ALIGN_UP(base + size, PAGE_SIZE) - first, va;
+    int error = 0;
 
-    for (; pages; pages--, va += PAGE_SIZE)
-        page_free(phys_to_virt(*leaf(master, va, &level) & PTE_ADDR), 0);
+    if (!size || base + size < base || base + size > BIT(52) || bytes > DYNMAP_SIZE)
+        return NULL;
+    spin_lock(&map_lock);
+    va = address_alloc(bytes, first);
+    if (va)
+        error = map_range(master, va, first, bytes, flags[type], MAP_MAX_LEVEL, table_alloc);
+    spin_unlock(&map_lock);
+    if (error)
+        mmio_unmap((void *)va, bytes);
+    return va && !error ? (void *)(va + (base - first)) : NULL;
+}
+
+static void free_list(void *page)
+{
+    void *next;
+
+    for (; page; page = next) {
+        next = *(void **)page;
+        page_free(page, 0);
+    }
 }
 
 void *stack_alloc(unsigned pages)
 {
     u64 va, size = pages * PAGE_SIZE;
-    unsigned i = 0;
+    void *list = NULL, *page;
+    int error = 0;
+    unsigned i;
 
     spin_lock(&map_lock);
     va = address_alloc(size, 0);
-    while (va && i < pages) {
-        void *page = page_alloc(0);
-
-        if (!page || map_range(master, va + i * PAGE_SIZE, virt_to_phys(page), PAGE_SIZE, DATA, 1,
-                               table_alloc) != 0) {
-            page_free(page, 0);
-            stack_undo(va, i);
-            address_free(va, size);
-            va = 0;
+    for (i = 0; va && i < pages && !error; i++) {
+        page = page_alloc(0);
+        if (page) {
+            *(void **)page = list; // what is to be freed if the rest is not to be had
+            list = page;
         }
-        i++;
+        error = page ? map_range(master, va + i * PAGE_SIZE, virt_to_phys(page), PAGE_SIZE, DATA, 1,
+                                 table_alloc)
+                     : -E_NOMEM;
     }
     spin_unlock(&map_lock);
-    return va ? (void *)(va + size) : NULL;
+    if (error) {
+        mmio_unmap((void *)va, size);
+        free_list(list);
+    }
+    return va && !error ? (void *)(va + size) : NULL;
 }
 
 // --- The physmap, for the page allocator. ---
