@@ -159,9 +159,11 @@ static void bus_pio_part(struct machine *machine, struct vcpu *vcpu, u16 port, u
 
 void bus_pio(struct vcpu *vcpu, u16 port, unsigned size, bool write, u32 *value)
 {
-    if (!write)
-        *value = (u32)BITS(8 * size - 1, 0);
+    u32 lanes = (u32)BITS(8 * size - 1, 0);
+
+    *value = write ? *value & lanes : lanes;
     bus_pio_part(vcpu->vm->machine, vcpu, port, size, write, value);
+    *value &= lanes; // whatever else a device has filled in
 }
 
 // The first range that does not end before gpa.
