@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // Copyright (c) 2026 The Nestor authors
 //
-// ACPI fixed hardware: PM1a event and control registers, the PM timer. Under the machine's lock, but
-// the timer, which is read without.
+// ACPI fixed hardware: PM1a event and control registers, the PM timer. Under the machine's lock,
+// but the timer, which is read without.
 
 #pragma once
 

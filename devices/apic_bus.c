@@ -77,7 +77,8 @@ static bool apic_bus_send_all(struct machine *machine, const struct apic_message
     return taken;
 }
 
-// SDM "Lowest Priority Delivery": whoever has the lowest task priority; among equals they take turns.
+// SDM "Lowest Priority Delivery": whoever has the lowest task priority; among equals they take
+// turns.
 static bool apic_bus_send_lowest(struct machine *machine, const struct apic_message *message,
                                  struct lapic *sender)
 {

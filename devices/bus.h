@@ -21,8 +21,8 @@ struct bus_range {
     u32 flags; // enum bus_flags
 };
 
-// A port's owner is found by two loads: its high byte names a chunk, the chunk's byte names a range.
-// Chunk 0 and range 0 are nobody's. The MMIO ranges are sorted by address.
+// A port's owner is found by two loads: its high byte names a chunk, the chunk's byte names a
+// range. Chunk 0 and range 0 are nobody's. The MMIO ranges are sorted by address.
 struct bus {
     u8 chunk_of[256];
     u8 chunk[BUS_CHUNKS][256];

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // Copyright (c) 2026 The Nestor authors
 //
-// Single ports: 80h (POST codes, which systems write to pass a microsecond), 92h (fast A20 and reset),
-// and 0E9h, the debug console of virtual machines, whose lines go to Nestor's log.
+// Single ports: 80h (POST codes, which systems write to pass a microsecond), 92h (fast A20 and
+// reset), and 0E9h, the debug console of virtual machines, whose lines go to Nestor's log.
 
 #include "chipset.h"
 #include "machine.h"

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // Copyright (c) 2026 The Nestor authors
 //
-// fw_cfg: a 16-bit key is written to 510h, its value is read byte by byte from 511h, little-endian, and
-// zeros after its end (QEMU's docs/specs/fw_cfg). Read-only, no DMA, an empty file directory.
+// fw_cfg: a 16-bit key is written to 510h, its value is read byte by byte from 511h, little-endian,
+// and zeros after its end (QEMU's docs/specs/fw_cfg). Read-only, no DMA, an empty file directory.
 
 #include "fwcfg.h"
 #include "machine.h"

@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // Copyright (c) 2026 The Nestor authors
 //
-// The 8042 keyboard controller at ports 60h and 64h as the AT has it: self tests, command byte, output
-// port with A20 and reset. Nothing is plugged into it, and it raises no interrupts; the FADT says that
-// there is none, so that only those find it who reset the machine by it or don't read the FADT.
+// The 8042 keyboard controller at ports 60h and 64h as the AT has it: self tests, command byte,
+// output port with A20 and reset. Nothing is plugged into it, and it raises no interrupts; the FADT
+// says that there is none, so that only those find it who reset the machine by it or don't read the
+// FADT.
 
 #include "i8042.h"
 #include "machine.h"

@@ -2,7 +2,8 @@
 // Copyright (c) 2026 The Nestor authors
 //
 // The local APIC: registers by MMIO and by MSR, IA32_APIC_BASE, priorities, acceptance of messages,
-// acknowledge and EOI (SDM vol. 3 "Advanced Programmable Interrupt Controller", APM vol. 2 chapter 16).
+// acknowledge and EOI (SDM vol. 3 "Advanced Programmable Interrupt Controller", APM vol. 2 chapter
+// 16).
 
 #include "lapic.h"
 #include "machine.h"
@@ -144,7 +145,8 @@ void lapic_error(struct lapic *lapic, u32 bits)
 {
     u32 old = __atomic_fetch_or(&lapic->s.esr_pending, bits, __ATOMIC_SEQ_CST);
 
-    // An error that is known already is not told again; so an illegal vector in LVT_ERROR ends here.
+    // An error that is known already is not told again; so an illegal vector in LVT_ERROR ends
+    // here.
     if ((old & bits) != bits)
         lapic_local(lapic, LVT_ERROR);
 }
@@ -508,7 +510,8 @@ static int x2apic_write(struct lapic *lapic, u32 msr, u64 value)
 
 static bool apic_mode_change_is_legal(enum apic_mode from, enum apic_mode to)
 {
-    // SDM "x2APIC State Transitions": out of x2APIC mode only by disabling, into it only from xAPIC.
+    // SDM "x2APIC State Transitions": out of x2APIC mode only by disabling, into it only from
+    // xAPIC.
     static const u8 legal[4] = {
         [APIC_DISABLED] = BIT(APIC_DISABLED) | BIT(APIC_XAPIC),
         [APIC_XAPIC] = BIT(APIC_DISABLED) | BIT(APIC_XAPIC) | BIT(APIC_X2APIC),

@@ -4,10 +4,10 @@
 // The local APIC of a vCPU (SDM vol. 3 "Advanced Programmable Interrupt Controller"), and the
 // messages that carry interrupts to it.
 //
-// Who writes: the vCPU's own pCPU writes everything, without a lock. Any CPU may set bits in irr and
-// tmr, and in esr_pending, atomically, and set ext_int; it posts a request afterwards. What other CPUs
-// read to find a message's destination (apic_base, ldr, dfr, svr, tpr, lvt) are single words; a
-// message that races with a change may see the old value, as on a bus.
+// Who writes: the vCPU's own pCPU writes everything, without a lock. Any CPU may set bits in irr
+// and tmr, and in esr_pending, atomically, and set ext_int; it posts a request afterwards. What
+// other CPUs read to find a message's destination (apic_base, ldr, dfr, svr, tpr, lvt) are single
+// words; a message that races with a change may see the old value, as on a bus.
 
 #pragma once
 
@@ -127,8 +127,8 @@ void lapic_timer_write_lvt(struct lapic *lapic, u32 lvt);
 void lapic_timer_write_deadline(struct lapic *lapic, u64 deadline);
 u32 lapic_timer_current(const struct lapic *lapic);
 
-// --- apic_bus.c: any CPU, no lock needed ---
-// Sends a message to whom it names; `sender` is NULL for the IOAPIC. Returns whether anybody took it.
+// --- apic_bus.c: any CPU, no lock needed --- Sends a message to whom it names; `sender` is NULL
+// for the IOAPIC. Returns whether anybody took it.
 bool apic_bus_send(struct machine *machine, const struct apic_message *message,
                    struct lapic *sender);
 // What a write of the ICR does.

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // Copyright (c) 2026 The Nestor authors
 //
-// The machine as a whole: its devices' allocation, wiring, order of reset and end, the interrupt lines
-// between them, and the physical console's way in.
+// The machine as a whole: its devices' allocation, wiring, order of reset and end, the interrupt
+// lines between them, and the physical console's way in.
 
 #include "machine.h"
 #include "clock.h"

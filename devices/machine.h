@@ -8,8 +8,8 @@
 // timers run without it and take it. Core calls into the machine with none of these held, except
 // that machine_create, _destroy and _reset may be called under vm->lock, since no vCPU runs then.
 //
-// Times: devices reckon in ticks of their own clocks since `start`, which is a host TSC; it does not
-// change at a reset.
+// Times: devices reckon in ticks of their own clocks since `start`, which is a host TSC; it does
+// not change at a reset.
 
 #pragma once
 
@@ -55,5 +55,6 @@ struct machine {
     struct testdev testdev;
 };
 
-// The level of an ISA interrupt line (0..15, not 2), to the PIC and the IOAPIC. Under machine->lock.
+// The level of an ISA interrupt line (0..15, not 2), to the PIC and the IOAPIC. Under
+// machine->lock.
 void machine_set_irq(void *machine, unsigned irq, bool level);

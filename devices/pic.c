@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // Copyright (c) 2026 The Nestor authors
 //
-// The pair of 8259A interrupt controllers at 20h and A0h (Intel 8259A data sheet: "Interrupt Sequence",
-// ICW1-4, OCW1-3, poll, special modes) with the edge/level registers at 4D0h (PIIX/ICH data sheets).
+// The pair of 8259A interrupt controllers at 20h and A0h (Intel 8259A data sheet: "Interrupt
+// Sequence", ICW1-4, OCW1-3, poll, special modes) with the edge/level registers at 4D0h (PIIX/ICH
+// data sheets).
 
 #include "pic.h"
 
@@ -27,8 +28,8 @@ static int pic_request(const struct pic_chip *chip, bool master)
 {
     unsigned request = pic_rank(chip, chip->irr & ~chip->imr), in_service = chip->isr;
 
-    // Special mask mode: masked levels in service inhibit nothing. Special fully nested mode: the slave
-    // may ask again while it is in service.
+    // Special mask mode: masked levels in service inhibit nothing. Special fully nested mode: the
+    // slave may ask again while it is in service.
     if (chip->special_mask)
         in_service &= ~chip->imr;
     if (master && chip->special_nested)

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // Copyright (c) 2026 The Nestor authors
 //
-// The pair of 8259A interrupt controllers. Everything under the machine's lock, but `intr`, which is
-// written under it and read by anybody.
+// The pair of 8259A interrupt controllers. Everything under the machine's lock, but `intr`, which
+// is written under it and read by anybody.
 
 #pragma once
 

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // Copyright (c) 2026 The Nestor authors
 //
-// The 8254 programmable interval timer (Intel 8254 data sheet: modes 0 to 5, counter latch, read-back)
-// and the PC's port 61h. Nothing ticks: counts and outputs are worked out from the elapsed time, and
-// one timer waits for channel 0's next rising edge.
+// The 8254 programmable interval timer (Intel 8254 data sheet: modes 0 to 5, counter latch,
+// read-back) and the PC's port 61h. Nothing ticks: counts and outputs are worked out from the
+// elapsed time, and one timer waits for channel 0's next rising edge.
 
 #include "pit.h"
 #include "clock.h"

@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // Copyright (c) 2026 The Nestor authors
 //
-// The real-time clock and CMOS RAM at ports 70h and 71h (Motorola MC146818A data sheet: time, calendar
-// and alarm bytes, registers A to D, update cycle, periodic, alarm and update-ended interrupts). The
-// time is worked out when it is read; a timer waits only for interrupts that are enabled.
+// The real-time clock and CMOS RAM at ports 70h and 71h (Motorola MC146818A data sheet: time,
+// calendar and alarm bytes, registers A to D, update cycle, periodic, alarm and update-ended
+// interrupts). The time is worked out when it is read; a timer waits only for interrupts that are
+// enabled.
 
 #include "rtc.h"
 #include "clock.h"
@@ -181,7 +182,8 @@ static void rtc_set_time(struct rtc *rtc, u64 seconds)
     rtc->s.seen = 0;
 }
 
-// The periodic interrupt's period in oscillator ticks, 0 for none. Rates 1 and 2 are those of 8 and 9.
+// The periodic interrupt's period in oscillator ticks, 0 for none. Rates 1 and 2 are those of 8 and
+// 9.
 static u64 rtc_period(const struct rtc *rtc)
 {
     u32 rate = rtc->s.ram[REG_A] & A_RATE;
@@ -200,8 +202,8 @@ static bool alarm_at_minute(const struct rtc *rtc, u64 minute_of_day)
            alarm_matches(rtc->s.ram[MINUTES_ALARM], encode(rtc, (u32)(minute_of_day % 60)));
 }
 
-// The first second after `seconds` at which the alarm matches; ~0 if it never does. Some alarms match
-// in the rest of this minute, some up to a day later.
+// The first second after `seconds` at which the alarm matches; ~0 if it never does. Some alarms
+// match in the rest of this minute, some up to a day later.
 static u64 rtc_next_alarm(const struct rtc *rtc, u64 seconds)
 {
     u64 first = seconds + 1;

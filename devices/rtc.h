@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // Copyright (c) 2026 The Nestor authors
 //
-// The MC146818 clock and its CMOS RAM, under the machine's lock. Times are in ticks of its 32.768 kHz
-// oscillator since the machine was created.
+// The MC146818 clock and its CMOS RAM, under the machine's lock. Times are in ticks of its 32.768
+// kHz oscillator since the machine was created.
 
 #pragma once
 

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // Copyright (c) 2026 The Nestor authors
 //
-// The ACPI tables (ACPI 6.3, chapter 5): RSDP, RSDT and XSDT, FADT, FACS, MADT, and the DSDT that iasl
-// has compiled from dsdt.asl. They say what the other files here do.
+// The ACPI tables (ACPI 6.3, chapter 5): RSDP, RSDT and XSDT, FADT, FACS, MADT, and the DSDT that
+// iasl has compiled from dsdt.asl. They say what the other files here do.
 
 #include "tables.h"
 #include "acpi_pm.h"

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // Copyright (c) 2026 The Nestor authors
 //
-// The test device: the exit port, a latch, TLB flushes and interrupt lines at a guest's command, memory
-// behind MMIO, and the power-off ports of other virtual machines.
+// The test device: the exit port, a latch, TLB flushes and interrupt lines at a guest's command,
+// memory behind MMIO, and the power-off ports of other virtual machines.
 
 #include "testdev.h"
 #include "machine.h"

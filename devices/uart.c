@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // Copyright (c) 2026 The Nestor authors
 //
-// The 16550A UART (National Semiconductor PC16550D data sheet). A byte takes no time: the transmitter
-// is always empty again, and input below the FIFO's trigger level has always waited long enough for
-// the character timeout. Input is taken from the physical port only as fast as the guest reads.
+// The 16550A UART (National Semiconductor PC16550D data sheet). A byte takes no time: the
+// transmitter is always empty again, and input below the FIFO's trigger level has always waited
+// long enough for the character timeout. Input is taken from the physical port only as fast as the
+// guest reads.
 
 #include "uart.h"
 
@@ -100,7 +101,8 @@ static u8 uart_read_data(struct uart *uart)
 
 static void uart_write_data(struct uart *uart, u8 byte)
 {
-    // The interrupt goes away with the byte that is written and comes again once it is sent: an edge.
+    // The interrupt goes away with the byte that is written and comes again once it is sent: an
+    // edge.
     uart->s.thre_pending = false;
     uart_update(uart);
     uart->s.thre_pending = true;

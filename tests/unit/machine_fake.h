@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // Copyright (c) 2026 The Nestor authors
 //
-// A guest's machine without a guest: the devices' real code, with a clock that stands until it is told
-// to go on, and records of what the devices ask of core. For the tests of devices/.
+// A guest's machine without a guest: the devices' real code, with a clock that stands until it is
+// told to go on, and records of what the devices ask of core. For the tests of devices/.
 
 #pragma once
 
