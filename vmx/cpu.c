@@ -16,9 +16,10 @@
 
 struct vmx_caps vmx_caps;
 
-// Longest time, in ms, that a guest runs with its interrupts closed before it exits. Bochs takes no external-interrupt exit
-// from a guest that was entered with RFLAGS.IF = 0 (MACHINES.md), so there only this ends such a run.
-enum { MASKED_RUN_MS = 1 };
+// How long a guest runs with its interrupts closed before it exits, so that it sees requests of other CPUs: 1 ms, but at least so
+// many ticks. Bochs takes no external-interrupt exit from a guest that was entered with RFLAGS.IF = 0 (MACHINES.md), and its TSC
+// may run at a few MHz.
+enum { MASKED_RUN_TICKS = 1 << 16 };
 
 void vmx_instruction_failed(const char *what, u64 operand)
 {
@@ -272,7 +273,7 @@ int vmx_cpu_on(void)
         return err;
     cpu->xcr0 = cpu->xss = cpu->tsc_aux = ~0ull;
     cpu->fpu_components = fpu_components();
-    vmx_caps.timer_masked = (u32)MIN((tsc_hz * MASKED_RUN_MS / 1000) >> rate, TIMER_NEVER);
+    vmx_caps.timer_masked = (u32)MIN(MAX(tsc_hz / 1000, MASKED_RUN_TICKS) >> rate, TIMER_NEVER);
     choose_mitigations(cpu);
     enter_vmx_operation(cpu);
     this_cpu()->backend = cpu;

@@ -11,6 +11,7 @@
 #include "vmx.h"
 #include <arch/x86/regs.h>
 #include <nestor/host.h>
+#include <nestor/time.h>
 #include <nestor/tlb.h>
 
 _Static_assert(offsetof(struct backend_ctx, host_rsp) == HW_HOST_RSP, "run.h");
@@ -54,6 +55,16 @@ static void inject(struct vcpu *vcpu, const struct event *event)
     }
 }
 
+// Where the interrupt of a deadline does not end the run (cpu.c), the timer does, at the same time. Each entry starts it anew, so a
+// guest that polls something with its interrupts closed is not to outrun it.
+static u32 timer_masked(void)
+{
+    u64 now = tsc_now(), deadline = timer_next();
+    u64 left = deadline > now ? deadline - now : 0;
+
+    return (u32)MIN(left >> (vmx_caps.misc & VMX_MISC_TIMER_RATE), vmx_caps.timer_masked);
+}
+
 static void write_timer(const struct vcpu *vcpu, struct backend_ctx *hw)
 {
     u32 value = TIMER_NEVER;
@@ -66,7 +77,7 @@ static void write_timer(const struct vcpu *vcpu, struct backend_ctx *hw)
     if (unlikely(vcpu->immediate_exit))
         value = 0;
     else if (!(hw->rflags & RFLAGS_IF))
-        value = vmx_caps.timer_masked;
+        value = timer_masked();
     vmwrite32_changed(PREEMPTION_TIMER_VALUE, &hw->timer, value);
 }
 
