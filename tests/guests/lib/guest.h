@@ -48,7 +48,7 @@ void print(const char *fmt, ...) PRINTF_LIKE(1, 2);
 void report(bool ok, const char *fmt, ...) PRINTF_LIKE(2, 3);
 // Checks that are known to fail on an emulator: shown, not counted. report_known: on that machine without Nestor; report_cpu: also
 // under Nestor there, because the emulator's CPU itself is wrong.
-enum machine { MACHINE_OTHER, MACHINE_QEMU, MACHINE_BOCHS };
+enum machine { MACHINE_OTHER, MACHINE_QEMU, MACHINE_BOCHS, MACHINE_NONE };
 void report_known(enum machine machine, bool ok, const char *fmt, ...) PRINTF_LIKE(3, 4);
 void report_cpu(enum machine machine, bool ok, const char *fmt, ...) PRINTF_LIKE(3, 4);
 void report_skip(const char *fmt, ...) PRINTF_LIKE(1, 2);
@@ -142,6 +142,7 @@ enum {
     APIC_TIMER_CURRENT = 0x390,
     APIC_TIMER_DIVIDE = 0x3e0,
     APIC_BASE = 0xfee00000,
+    APIC_SPURIOUS = 0xff, // vector
 };
 enum {
     ICR_FIXED = 0,

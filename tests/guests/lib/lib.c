@@ -255,6 +255,8 @@ void trap_handle(struct trap *trap)
         trap_handlers[trap->vector](trap);
         return;
     }
+    if (trap->vector == APIC_SPURIOUS)
+        return; // what it was for has gone; it has no EOI
     if (!try_rsp || (trap->vector >= 32 && trap->vector != USER_RETURN))
         unexpected(trap);
     last_trap = *trap;
