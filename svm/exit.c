@@ -57,10 +57,12 @@ static void copy_insn_bytes(const struct vmcb *vmcb, struct vm_exit *exit)
     memcpy(exit->bytes, vmcb->insn_bytes, exit->bytes_count);
 }
 
-// The VMCB's DR6 is what the handler would see.
+// The VMCB's DR6 is what the handler would see; but Bochs 2.7 leaves it as it was, so no cause at all means a single step.
 static u64 debug_payload(u64 dr6)
 {
-    return (dr6 & (0xf | DR6_BD | DR6_BS | DR6_BT)) | (~dr6 & (DR6_BLD | DR6_RTM));
+    u64 payload = (dr6 & (0xf | DR6_BD | DR6_BS | DR6_BT)) | (~dr6 & (DR6_BLD | DR6_RTM));
+
+    return payload ? payload : DR6_BS;
 }
 
 static void fill_exception(const struct vmcb *vmcb, struct vm_exit *exit)

@@ -92,11 +92,11 @@ static void write_tables(const struct guest_state *state, struct vmcb *vmcb)
 
 // --- pull ---
 
-static void pull_ctx(struct vcpu_ctx *ctx, u32 groups)
-{
-    const struct vmcb *vmcb = ctx->hw->vmcb;
-    struct guest_state *state = &ctx->state;
+// The groups that say in which mode the guest is: who needs one needs the others next.
+#define MODE_GROUPS (GROUP_CR | GROUP_CODE | GROUP_EFER_PAT)
 
+static void pull_mode(struct guest_state *state, const struct vmcb *vmcb, u32 groups)
+{
     if (groups & GROUP_CR) {
         state->cr0 = vmcb->cr0;
         state->cr3 = vmcb->cr3;
@@ -104,6 +104,25 @@ static void pull_ctx(struct vcpu_ctx *ctx, u32 groups)
     }
     if (groups & GROUP_CODE)
         pull_code(state, vmcb);
+    if (groups & GROUP_EFER_PAT) {
+        // SVME is always set in hardware; the guest's own bit lives in the model, because WRMSR to EFER exits.
+        state->efer = (vmcb->efer & ~EFER_SVME) | (state->efer & EFER_SVME);
+        state->pat = vmcb->g_pat;
+    }
+}
+
+static void pull_ctx(struct vcpu_ctx *ctx, u32 groups)
+{
+    const struct vmcb *vmcb = ctx->hw->vmcb;
+    struct guest_state *state = &ctx->state;
+
+    if (groups & MODE_GROUPS) {
+        groups |= MODE_GROUPS & ~ctx->valid;
+        pull_mode(state, vmcb, groups);
+        ctx->valid |= MODE_GROUPS;
+        if (!(groups &= ~(u32)MODE_GROUPS))
+            return;
+    }
     if (groups & GROUP_DATA) {
         unpack(&state->seg[SEG_DS], &vmcb->ds);
         unpack(&state->seg[SEG_ES], &vmcb->es);
@@ -116,11 +135,6 @@ static void pull_ctx(struct vcpu_ctx *ctx, u32 groups)
         state->sysenter_cs = vmcb->sysenter_cs;
         state->sysenter_esp = vmcb->sysenter_esp;
         state->sysenter_eip = vmcb->sysenter_eip;
-    }
-    if (groups & GROUP_EFER_PAT) {
-        // SVME is always set in hardware; the guest's own bit lives in the model, because WRMSR to EFER exits.
-        state->efer = (vmcb->efer & ~EFER_SVME) | (state->efer & EFER_SVME);
-        state->pat = vmcb->g_pat;
     }
     if (groups & GROUP_DEBUG)
         state->dr7 = vmcb->dr7;

@@ -201,6 +201,9 @@ static void test_exceptions(void **state)
     vmcb.dr6 = (DR6_FIXED & ~(u64)DR6_RTM) | DR6_BD;
     take(VMEXIT_EXCP0 + VECTOR_DB, 0, 0);
     assert_int_equal(result.event.payload, DR6_BD | DR6_RTM);
+    vmcb.dr6 = DR6_FIXED;
+    take(VMEXIT_EXCP0 + VECTOR_DB, 0, 0);
+    assert_int_equal(result.event.payload, DR6_BS); // Bochs 2.7
     take(VMEXIT_EXCP0 + VECTOR_BP, 0, 0);
     assert_int_equal(result.event.type, EVENT_SOFT_EXCEPTION);
     assert_int_equal(result.event.insn_len, 0);
