@@ -73,3 +73,4 @@ $(BUILD)/system/tiny.elf: tests/system/tiny.c $(BUILD)/flags
 		-fno-asynchronous-unwind-tables -fcf-protection=none $(WARNINGS) -nostdlib -static \
 		-Wl,-Ttext=0x400000,--section-start=.multiboot=0x3ff000,--build-id=none,-z,noexecstack \
 		-Wl,--no-warn-rwx-segments -o $@ $<
+-include tests/bench/build.mk

@@ -19,7 +19,7 @@ MACHINE_OFF = re.compile(rb"machine off, status (\d+)")
 PANIC = re.compile(rb"PANIC:")
 SUMMARY = re.compile(rb"SUMMARY: \d+ tests, (\d+) unexpected failures")
 
-AFTER_OFF = 10.0   # seconds that a machine may take to go off once Nestor has said so
+AFTER_OFF = 5.0    # seconds that a machine may take to go off once Nestor has said so
 AFTER_PANIC = 2.0  # seconds that a panic may take to print its report
 POLL = 0.1
 

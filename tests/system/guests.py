@@ -58,6 +58,8 @@ def guest(section, machine):
             nestor = session.nestor.decode(errors="replace")
             passed, failed = results(session.output) if status == 0 or session.output else (0, 0)
             if failed:
+                for line in re.findall(rb"(?m)^FAIL:.*", session.output):
+                    print("     " + line.decode(errors="replace").strip(), flush=True)
                 return passed, failed
             expect(ended == status, "status %d, expected %d: %s", ended, status,
                    nestor.strip().splitlines()[-1:])

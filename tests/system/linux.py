@@ -59,6 +59,7 @@ def check_linux(session, cpus, mem, seconds):
     """What every booted Linux is asked, up to its power-off."""
     session.wait(rb"guest: up, (\d+) CPU", seconds)
     session.wait(PROMPT, 120)
+    session.command("dmesg -n 1")  # no kernel messages in between; dmesg has them all
     expect(session.command("nproc").strip() == str(cpus), "nproc is not %d", cpus)
     processors = session.command("grep -c ^processor /proc/cpuinfo").strip()
     expect(processors == str(cpus), "/proc/cpuinfo has %s processors, not %d", processors, cpus)
