@@ -26,7 +26,7 @@ static const struct {
     {CR4_SMAP, 7, 1, 20},         {CR4_PKE, 7, 2, 3},       {CR4_PKS, 7, 2, 31},
 };
 
-static u64 cr4_allowed(const struct vcpu *vcpu)
+u64 cr4_allowed(const struct vcpu *vcpu)
 {
     u64 bits = nested_cr4_bits(vcpu) | CR4_PCE;
 

@@ -443,6 +443,7 @@ static const struct msr_row rows[] = {
     {MSR_SFMASK, MSR_SFMASK, read_state, write_low32, VENDOR_ANY},
     {MSR_FS_BASE, MSR_KERNEL_GS_BASE, read_state, write_address, VENDOR_ANY},
     {MSR_TSC_AUX, MSR_TSC_AUX, read_tsc_aux, write_tsc_aux, VENDOR_ANY},
+    {0xc0010000, 0xc0010007, read_zero, write_ignored, VENDOR_AMD}, // PerfEvtSel0-3, PerfCtr0-3: count nothing
     {MSR_SYSCFG, MSR_SYSCFG, read_zero, write_ignored, VENDOR_AMD},
     {MSR_HWCR, MSR_HWCR, read_kept, write_kept, VENDOR_AMD},
     {0xc001001a, 0xc001001a, read_zero, write_ignored, VENDOR_AMD}, // TOP_MEM

@@ -52,6 +52,8 @@ int vcpu_create(struct vm *vm, u32 id, struct cpu *cpu)
     controls_init(vcpu, &vcpu->ctx[0].ctl);
     if (!err)
         err = nested_create(vcpu);
+    // What the guest is not offered exits, to be refused, whatever this CPU would allow.
+    vcpu->ctx[0].ctl.cr4_mask = ~cr4_allowed(vcpu);
     return err;
 }
 
