@@ -21,7 +21,8 @@ SUB_MAKE = +@$(MAKE) --no-print-directory
 run:
 	@tests/deps $(RUN_DEPS)
 	$(SUB_MAKE) $(BUILD)/nestor.iso
-	@tests/run --machine $(MACHINE) --iso $(BUILD)/nestor.iso --host-cpus 2 --host-mem 768
+	@tests/run --machine $(MACHINE) --iso $(BUILD)/nestor.iso --host-cpus 2 --host-mem 768 || \
+		[ $$? -eq 130 ] # the user's Ctrl-A x
 
 iso:
 	@tests/deps run
@@ -39,11 +40,11 @@ $(BUILD)/nestor.iso: $(BUILD)/nestor guest-files
 
 check:
 	@tests/deps check
-	$(SUB_MAKE) check-built LEVEL=check
+	$(SUB_MAKE) -j2 check-built LEVEL=check
 
 check-all:
 	@tests/deps check
-	$(SUB_MAKE) check-built LEVEL=all
+	$(SUB_MAKE) -j2 check-built LEVEL=all
 
 # ONLY= takes a pattern of test names.
 LEVEL ?= check

@@ -25,6 +25,19 @@ RUNS = [
     ("linux-vmx-bios-%dcpu" % cpus, 300 * cpus, BOCHS + ["--cpus", cpus]) for cpus in (1, 2)
 ]
 
+# More of them, for make check-all.
+MORE_RUNS = [
+    ("linux-svm-4cpu", 300, QEMU + ["--cpus", 4]),
+    ("linux-svm-epyc", 180, QEMU + ["--cpus", 2, "--model", "EPYC"]),
+    ("linux-svm-la57-off", 180, QEMU + ["--cpus", 2, "--option", "la57=off"]),
+    ("linux-svm-mitigations-off", 180, QEMU + ["--cpus", 1, "--option", "mitigations=off"]),
+    ("linux-svm-icount", 300, QEMU + ["--cpus", 1, "--icount"]),
+    ("linux-svm-of-4-cpus", 180, QEMU + ["--cpus", 1, "--host-cpus", 4]),
+    ("linux-vmx-tigerlake", 400, BOCHS + ["--cpus", 1, "--model", "tigerlake"]),
+    ("linux-vmx-arrandale", 400, BOCHS + ["--cpus", 1, "--model", "corei5_arrandale_m520"]),
+    ("linux-vmx-4cpu", 1500, BOCHS + ["--cpus", 4]),
+]
+
 
 def interrupts(text):
     """The counts per CPU of the local timer's line, and the serial port's sum, in
@@ -84,6 +97,7 @@ def linux(seconds, options):
     return run
 
 
-def tests():
+def tests(level):
     """(name, seconds, function of a log) of each test."""
-    return [(name, seconds, linux(seconds, options)) for name, seconds, options in RUNS]
+    return [(name, seconds, linux(seconds, options))
+            for name, seconds, options in RUNS + (MORE_RUNS if level == "all" else [])]
