@@ -1,12 +1,13 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // Copyright (c) 2026 The Nestor authors
 //
-// A context's VMCB: its creation, and the neutral controls written into it (APM vol. 2, 15.9 to 15.13 intercepts, 15.10 IOPM, 15.11
-// MSRPM, 15.25 nested paging).
+// A context's VMCB: its creation, and the neutral controls written into it (APM vol. 2, 15.9 to
+// 15.13 intercepts, 15.10 IOPM, 15.11 MSRPM, 15.25 nested paging).
 //
-// The guest's CR0 and CR4 are in the VMCB as they are. Bits in a control mask make all writes of that register exit (CR0: by the
-// selective intercept where TS and MP are the guest's own, so that CLTS does not exit), and reads only while a shadowed bit
-// differs. A guest that core lets set CR0.CD runs uncached on its CPU, as on a bare one.
+// The guest's CR0 and CR4 are in the VMCB as they are. Bits in a control mask make all writes of
+// that register exit (CR0: by the selective intercept where TS and MP are the guest's own, so that
+// CLTS does not exit), and reads only while a shadowed bit differs. A guest that core lets set
+// CR0.CD runs uncached on its CPU, as on a bare one.
 
 #include <arch/x86/msr.h>
 #include <arch/x86/regs.h>
@@ -98,8 +99,8 @@ void svm_ctx_destroy(struct vcpu *vcpu, unsigned level)
 
 // --- controls ---
 
-// What always exits. VMLOAD, VMSAVE and INVLPGA would act on host-physical memory and other guests' ASIDs, STGI and CLGI on
-// Nestor's own GIF, INVD on everybody's data.
+// What always exits. VMLOAD, VMSAVE and INVLPGA would act on host-physical memory and other guests'
+// ASIDs, STGI and CLGI on Nestor's own GIF, INVD on everybody's data.
 static const u32 always[SVM_WORD_COUNT] = {
     [SVM_WORD_EXCEPTIONS] = BIT(VECTOR_MC),
     [SVM_WORD_3] = SVM_INTERCEPT_INTR | SVM_INTERCEPT_NMI | SVM_INTERCEPT_SMI | SVM_INTERCEPT_INIT |
@@ -112,7 +113,8 @@ static const u32 always[SVM_WORD_COUNT] = {
     [SVM_WORD_5] = SVM_INTERCEPT_INVLPGB | SVM_INTERCEPT_INVLPGB_ILLEGAL | SVM_INTERCEPT_TLBSYNC,
 };
 
-// INTERCEPT_MTF has no hardware (has_mtf is false); INTERCEPT_SVM and INTERCEPT_XSETBV are in `always`.
+// INTERCEPT_MTF has no hardware (has_mtf is false); INTERCEPT_SVM and INTERCEPT_XSETBV are in
+// `always`.
 static const struct {
     u32 intercept; // enum intercept
     u32 word, bits;

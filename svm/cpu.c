@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // Copyright (c) 2026 The Nestor authors
 //
-// SVM on a physical CPU: what it must have, what it may have, turning it on and off (APM vol. 2, 15.4 "Enabling SVM", 15.30 "SVM
-// Related MSRs"), and the back end's table.
+// SVM on a physical CPU: what it must have, what it may have, turning it on and off (APM vol. 2,
+// 15.4 "Enabling SVM", 15.30 "SVM Related MSRs"), and the back end's table.
 //
-// Not supported, because no test machine runs it: LBR and DEBUGCTL virtualization, TSC ratio, pause filter, AVIC, virtual GIF and
-// VMLOAD, SPEC_CTRL virtualization, shadow stacks.
+// Not supported, because no test machine runs it: LBR and DEBUGCTL virtualization, TSC ratio, pause
+// filter, AVIC, virtual GIF and VMLOAD, SPEC_CTRL virtualization, shadow stacks.
 
 #include <arch/x86/insn.h>
 #include <arch/x86/msr.h>
@@ -25,11 +25,11 @@ _Static_assert(offsetof(struct svm_cpu, host_spec_ctrl) == SVM_CPU_HOST_SPEC_CTR
 _Static_assert(offsetof(struct vcpu, gpr) == 0, "enter.S");
 _Static_assert(offsetof(struct vcpu, spec_ctrl) == VCPU_SPEC_CTRL, "enter.S");
 
-#define CPUID_1_ECX_XSAVE BIT(26)
-#define CPUID_80000001_ECX_SVM BIT(2)
-#define CPUID_80000001_EDX_PAGE1GB BIT(26)
-#define CPUID_80000001_EDX_RDTSCP BIT(27)
-#define CPUID_80000008_EBX_IBPB BIT(12)
+#define CPUID_1_ECX_XSAVE            BIT(26)
+#define CPUID_80000001_ECX_SVM       BIT(2)
+#define CPUID_80000001_EDX_PAGE1GB   BIT(26)
+#define CPUID_80000001_EDX_RDTSCP    BIT(27)
+#define CPUID_80000008_EBX_IBPB      BIT(12)
 #define CPUID_80000008_EBX_SPEC_CTRL (BIT(14) | BIT(15) | BIT(24)) // IBRS, STIBP, SSBD
 
 u32 svm_features = ~0u;
@@ -81,7 +81,8 @@ int svm_probe(void)
     struct cpuid_regs leaf;
     bool ok;
 
-    if (!need(cpuid(0x80000000, 0).eax >= 0x8000000a && (cpuid(0x80000001, 0).ecx & CPUID_80000001_ECX_SVM),
+    if (!need(cpuid(0x80000000, 0).eax >= 0x8000000a &&
+                  (cpuid(0x80000001, 0).ecx & CPUID_80000001_ECX_SVM),
               "CPUID Fn8000_0001_ECX[SVM]"))
         return -E_NODEV;
     leaf = cpuid(0x8000000a, 0);
@@ -99,7 +100,8 @@ int svm_probe(void)
 void svm_describe(char *buf, size_t size)
 {
     const struct svm_cpu *cpu = this_cpu()->backend;
-    int used = fmt_snprintf(buf, size, "nested paging with %u levels, %u ASIDs", svm_stage2_levels(), cpu->asid_count);
+    int used = fmt_snprintf(buf, size, "nested paging with %u levels, %u ASIDs",
+                            svm_stage2_levels(), cpu->asid_count);
 
     for (u32 i = 0; i < ARRAY_SIZE(optional) && (size_t)used < size; i++)
         if (svm_has(optional[i].bit))
@@ -108,8 +110,8 @@ void svm_describe(char *buf, size_t size)
 
 // --- on and off ---
 
-// Which mitigations the stub and vCPU switches apply. AMD CPUs predict RETs from what the guest's CALLs left, so the return stack
-// is filled on all of them.
+// Which mitigations the stub and vCPU switches apply. AMD CPUs predict RETs from what the guest's
+// CALLs left, so the return stack is filled on all of them.
 static void choose_mitigations(struct svm_cpu *cpu)
 {
     if (option_is("mitigations", "off"))
@@ -178,7 +180,8 @@ int svm_cpu_on(void)
         msr_write(MSR_VM_CR, vm_cr & ~VM_CR_SVMDIS);
     msr_write(MSR_EFER, msr_read(MSR_EFER) | EFER_SVME);
     msr_write(MSR_VM_HSAVE_PA, virt_to_phys(cpu->save_area));
-    // Nestor's FS, GS, TR and LDTR, which no CPU changes after its boot: what enter.S loads after each exit.
+    // Nestor's FS, GS, TR and LDTR, which no CPU changes after its boot: enter.S loads them after
+    // each exit.
     __asm__ volatile("vmsave %0" : : "a"(cpu->host_vmcb_pa) : "memory");
     this_cpu()->backend = cpu;
     return 0;

@@ -1,12 +1,15 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // Copyright (c) 2026 The Nestor authors
 //
-// VMRUN and what must stand directly around it (APM vol. 2, 15.5 "VMRUN Instruction", 15.17 "Global Interrupt Flag").
+// VMRUN and what must stand directly around it (APM vol. 2, 15.5 "VMRUN Instruction", 15.17 "Global
+// Interrupt Flag").
 //
-// From the guest's VMLOAD to Nestor's own, FS, GS, TR and LDTR are the guest's, so no exception may be taken: the code touches only
-// the stack and *vcpu, which are always mapped, and GIF is 0, which holds NMI, SMI, INIT, external interrupts and #MC back. With
-// V_INTR_MASKING the RFLAGS.IF that VMRUN finds decides whether physical interrupts leave the guest, so it is set, under GIF = 0, and
-// cleared again before STGI. What was held arrives at STGI (NMI: the host's handler runs) or at the next STI in C (interrupts).
+// From the guest's VMLOAD to Nestor's own, FS, GS, TR and LDTR are the guest's, so no exception may
+// be taken: the code touches only the stack and *vcpu, which are always mapped, and GIF is 0, which
+// holds NMI, SMI, INIT, external interrupts and #MC back. With V_INTR_MASKING the RFLAGS.IF that
+// VMRUN finds decides whether physical interrupts leave the guest, so it is set, under GIF = 0, and
+// cleared again before STGI. What was held arrives at STGI (NMI: the host's handler runs) or at the
+// next STI in C (interrupts).
 
 #include "svm.h"
 
@@ -15,7 +18,9 @@
     .text
     .globl svm_vmrun
     .type svm_vmrun, @function
-// rdi: struct vcpu *, GPRs at 0 (RAX and RSP are the VMCB's)   rax: the guest VMCB's HPA   rdx: struct svm_cpu *
+// rdi: struct vcpu *, GPRs at 0 (RAX and RSP are the VMCB's)
+// rax: the guest VMCB's HPA
+// rdx: struct svm_cpu *
 // Called by svm_enter's asm with IF = 0 and GIF = 1, returns so. Clobbers every register but RSP.
     .balign 64
 svm_vmrun:
@@ -83,7 +88,8 @@ svm_vmrun:
 1:  mov %rsi, %rax
     jmp .Lenter
 
-// Before the first RET or indirect branch after the exit. rdi: struct vcpu *; rdx: struct svm_cpu *.
+// Before the first RET or indirect branch after the exit.
+// rdi: struct vcpu *; rdx: struct svm_cpu *
 .Lmitigations:
     mov SVM_CPU_STUB_FLAGS(%rdx), %esi
     test $SVM_STUB_SPEC_CTRL, %esi
@@ -98,7 +104,7 @@ svm_vmrun:
 .Lclear:
     test $SVM_STUB_CLEAR, %esi
     jz .Lleave
-    // 32 return addresses of Nestor's own over whatever the guest's calls left to predict RETs with.
+    // 32 return addresses of Nestor's own over what the guest's calls left to predict RETs with.
     mov $16, %eax
 1:  call 2f
     int3

@@ -1,24 +1,29 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // Copyright (c) 2026 The Nestor authors
 //
-// One entry: what is dirty goes to the VMCB, VMRUN, the exit comes back as a value (APM vol. 2, 15.5, 15.6; 15.13.3 interrupt shadows;
-// 15.15 clean bits; 15.16 ASIDs; 15.20 event injection; 15.21 virtual interrupts).
+// One entry: what is dirty goes to the VMCB, VMRUN, the exit comes back as a value (APM vol. 2,
+// 15.5, 15.6; 15.13.3 interrupt shadows; 15.15 clean bits; 15.16 ASIDs; 15.20 event injection;
+// 15.21 virtual interrupts).
 //
-// Interrupt window: V_IRQ with an intercepted VINTR. QEMU forgets the VMCB's interrupt shadow at VMRUN, so there it opens at once.
+// Interrupt window: V_IRQ with an intercepted VINTR. QEMU forgets the VMCB's interrupt shadow at
+// VMRUN, so there it opens at once.
 //
-// NMI blocking (SVM of the test machines has no virtual NMI): the model's BLOCK_NMI is set when an NMI is injected. While it is set,
-// IRET is intercepted. The exit comes before IRET has executed, so the next entry that injects nothing lets exactly this IRET run:
-// intercept off, RFLAGS.TF set, all exceptions intercepted. IRET takes the guest's own RFLAGS from its stack, so nobody sees our TF.
-// The single-step #DB after it ends the blocking, and is EXIT_NMI_WINDOW if core waits for that. Any other exit means that IRET has
-// not completed (it faulted, or an interrupt came first): TF is taken back, NMIs stay blocked, and a fault goes to core as an
-// interrupted delivery. An NMI held up only by an interrupt shadow is waited for by the same step over one instruction; a PUSHF,
+// NMI blocking (SVM of the test machines has no virtual NMI): the model's BLOCK_NMI is set when an
+// NMI is injected. While it is set, IRET is intercepted. The exit comes before IRET has executed,
+// so the next entry that injects nothing lets exactly this IRET run: intercept off, RFLAGS.TF set,
+// all exceptions intercepted. IRET takes the guest's own RFLAGS from its stack, so nobody sees our
+// TF. The single-step #DB after it ends the blocking, and is EXIT_NMI_WINDOW if core waits for
+// that. Any other exit means that IRET has not completed (it faulted, or an interrupt came first):
+// TF is taken back, NMIs stay blocked, and a fault goes to core as an interrupted delivery. An NMI
+// held up only by an interrupt shadow is waited for by the same step over one instruction; a PUSHF,
 // POPF or INT there would see or lose TF.
 //
-// Software interrupts: with nRIP save the CPU pushes the VMCB's nRIP. Without it, it pushes RIP, which is therefore advanced for the
-// injection and put back if an exit interrupts the delivery; a fault in the delivery that does not exit sees the advanced RIP.
+// Software interrupts: with nRIP save the CPU pushes the VMCB's nRIP. Without it, it pushes RIP,
+// which is therefore advanced for the injection and put back if an exit interrupts the delivery; a
+// fault in the delivery that does not exit sees the advanced RIP.
 //
-// The hot path is one test of everything that is rare on the way in (is_rare), a copy of RAX, RIP, RSP and RFLAGS each way, and one
-// test on the way out.
+// The hot path is one test of everything that is rare on the way in (is_rare), a copy of RAX, RIP,
+// RSP and RFLAGS each way, and one test on the way out.
 
 #include <arch/x86/regs.h>
 #include <nestor/cpu.h>
@@ -29,8 +34,9 @@
 
 // --- ASIDs ---
 
-// Gives the context an ASID whose translations are all gone: flushed, or never used since the CPU's last flush of all. Tags of an
-// older generation, or of another CPU, are noticed by svm_load; while the vCPU is here only it takes new ones.
+// Gives the context an ASID whose translations are all gone: flushed, or never used since the CPU's
+// last flush of all. Tags of an older generation, or of another CPU, are noticed by svm_load; while
+// the vCPU is here only it takes new ones.
 static void flush_asid(struct vcpu *vcpu, struct svm_cpu *cpu)
 {
     struct vcpu_ctx *ctx = vcpu->cur;
@@ -71,7 +77,8 @@ u64 svm_encode_event(const struct event *event)
 
 static bool is_software(const struct event *event)
 {
-    return event->type == EVENT_SOFT_INTERRUPT || event->type == EVENT_SOFT_EXCEPTION || event->type == EVENT_INT1;
+    return event->type == EVENT_SOFT_INTERRUPT || event->type == EVENT_SOFT_EXCEPTION ||
+           event->type == EVENT_INT1;
 }
 
 static void inject(struct vcpu *vcpu, const struct event *event)
@@ -140,7 +147,8 @@ static void prepare_nmi(struct vcpu_ctx *ctx)
     } else if (ctx->state.interruptibility & BLOCK_NMI) {
         word3 |= SVM_INTERCEPT_IRET;
     }
-    if (hw->vmcb->intercept[SVM_WORD_3] != word3 || hw->vmcb->intercept[SVM_WORD_EXCEPTIONS] != exceptions) {
+    if (hw->vmcb->intercept[SVM_WORD_3] != word3 ||
+        hw->vmcb->intercept[SVM_WORD_EXCEPTIONS] != exceptions) {
         hw->vmcb->intercept[SVM_WORD_3] = word3;
         hw->vmcb->intercept[SVM_WORD_EXCEPTIONS] = exceptions;
         hw->vmcb->clean &= ~(u32)SVM_CLEAN_I;
@@ -177,7 +185,8 @@ static void prepare(struct vcpu *vcpu, struct svm_cpu *cpu)
 
 // --- after the exit ---
 
-// The single-step #DB of an SVM_STEP_*: true, and what of it is the guest's own is left in exit->interrupted.
+// The single-step #DB of an SVM_STEP_*: true, and what of it is the guest's own is left in
+// exit->interrupted.
 static bool step_done(struct vcpu_ctx *ctx, struct vm_exit *exit)
 {
     struct backend_ctx *hw = ctx->hw;
@@ -211,7 +220,8 @@ static void finish_step(struct vcpu_ctx *ctx, struct vm_exit *exit)
     } else {
         ctx->state.rflags &= ~(RFLAGS_TF | RFLAGS_RF);
         ctx->state.rflags |= hw->step_rflags & (RFLAGS_TF | RFLAGS_RF);
-        // Core did not ask for this exception: it is the guest's. Its CR2 is written when a delivery begins, so here.
+        // Core did not ask for this exception: it is the guest's. Its CR2 is written when a
+        // delivery begins, so here.
         if (exit->kind == EXIT_EXCEPTION && !(hw->exceptions & BIT(exit->event.vector))) {
             if (exit->event.vector == VECTOR_PF) {
                 hw->vmcb->cr2 = exit->event.payload;
@@ -224,7 +234,8 @@ static void finish_step(struct vcpu_ctx *ctx, struct vm_exit *exit)
     hw->step = SVM_STEP_NONE;
 }
 
-// An exit in the middle of the delivery that was injected: what injection changed of the model goes back.
+// An exit in the middle of the delivery that was injected: what injection changed of the model goes
+// back.
 static void take_back_injection(struct vcpu_ctx *ctx, struct vm_exit *exit)
 {
     struct backend_ctx *hw = ctx->hw;
@@ -234,7 +245,8 @@ static void take_back_injection(struct vcpu_ctx *ctx, struct vm_exit *exit)
         ctx->state.interruptibility &= ~(u32)BLOCK_NMI; // core injects it anew
     if (!hw->soft_len || event->vector != ctx->ctl.inject.vector)
         return;
-    // EXITINTINFO cannot tell what was injected from what the guest did in its place, so RIP must still be ours.
+    // EXITINTINFO cannot tell what was injected from what the guest did in its place, so RIP must
+    // still be ours.
     if (ctx->state.rip == hw->soft_rip + hw->soft_len) {
         ctx->state.rip = hw->soft_rip;
         event->type = ctx->ctl.inject.type;
@@ -270,14 +282,18 @@ static void adjust_exit(struct vcpu *vcpu, struct vm_exit *exit)
         __asm__ volatile("sti; nop; cli" : : : "memory");
 }
 
-// Whether prepare() has something to do: dirty state, controls, events, windows, blocking, a flush. GROUP_RIP is always written.
-static inline u64 is_rare(const struct vcpu *vcpu, const struct vcpu_ctx *ctx, const struct svm_cpu *cpu)
+// Whether prepare() has something to do: dirty state, controls, events, windows, blocking, a flush.
+// GROUP_RIP is always written.
+static inline u64 is_rare(const struct vcpu *vcpu, const struct vcpu_ctx *ctx,
+                          const struct svm_cpu *cpu)
 {
-    u32 groups = (ctx->dirty & ~(u32)(GROUP_RIP | GROUP_BLOCKING)) | vcpu->shared_dirty | ctx->ctl_dirty | ctx->flush |
-                 ctx->state.interruptibility;
-    u32 events = ctx->ctl.inject.valid | ctx->ctl.interrupt_window | ctx->ctl.nmi_window | vcpu->immediate_exit | ctx->hw->prepare;
+    u32 groups = (ctx->dirty & ~(u32)(GROUP_RIP | GROUP_BLOCKING)) | vcpu->shared_dirty |
+                 ctx->ctl_dirty | ctx->flush | ctx->state.interruptibility;
+    u32 events = ctx->ctl.inject.valid | ctx->ctl.interrupt_window | ctx->ctl.nmi_window |
+                 vcpu->immediate_exit | ctx->hw->prepare;
 
-    return groups | events | (vcpu->xcr0 ^ cpu->xcr0) | (vcpu->xss ^ cpu->xss) | (vcpu->tsc_aux ^ cpu->tsc_aux);
+    return groups | events | (vcpu->xcr0 ^ cpu->xcr0) | (vcpu->xss ^ cpu->xss) |
+           (vcpu->tsc_aux ^ cpu->tsc_aux);
 }
 
 // All GPRs but RSP are lost to the guest; the compiler saves what it needs.
@@ -286,7 +302,8 @@ static inline void run(struct vcpu *vcpu, hpa_t vmcb_pa, struct svm_cpu *cpu)
     __asm__ volatile("push %%rbp; call svm_vmrun; pop %%rbp"
                      : "+D"(vcpu), "+a"(vmcb_pa), "+d"(cpu)
                      :
-                     : "rbx", "rcx", "rsi", "r8", "r9", "r10", "r11", "r12", "r13", "r14", "r15", "cc", "memory");
+                     : "rbx", "rcx", "rsi", "r8", "r9", "r10", "r11", "r12", "r13", "r14", "r15",
+                       "cc", "memory");
 }
 
 void svm_enter(struct vcpu *vcpu, struct vm_exit *exit)
@@ -310,7 +327,8 @@ void svm_enter(struct vcpu *vcpu, struct vm_exit *exit)
     state->rip = vmcb->rip;
     state->rsp = vmcb->rsp;
     state->rflags = vmcb->rflags;
-    state->interruptibility = (u32)vmcb->interrupt_shadow & BLOCK_STI; // adjust_exit adds what prepare() found
+    state->interruptibility =
+        (u32)vmcb->interrupt_shadow & BLOCK_STI; // adjust_exit adds what prepare() found
     ctx->valid = GROUP_RIP | GROUP_BLOCKING | SVM_MODEL_GROUPS;
     ctx->dirty = 0;
     vcpu->shared_valid = 0;

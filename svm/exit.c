@@ -1,20 +1,23 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // Copyright (c) 2026 The Nestor authors
 //
-// EXITCODE, EXITINFO1, EXITINFO2 and EXITINTINFO to struct vm_exit (APM vol. 2 appendix C, 15.7.2, 15.9 to 15.12, 15.20, 15.25.6). Pure.
+// EXITCODE, EXITINFO1, EXITINFO2 and EXITINTINFO to struct vm_exit (APM vol. 2 appendix C, 15.7.2,
+// 15.9 to 15.12, 15.20, 15.25.6). Pure.
 //
-// Without nRIP save the length of an instruction is not known (but of IN and OUT); without decode assists neither are the register
-// of a CR or DR access, INVLPG's address, INTn's vector: core decodes the instruction. INVLPG's `linear` counts when operand.known.
-// A CR0 write with an unknown register may be MOV, CLTS or LMSW, a CR0 read MOV or SMSW.
-// QEMU's RDTSCP exits as RDTSC, and its INT3 and INTO as INTn intercepts or, in EXITINTINFO, as type 4.
+// Without nRIP save the length of an instruction is not known (but of IN and OUT); without decode
+// assists neither are the register of a CR or DR access, INVLPG's address, INTn's vector: core
+// decodes the instruction. INVLPG's `linear` counts when operand.known. A CR0 write with an unknown
+// register may be MOV, CLTS or LMSW, a CR0 read MOV or SMSW. QEMU's RDTSCP exits as RDTSC, and its
+// INT3 and INTO as INTn intercepts or, in EXITINTINFO, as type 4.
 
 #include <arch/x86/regs.h>
 #include <nestor/string.h>
 
 #include "exit.h"
 
-static const u32 error_code_vectors = BIT(VECTOR_DF) | BIT(VECTOR_TS) | BIT(VECTOR_NP) | BIT(VECTOR_SS) | BIT(VECTOR_GP) |
-                                      BIT(VECTOR_PF) | BIT(VECTOR_AC) | BIT(VECTOR_CP) | BIT(29) | BIT(VECTOR_SX);
+static const u32 error_code_vectors = BIT(VECTOR_DF) | BIT(VECTOR_TS) | BIT(VECTOR_NP) |
+                                      BIT(VECTOR_SS) | BIT(VECTOR_GP) | BIT(VECTOR_PF) |
+                                      BIT(VECTOR_AC) | BIT(VECTOR_CP) | BIT(29) | BIT(VECTOR_SX);
 
 static bool assists(void)
 {
@@ -57,7 +60,8 @@ static void copy_insn_bytes(const struct vmcb *vmcb, struct vm_exit *exit)
     memcpy(exit->bytes, vmcb->insn_bytes, exit->bytes_count);
 }
 
-// The VMCB's DR6 is what the handler would see; but Bochs 2.7 leaves it as it was, so no cause at all means a single step.
+// The VMCB's DR6 is what the handler would see; but Bochs 2.7 leaves it as it was, so no cause at
+// all means a single step.
 static u64 debug_payload(u64 dr6)
 {
     u64 payload = (dr6 & (0xf | DR6_BD | DR6_BS | DR6_BT)) | (~dr6 & (DR6_BLD | DR6_RTM));
@@ -108,7 +112,8 @@ static void fill_linear(const struct vmcb *vmcb, struct vm_exit *exit)
     exit->linear = vmcb->exitinfo1;
 }
 
-// SGDT SIDT LGDT LIDT, and the same for LDTR and TR: exit.h's `identity` from the order of the codes.
+// SGDT SIDT LGDT LIDT, and the same for LDTR and TR: exit.h's `identity` from the order of the
+// codes.
 static void fill_tables(const struct vmcb *vmcb, struct vm_exit *exit)
 {
     static const u8 identity[] = {
@@ -199,11 +204,11 @@ static void fill_refused(const struct vmcb *vmcb, struct vm_exit *exit)
 }
 
 const struct exit_row svm_exit_rows[SVM_EXIT_ROWS] = {
-    [VMEXIT_CR0_READ ... VMEXIT_CR0_WRITE + 15] = {fill_cr, EXIT_CR, INSN},
-    [VMEXIT_DR0_READ ... VMEXIT_DR0_WRITE + 15] = {fill_dr, EXIT_DR, INSN},
-    [VMEXIT_EXCP0 ... VMEXIT_EXCP0 + VECTOR_MF + 1] = {fill_exception, EXIT_EXCEPTION, 0},
+    [VMEXIT_CR0_READ... VMEXIT_CR0_WRITE + 15] = {fill_cr, EXIT_CR, INSN},
+    [VMEXIT_DR0_READ... VMEXIT_DR0_WRITE + 15] = {fill_dr, EXIT_DR, INSN},
+    [VMEXIT_EXCP0... VMEXIT_EXCP0 + VECTOR_MF + 1] = {fill_exception, EXIT_EXCEPTION, 0},
     [VMEXIT_EXCP0 + VECTOR_MC] = {NULL, EXIT_MACHINE_CHECK, 0},
-    [VMEXIT_EXCP0 + VECTOR_XM ... VMEXIT_EXCP0 + 31] = {fill_exception, EXIT_EXCEPTION, 0},
+    [VMEXIT_EXCP0 + VECTOR_XM... VMEXIT_EXCP0 + 31] = {fill_exception, EXIT_EXCEPTION, 0},
     [VMEXIT_INTR] = {NULL, EXIT_EXTERNAL_INTERRUPT, ADJUST},
     [VMEXIT_NMI] = {fill_nmi, EXIT_NMI, 0},
     [VMEXIT_SMI] = {NULL, EXIT_NONE, 0}, // the machine's own: taken at STGI
@@ -251,8 +256,9 @@ const struct exit_row svm_exit_rows[SVM_EXIT_ROWS] = {
     [VMEXIT_MWAIT_CONDITIONAL] = {NULL, EXIT_MWAIT, INSN},
     [VMEXIT_XSETBV] = {NULL, EXIT_XSETBV, INSN},
     [VMEXIT_RDPRU] = {NULL, EXIT_RDPRU, INSN},
-    [VMEXIT_EFER_WRITE_TRAP] = {NULL, EXIT_UNKNOWN, 0}, // never asked for, as all that follow but INVPCID
-    [VMEXIT_CR0_WRITE_TRAP ... VMEXIT_CR0_WRITE_TRAP + 15] = {NULL, EXIT_UNKNOWN, 0},
+    [VMEXIT_EFER_WRITE_TRAP] = {NULL, EXIT_UNKNOWN,
+                                0}, // never asked for, as all that follow but INVPCID
+    [VMEXIT_CR0_WRITE_TRAP... VMEXIT_CR0_WRITE_TRAP + 15] = {NULL, EXIT_UNKNOWN, 0},
     [VMEXIT_INVLPGB] = {NULL, EXIT_UNKNOWN, INSN},
     [VMEXIT_INVLPGB_ILLEGAL] = {NULL, EXIT_UNKNOWN, INSN},
     [VMEXIT_INVPCID] = {NULL, EXIT_INVPCID, INSN},
@@ -270,7 +276,8 @@ const struct exit_row *svm_find_exit_row(u64 code)
     if (code == VMEXIT_NPF)
         return &npf_row;
     // QEMU stores only the low half of VMEXIT_INVALID.
-    if (code == VMEXIT_INVALID || code == (u32)VMEXIT_INVALID || code == VMEXIT_BUSY || code == VMEXIT_IDLE_REQUIRED)
+    if (code == VMEXIT_INVALID || code == (u32)VMEXIT_INVALID || code == VMEXIT_BUSY ||
+        code == VMEXIT_IDLE_REQUIRED)
         return &refused_row;
     return &unknown_row; // AVIC's and VMGEXIT: never asked for
 }

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // Copyright (c) 2026 The Nestor authors
 //
-// The hot half of svm/exit.c, inlined into svm_enter: what every exit takes, and the way to the table.
+// The hot half of svm/exit.c, inlined into svm_enter: what every exit takes, and the way to the
+// table.
 
 #pragma once
 
@@ -10,9 +11,10 @@
 enum { INSN = 1, ADJUST = 2 };
 
 struct exit_row {
-    void (*fill)(const struct vmcb *vmcb, struct vm_exit *exit); // NULL: there is nothing but the kind
+    void (*fill)(const struct vmcb *vmcb,
+                 struct vm_exit *exit); // NULL: there is nothing but the kind
     u8 kind;
-    u8 flags; // INSN: an instruction's intercept, nRIP is the next one's address; ADJUST: svm_enter has more to do
+    u8 flags; // INSN: an instruction's intercept, nRIP is the next's address; ADJUST: see below
 };
 
 enum { SVM_EXIT_ROWS = VMEXIT_IDLE_HLT + 1 };
@@ -29,14 +31,18 @@ static inline u8 svm_insn_length(const struct vmcb *vmcb)
     return svm_has(SVM_FEATURE_NRIPS) && length <= 15 ? (u8)length : 0;
 }
 
-// The bytes from `kind` to `vector` are written as one word; bytes[0], the eighth, counts only with bytes_count.
-_Static_assert(offsetof(struct vm_exit, kind) == 0 && offsetof(struct vm_exit, bytes) == 7, "vm_exit");
+// The bytes from `kind` to `vector` are written as one word; bytes[0], the eighth, counts only with
+// bytes_count.
+_Static_assert(offsetof(struct vm_exit, kind) == 0 && offsetof(struct vm_exit, bytes) == 7,
+               "vm_exit");
 
-// Fills *exit from the VMCB's exit fields. Returns whether svm_enter has to look at it: an interrupted delivery, INTR, IRET. Pure.
+// Fills *exit from the VMCB's exit fields. Returns whether svm_enter has to look at it: an
+// interrupted delivery, INTR, IRET. Pure.
 static inline bool svm_fill_exit(const struct vmcb *vmcb, struct vm_exit *exit)
 {
     u64 code = vmcb->exitcode;
-    const struct exit_row *row = likely(code < SVM_EXIT_ROWS) ? &svm_exit_rows[code] : svm_find_exit_row(code);
+    const struct exit_row *row =
+        likely(code < SVM_EXIT_ROWS) ? &svm_exit_rows[code] : svm_find_exit_row(code);
 
     *(u64 *)exit = row->kind;
     exit->raw_reason = code;

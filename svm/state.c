@@ -1,13 +1,15 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // Copyright (c) 2026 The Nestor authors
 //
-// Guest state between the model and the VMCB's state save area (APM vol. 2 appendix B, table B-2), and what no VMCB holds: DR0-3,
-// XCR0, XSS, TSC_AUX, the FPU. A VMCB is memory: reading and writing groups costs moves, but the CPU may keep groups of it whose
-// clean bit is set, so each write clears its bit.
+// Guest state between the model and the VMCB's state save area (APM vol. 2 appendix B, table B-2),
+// and what no VMCB holds: DR0-3, XCR0, XSS, TSC_AUX, the FPU. A VMCB is memory: reading and writing
+// groups costs moves, but the CPU may keep groups of it whose clean bit is set, so each write
+// clears its bit.
 //
-// The VMLOAD group (FS, GS, TR, LDTR, SYSENTER, STAR.., KernelGSBase) is moved to the VMCB by the stub on every exit.
-// SVM has no field for PDPTEs, pending debug exceptions and (here) CET: the model's value is the only one. DEBUGCTL is not switched
-// (no LBR virtualization): what the guest writes is remembered, BTF and LBR have no effect.
+// The VMLOAD group (FS, GS, TR, LDTR, SYSENTER, STAR.., KernelGSBase) is moved to the VMCB by the
+// stub on every exit. SVM has no field for PDPTEs, pending debug exceptions and (here) CET: the
+// model's value is the only one. DEBUGCTL is not switched (no LBR virtualization): what the guest
+// writes is remembered, BTF and LBR have no effect.
 
 #include <arch/x86/insn.h>
 #include <arch/x86/msr.h>
@@ -37,10 +39,12 @@ static struct vmcb_segment pack(const struct segment *seg)
 
     if (seg->access & SEG_UNUSABLE)
         attrib &= ~(u32)SEG_P;
-    return (struct vmcb_segment){.selector = seg->selector, .attrib = (u16)attrib, .limit = seg->limit, .base = seg->base};
+    return (struct vmcb_segment){
+        .selector = seg->selector, .attrib = (u16)attrib, .limit = seg->limit, .base = seg->base};
 }
 
-// The model's CPL is SS.DPL, as in VMX; the VMCB has a field of its own, and SS may be a null segment with any DPL.
+// The model's CPL is SS.DPL, as in VMX; the VMCB has a field of its own, and SS may be a null
+// segment with any DPL.
 static void pull_code(struct guest_state *state, const struct vmcb *vmcb)
 {
     struct segment *ss = &state->seg[SEG_SS];
@@ -105,7 +109,8 @@ static void pull_mode(struct guest_state *state, const struct vmcb *vmcb, u32 gr
     if (groups & GROUP_CODE)
         pull_code(state, vmcb);
     if (groups & GROUP_EFER_PAT) {
-        // SVME is always set in hardware; the guest's own bit lives in the model, because WRMSR to EFER exits.
+        // SVME is always set in hardware; the guest's own bit lives in the model, because WRMSR to
+        // EFER exits.
         state->efer = (vmcb->efer & ~EFER_SVME) | (state->efer & EFER_SVME);
         state->pat = vmcb->g_pat;
     }
@@ -264,15 +269,16 @@ void svm_write_state(struct vcpu *vcpu)
     struct vcpu_ctx *ctx = vcpu->cur;
     struct vmcb *vmcb = ctx->hw->vmcb;
 
-    vmcb->clean &= ~(write_ctx(ctx, vmcb, ctx->dirty) | write_shared(vcpu, vmcb, vcpu->shared_dirty));
+    vmcb->clean &=
+        ~(write_ctx(ctx, vmcb, ctx->dirty) | write_shared(vcpu, vmcb, vcpu->shared_dirty));
     ctx->dirty = 0;
     vcpu->shared_dirty = 0;
 }
 
 // --- level, load, put ---
 
-// The shared groups that live in VMCBs follow; DR0-3 stay in their registers. What is dirty in the model goes to the new VMCB at
-// the next entry anyway.
+// The shared groups that live in VMCBs follow; DR0-3 stay in their registers. What is dirty in the
+// model goes to the new VMCB at the next entry anyway.
 void svm_select(struct vcpu *vcpu, unsigned level)
 {
     const struct vmcb *from = vcpu->cur->hw->vmcb;
@@ -314,7 +320,7 @@ struct fpu_area {
 };
 
 #define MXCSR_INITIAL 0x1f80
-#define FCW_INITIAL 0x37f
+#define FCW_INITIAL   0x37f
 
 // XRSTOR takes MXCSR from memory even where XSTATE_BV says that SSE is in its initial state.
 static void load_fpu(struct vcpu *vcpu, struct svm_cpu *cpu)
@@ -333,7 +339,10 @@ static void load_fpu(struct vcpu *vcpu, struct svm_cpu *cpu)
         area->mxcsr = MXCSR_INITIAL;
     xsetbv(0, cpu->xcr0_all);
     cpu->xcr0 = cpu->xcr0_all;
-    __asm__ volatile("xrstor64 %0" : : "m"(*area), "a"((u32)cpu->xcr0_all), "d"((u32)(cpu->xcr0_all >> 32)) : "memory");
+    __asm__ volatile("xrstor64 %0"
+                     :
+                     : "m"(*area), "a"((u32)cpu->xcr0_all), "d"((u32)(cpu->xcr0_all >> 32))
+                     : "memory");
 }
 
 // All components, also those that the guest's XCR0 hides at the moment.
@@ -347,7 +356,10 @@ static void save_fpu(struct vcpu *vcpu, struct svm_cpu *cpu)
     }
     xsetbv(0, cpu->xcr0_all);
     cpu->xcr0 = cpu->xcr0_all;
-    __asm__ volatile("xsave64 %0" : "+m"(*area) : "a"((u32)cpu->xcr0_all), "d"((u32)(cpu->xcr0_all >> 32)) : "memory");
+    __asm__ volatile("xsave64 %0"
+                     : "+m"(*area)
+                     : "a"((u32)cpu->xcr0_all), "d"((u32)(cpu->xcr0_all >> 32))
+                     : "memory");
 }
 
 void svm_drop_tags(struct vcpu *vcpu)

@@ -6,12 +6,14 @@
 #pragma once
 
 // Offsets in struct svm_cpu, and its stub_flags, for enter.S; cpu.c asserts them.
-#define SVM_CPU_HOST_VMCB 0
-#define SVM_CPU_STUB_FLAGS 8
+#define SVM_CPU_HOST_VMCB      0
+#define SVM_CPU_STUB_FLAGS     8
 #define SVM_CPU_HOST_SPEC_CTRL 16
-#define VCPU_SPEC_CTRL 128 // in struct vcpu
-#define SVM_STUB_SPEC_CTRL 1 // the CPU has MSR SPEC_CTRL: switch it where the guest's value differs
-#define SVM_STUB_CLEAR 2     // after an exit: fill the return stack buffer, clear the guest's values from registers
+#define VCPU_SPEC_CTRL         128 // in struct vcpu
+// The CPU has MSR SPEC_CTRL: switch it where the guest's value differs.
+#define SVM_STUB_SPEC_CTRL 1
+// After an exit, fill the return stack buffer and clear the guest's values from registers.
+#define SVM_STUB_CLEAR 2
 
 #ifndef __ASSEMBLER__
 
@@ -40,16 +42,18 @@ struct backend_ctx {
     struct vmcb *vmcb;
     hpa_t vmcb_pa;
     const struct svm_cpu *ran_on;
-    u32 exceptions, word3;   // intercepts that the controls ask for; the VMCB's differ while NMIs are blocked or a step is made
-    bool prepare;            // the next entry must look at events and windows although core asks for nothing
-    bool adjust;             // prepare() ran for this entry: its traces go
-    u8 blocking;             // BLOCK_NMI, BLOCK_SMI over the entry
-    bool at_iret;            // the IRET that ends NMI blocking is at iret_rip, not yet executed
+    // Intercepts that the controls ask for; the VMCB's differ while NMIs are blocked or a step is
+    // made.
+    u32 exceptions, word3;
+    bool prepare; // the next entry must look at events and windows although core asks for nothing
+    bool adjust;  // prepare() ran for this entry: its traces go
+    u8 blocking;  // BLOCK_NMI, BLOCK_SMI over the entry
+    bool at_iret; // the IRET that ends NMI blocking is at iret_rip, not yet executed
     u64 iret_rip;
-    u8 step;                 // enum svm_step, during one entry
+    u8 step; // enum svm_step, during one entry
     u64 step_rflags, step_dr6;
-    u64 soft_rip;            // RIP of the software interrupt that was injected by advancing RIP (no nRIP save)
-    u8 soft_len;             // 0: none
+    u64 soft_rip; // RIP of the software interrupt that was injected by advancing RIP (no nRIP save)
+    u8 soft_len;  // 0: none
 };
 
 // enum SVM_FEATURE_*: what every CPU has and no option turned off.
@@ -72,14 +76,16 @@ u8 svm_stage2_levels(void);
 extern u8 *svm_msrpm; // the VM's own policy: 8 KiB
 int svm_ctx_create(struct vcpu *vcpu, unsigned level);
 void svm_ctx_destroy(struct vcpu *vcpu, unsigned level);
-// Writes the controls that are dirty. After svm_write_state: whether CR reads exit depends on the VMCB's CR0 and CR4.
+// Writes the controls that are dirty. After svm_write_state: whether CR reads exit depends on the
+// VMCB's CR0 and CR4.
 void svm_write_controls(struct vcpu *vcpu);
 // The intercept words for `ctl`, with the guest's CR0 and CR4 in hardware. Pure.
 void svm_intercepts(const struct controls *ctl, u64 cr0, u64 cr4, u32 words[SVM_WORD_COUNT]);
 int svm_maps_create(void); // the MSR and I/O permission maps, once
 
 // --- state.c ---
-// Groups that no VMCB field holds: the model's value is the only one, so they stay valid over an entry.
+// Groups that no VMCB field holds: the model's value is the only one, so they stay valid over an
+// entry.
 #define SVM_MODEL_GROUPS (GROUP_PDPTE | GROUP_CET | GROUP_PENDING_DBG)
 void svm_pull(struct vcpu *vcpu, u32 groups);
 void svm_write_state(struct vcpu *vcpu);

@@ -2,8 +2,8 @@
 // Copyright (c) 2026 The Nestor authors
 // unit-sources: svm/exit.c
 //
-// The SVM back end's pure parts: EXITCODE and EXITINFO to struct vm_exit, EXITINTINFO to an event, with and without nRIP save and
-// decode assists.
+// The SVM back end's pure parts: EXITCODE and EXITINFO to struct vm_exit, EXITINTINFO to an event,
+// with and without nRIP save and decode assists.
 
 #include <stdarg.h>
 #include <stddef.h>
@@ -74,22 +74,61 @@ static void test_kinds(void **state)
         u64 code;
         u8 kind;
     } rows[] = {
-        {VMEXIT_CR0_READ, EXIT_CR}, {VMEXIT_CR0_WRITE + 15, EXIT_CR}, {VMEXIT_DR0_READ, EXIT_DR},
-        {VMEXIT_DR0_WRITE + 15, EXIT_DR}, {VMEXIT_EXCP0, EXIT_EXCEPTION}, {VMEXIT_EXCP0 + 17, EXIT_EXCEPTION},
-        {VMEXIT_EXCP0 + 18, EXIT_MACHINE_CHECK}, {VMEXIT_EXCP0 + 19, EXIT_EXCEPTION}, {VMEXIT_EXCP0 + 31, EXIT_EXCEPTION},
-        {VMEXIT_NMI, EXIT_NMI}, {VMEXIT_SMI, EXIT_NONE}, {VMEXIT_INIT, EXIT_INIT}, {VMEXIT_VINTR, EXIT_INTERRUPT_WINDOW},
-        {VMEXIT_CR0_SEL_WRITE, EXIT_CR}, {VMEXIT_RDTSC, EXIT_RDTSC}, {VMEXIT_RDPMC, EXIT_RDPMC}, {VMEXIT_PUSHF, EXIT_PUSHF},
-        {VMEXIT_POPF, EXIT_POPF}, {VMEXIT_RSM, EXIT_RSM}, {VMEXIT_IRET, EXIT_IRET}, {VMEXIT_SWINT, EXIT_SOFT_INT},
-        {VMEXIT_INVD, EXIT_INVD}, {VMEXIT_PAUSE, EXIT_PAUSE}, {VMEXIT_HLT, EXIT_HLT}, {VMEXIT_INVLPG, EXIT_INVLPG},
-        {VMEXIT_INVLPGA, EXIT_INVLPGA}, {VMEXIT_IOIO, EXIT_IO}, {VMEXIT_TASK_SWITCH, EXIT_TASK_SWITCH},
-        {VMEXIT_FERR_FREEZE, EXIT_FERR_FREEZE}, {VMEXIT_SHUTDOWN, EXIT_TRIPLE_FAULT}, {VMEXIT_VMRUN, EXIT_VMRUN},
-        {VMEXIT_VMMCALL, EXIT_VMMCALL}, {VMEXIT_VMLOAD, EXIT_VMLOAD}, {VMEXIT_VMSAVE, EXIT_VMSAVE}, {VMEXIT_STGI, EXIT_STGI},
-        {VMEXIT_CLGI, EXIT_CLGI}, {VMEXIT_SKINIT, EXIT_SKINIT}, {VMEXIT_RDTSCP, EXIT_RDTSCP}, {VMEXIT_ICEBP, EXIT_ICEBP},
-        {VMEXIT_WBINVD, EXIT_WBINVD}, {VMEXIT_MONITOR, EXIT_MONITOR}, {VMEXIT_MWAIT, EXIT_MWAIT},
-        {VMEXIT_MWAIT_CONDITIONAL, EXIT_MWAIT}, {VMEXIT_XSETBV, EXIT_XSETBV}, {VMEXIT_RDPRU, EXIT_RDPRU},
-        {VMEXIT_INVPCID, EXIT_INVPCID}, {VMEXIT_NPF, EXIT_STAGE2}, {VMEXIT_INVALID, EXIT_ENTRY_FAILED},
-        {0xffffffff, EXIT_ENTRY_FAILED}, {VMEXIT_BUSY, EXIT_ENTRY_FAILED}, {0xa7, EXIT_UNKNOWN}, {0x3ff, EXIT_UNKNOWN},
-        {VMEXIT_AVIC_NOACCEL, EXIT_UNKNOWN}, {VMEXIT_VMGEXIT, EXIT_UNKNOWN}, {0x8000000000000000ull, EXIT_UNKNOWN},
+        {VMEXIT_CR0_READ, EXIT_CR},
+        {VMEXIT_CR0_WRITE + 15, EXIT_CR},
+        {VMEXIT_DR0_READ, EXIT_DR},
+        {VMEXIT_DR0_WRITE + 15, EXIT_DR},
+        {VMEXIT_EXCP0, EXIT_EXCEPTION},
+        {VMEXIT_EXCP0 + 17, EXIT_EXCEPTION},
+        {VMEXIT_EXCP0 + 18, EXIT_MACHINE_CHECK},
+        {VMEXIT_EXCP0 + 19, EXIT_EXCEPTION},
+        {VMEXIT_EXCP0 + 31, EXIT_EXCEPTION},
+        {VMEXIT_NMI, EXIT_NMI},
+        {VMEXIT_SMI, EXIT_NONE},
+        {VMEXIT_INIT, EXIT_INIT},
+        {VMEXIT_VINTR, EXIT_INTERRUPT_WINDOW},
+        {VMEXIT_CR0_SEL_WRITE, EXIT_CR},
+        {VMEXIT_RDTSC, EXIT_RDTSC},
+        {VMEXIT_RDPMC, EXIT_RDPMC},
+        {VMEXIT_PUSHF, EXIT_PUSHF},
+        {VMEXIT_POPF, EXIT_POPF},
+        {VMEXIT_RSM, EXIT_RSM},
+        {VMEXIT_IRET, EXIT_IRET},
+        {VMEXIT_SWINT, EXIT_SOFT_INT},
+        {VMEXIT_INVD, EXIT_INVD},
+        {VMEXIT_PAUSE, EXIT_PAUSE},
+        {VMEXIT_HLT, EXIT_HLT},
+        {VMEXIT_INVLPG, EXIT_INVLPG},
+        {VMEXIT_INVLPGA, EXIT_INVLPGA},
+        {VMEXIT_IOIO, EXIT_IO},
+        {VMEXIT_TASK_SWITCH, EXIT_TASK_SWITCH},
+        {VMEXIT_FERR_FREEZE, EXIT_FERR_FREEZE},
+        {VMEXIT_SHUTDOWN, EXIT_TRIPLE_FAULT},
+        {VMEXIT_VMRUN, EXIT_VMRUN},
+        {VMEXIT_VMMCALL, EXIT_VMMCALL},
+        {VMEXIT_VMLOAD, EXIT_VMLOAD},
+        {VMEXIT_VMSAVE, EXIT_VMSAVE},
+        {VMEXIT_STGI, EXIT_STGI},
+        {VMEXIT_CLGI, EXIT_CLGI},
+        {VMEXIT_SKINIT, EXIT_SKINIT},
+        {VMEXIT_RDTSCP, EXIT_RDTSCP},
+        {VMEXIT_ICEBP, EXIT_ICEBP},
+        {VMEXIT_WBINVD, EXIT_WBINVD},
+        {VMEXIT_MONITOR, EXIT_MONITOR},
+        {VMEXIT_MWAIT, EXIT_MWAIT},
+        {VMEXIT_MWAIT_CONDITIONAL, EXIT_MWAIT},
+        {VMEXIT_XSETBV, EXIT_XSETBV},
+        {VMEXIT_RDPRU, EXIT_RDPRU},
+        {VMEXIT_INVPCID, EXIT_INVPCID},
+        {VMEXIT_NPF, EXIT_STAGE2},
+        {VMEXIT_INVALID, EXIT_ENTRY_FAILED},
+        {0xffffffff, EXIT_ENTRY_FAILED},
+        {VMEXIT_BUSY, EXIT_ENTRY_FAILED},
+        {0xa7, EXIT_UNKNOWN},
+        {0x3ff, EXIT_UNKNOWN},
+        {VMEXIT_AVIC_NOACCEL, EXIT_UNKNOWN},
+        {VMEXIT_VMGEXIT, EXIT_UNKNOWN},
+        {0x8000000000000000ull, EXIT_UNKNOWN},
     };
 
     (void)state;
@@ -105,7 +144,8 @@ static void test_io(void **state)
 {
     (void)state;
     // REP INSW with a 32-bit address from ES, port 0x1f0.
-    take(VMEXIT_IOIO, 0x1f00000 | BIT(8) | BIT(5) | SVM_IOIO_REP | SVM_IOIO_STR | SVM_IOIO_IN, 0x1003);
+    take(VMEXIT_IOIO, 0x1f00000 | BIT(8) | BIT(5) | SVM_IOIO_REP | SVM_IOIO_STR | SVM_IOIO_IN,
+         0x1003);
     assert_int_equal(result.io.port, 0x1f0);
     assert_int_equal(result.io.size, 2);
     assert_true(result.io.in && result.io.string && result.io.rep);
@@ -167,8 +207,10 @@ static void test_nested_page_fault(void **state)
     vmcb.insn_bytes[0] = 0x8b;
     take(VMEXIT_NPF, SVM_NPF_FINAL | PF_W | PF_U | PF_P, 0xfee000b0);
     assert_int_equal(result.stage2.gpa, 0xfee000b0);
-    assert_true(result.stage2.write && result.stage2.present && result.stage2.gla_final && result.stage2.user);
-    assert_false(result.stage2.read || result.stage2.execute || result.stage2.gla_valid || result.stage2.reserved);
+    assert_true(result.stage2.write && result.stage2.present && result.stage2.gla_final &&
+                result.stage2.user);
+    assert_false(result.stage2.read || result.stage2.execute || result.stage2.gla_valid ||
+                 result.stage2.reserved);
     assert_int_equal(result.bytes_count, 0);
     svm_features = SVM_FEATURE_DECODE_ASSISTS;
     take(VMEXIT_NPF, SVM_NPF_FINAL | PF_U, 0x1000);
@@ -219,7 +261,8 @@ static void test_exceptions(void **state)
 static void test_interrupted_delivery(void **state)
 {
     (void)state;
-    vmcb.exitintinfo = SVM_EVENT_V | SVM_EVENT_EV | SVM_EVENT_EXCEPTION << SVM_EVENT_TYPE_SHIFT | VECTOR_PF | 7ull << 32;
+    vmcb.exitintinfo = SVM_EVENT_V | SVM_EVENT_EV | SVM_EVENT_EXCEPTION << SVM_EVENT_TYPE_SHIFT |
+                       VECTOR_PF | 7ull << 32;
     take(VMEXIT_NPF, SVM_NPF_FINAL | PF_W, 0x5000);
     assert_true(result.interrupted.valid && result.interrupted.has_error);
     assert_false(result.interrupted.has_payload);

@@ -2,8 +2,9 @@
 // Copyright (c) 2026 The Nestor authors
 // unit-sources: svm/enter.c svm/exit.c svm/context.c svm/state.c
 //
-// The SVM back end's entries, with a function in the place of VMRUN that looks at the VMCB as the CPU would and makes the exit:
-// what is written and read back, ASIDs, injection with and without nRIP save, windows, NMI blocking and the step over IRET.
+// The SVM back end's entries, with a function in the place of VMRUN that looks at the VMCB as the
+// CPU would and makes the exit: what is written and read back, ASIDs, injection with and without
+// nRIP save, windows, NMI blocking and the step over IRET.
 
 #include <stdarg.h>
 #include <stddef.h>
@@ -217,8 +218,10 @@ static void test_segments(void **state)
     s->cr0 = CR0_PE;
     s->seg[SEG_CS] = (struct segment){.selector = 0x33, .access = 0xa0fb, .limit = 0xffffffff};
     s->seg[SEG_SS] = (struct segment){.access = SEG_UNUSABLE | SEG_P | 3u << SEG_DPL_SHIFT};
-    s->seg[SEG_GS] = (struct segment){.selector = 0x2b, .access = 0xc0f3, .limit = 0xffffffff, .base = 0x1234};
-    s->seg[SEG_TR] = (struct segment){.selector = 0x40, .access = 0x8b, .limit = 0x67, .base = 0x5678};
+    s->seg[SEG_GS] =
+        (struct segment){.selector = 0x2b, .access = 0xc0f3, .limit = 0xffffffff, .base = 0x1234};
+    s->seg[SEG_TR] =
+        (struct segment){.selector = 0x40, .access = 0x8b, .limit = 0x67, .base = 0x5678};
     enter(guest_cpuid);
     assert_int_equal(seen.cs.attrib, 0xafb);
     assert_int_equal(seen.cpl, 3);
@@ -230,7 +233,8 @@ static void test_segments(void **state)
     memset(s->seg, 0, sizeof(s->seg));
     svm_pull(&vcpu, GROUP_CODE | GROUP_SYSTEM);
     assert_int_equal(s->seg[SEG_CS].access, 0xa0fb);
-    assert_int_equal(s->seg[SEG_SS].access & (SEG_UNUSABLE | SEG_DPL), SEG_UNUSABLE | 2u << SEG_DPL_SHIFT);
+    assert_int_equal(s->seg[SEG_SS].access & (SEG_UNUSABLE | SEG_DPL),
+                     SEG_UNUSABLE | 2u << SEG_DPL_SHIFT);
     assert_int_equal(s->seg[SEG_GS].access, 0xc0f3);
     assert_int_equal(s->seg[SEG_TR].access, 0x8b);
     assert_int_equal(s->seg[SEG_LDTR].access & SEG_UNUSABLE, SEG_UNUSABLE);
@@ -265,15 +269,18 @@ static void test_efer(void **state)
 
 static void test_intercepts(void **state)
 {
-    struct controls ctl = {.intercepts = INTERCEPT_HLT | INTERCEPT_RDTSC | INTERCEPT_CR8_WRITE, .exception_bitmap = BIT(14) | BIT(2)};
+    struct controls ctl = {.intercepts = INTERCEPT_HLT | INTERCEPT_RDTSC | INTERCEPT_CR8_WRITE,
+                           .exception_bitmap = BIT(14) | BIT(2)};
     u32 words[SVM_WORD_COUNT];
 
     (void)state;
     svm_intercepts(&ctl, 0, 0, words);
     assert_int_equal(words[SVM_WORD_CR], SVM_CR_WRITE(8));
     assert_int_equal(words[SVM_WORD_EXCEPTIONS], BIT(14) | BIT(18));
-    assert_true(words[SVM_WORD_3] & SVM_INTERCEPT_RDTSC && words[SVM_WORD_4] & SVM_INTERCEPT_RDTSCP);
-    assert_true(words[SVM_WORD_3] & SVM_INTERCEPT_HLT && words[SVM_WORD_3] & SVM_INTERCEPT_SHUTDOWN);
+    assert_true(words[SVM_WORD_3] & SVM_INTERCEPT_RDTSC &&
+                words[SVM_WORD_4] & SVM_INTERCEPT_RDTSCP);
+    assert_true(words[SVM_WORD_3] & SVM_INTERCEPT_HLT &&
+                words[SVM_WORD_3] & SVM_INTERCEPT_SHUTDOWN);
     assert_false(words[SVM_WORD_3] & (SVM_INTERCEPT_IRET | SVM_INTERCEPT_PAUSE));
     assert_true(words[SVM_WORD_4] & SVM_INTERCEPT_VMLOAD && words[SVM_WORD_4] & SVM_INTERCEPT_STGI);
     ctl.cr0_mask = CR0_CD; // TS is the guest's: CLTS must not exit
@@ -286,7 +293,8 @@ static void test_intercepts(void **state)
     ctl.cr0_mask |= CR0_TS;
     ctl.cr4_mask = CR4_VMXE;
     svm_intercepts(&ctl, CR0_PE | CR0_CD, CR4_VMXE, words);
-    assert_int_equal(words[SVM_WORD_CR], SVM_CR_WRITE(8) | SVM_CR_WRITE(0) | SVM_CR_WRITE(4) | SVM_CR_READ(4));
+    assert_int_equal(words[SVM_WORD_CR],
+                     SVM_CR_WRITE(8) | SVM_CR_WRITE(0) | SVM_CR_WRITE(4) | SVM_CR_READ(4));
 }
 
 static void test_shadowed_cr0_follows_the_state(void **state)
@@ -380,19 +388,28 @@ static void test_select_carries_shared_state(void **state)
 static void test_encoding(void **state)
 {
     (void)state;
-    assert_int_equal(svm_encode_event(&(struct event){.vector = 0x30, .type = EVENT_INTERRUPT}), 0x80000030);
+    assert_int_equal(svm_encode_event(&(struct event){.vector = 0x30, .type = EVENT_INTERRUPT}),
+                     0x80000030);
     assert_int_equal(svm_encode_event(&(struct event){.vector = 2, .type = EVENT_NMI}), 0x80000202);
-    assert_int_equal(svm_encode_event(&(struct event){.vector = 14, .type = EVENT_EXCEPTION, .has_error = true, .error = 6}),
+    assert_int_equal(svm_encode_event(&(struct event){
+                         .vector = 14, .type = EVENT_EXCEPTION, .has_error = true, .error = 6}),
                      0x680000b0eull);
-    assert_int_equal(svm_encode_event(&(struct event){.vector = 6, .type = EVENT_EXCEPTION, .error = 6}), 0x80000306);
-    assert_int_equal(svm_encode_event(&(struct event){.vector = 0x80, .type = EVENT_SOFT_INTERRUPT}), 0x80000480);
-    assert_int_equal(svm_encode_event(&(struct event){.vector = 3, .type = EVENT_SOFT_EXCEPTION}), 0x80000303);
-    assert_int_equal(svm_encode_event(&(struct event){.vector = 1, .type = EVENT_INT1}), 0x80000301);
+    assert_int_equal(
+        svm_encode_event(&(struct event){.vector = 6, .type = EVENT_EXCEPTION, .error = 6}),
+        0x80000306);
+    assert_int_equal(
+        svm_encode_event(&(struct event){.vector = 0x80, .type = EVENT_SOFT_INTERRUPT}),
+        0x80000480);
+    assert_int_equal(svm_encode_event(&(struct event){.vector = 3, .type = EVENT_SOFT_EXCEPTION}),
+                     0x80000303);
+    assert_int_equal(svm_encode_event(&(struct event){.vector = 1, .type = EVENT_INT1}),
+                     0x80000301);
 }
 
 static void inject(u8 vector, u8 type, u8 length)
 {
-    vcpu.cur->ctl.inject = (struct event){.valid = true, .vector = vector, .type = type, .insn_len = length};
+    vcpu.cur->ctl.inject =
+        (struct event){.valid = true, .vector = vector, .type = type, .insn_len = length};
 }
 
 static void test_injection(void **state)

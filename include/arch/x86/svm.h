@@ -1,29 +1,29 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // Copyright (c) 2026 The Nestor authors
 //
-// AMD SVM: the VMCB (APM vol. 2 appendix B), intercepts (15.9), exit codes (appendix C), EVENTINJ (15.20), CPUID Fn8000_000A. Names
-// are the manual's; every field's offset is asserted.
+// AMD SVM: the VMCB (APM vol. 2 appendix B), intercepts (15.9), exit codes (appendix C), EVENTINJ
+// (15.20), CPUID Fn8000_000A. Names are the manual's; every field's offset is asserted.
 
 #pragma once
 
 #include <nestor/types.h>
 
 // CPUID Fn8000_000A_EDX
-#define SVM_FEATURE_NP BIT(0)
-#define SVM_FEATURE_LBR_VIRT BIT(1)
-#define SVM_FEATURE_SVML BIT(2)
-#define SVM_FEATURE_NRIPS BIT(3)
-#define SVM_FEATURE_TSC_RATE_MSR BIT(4)
-#define SVM_FEATURE_VMCB_CLEAN BIT(5)
-#define SVM_FEATURE_FLUSH_BY_ASID BIT(6)
+#define SVM_FEATURE_NP             BIT(0)
+#define SVM_FEATURE_LBR_VIRT       BIT(1)
+#define SVM_FEATURE_SVML           BIT(2)
+#define SVM_FEATURE_NRIPS          BIT(3)
+#define SVM_FEATURE_TSC_RATE_MSR   BIT(4)
+#define SVM_FEATURE_VMCB_CLEAN     BIT(5)
+#define SVM_FEATURE_FLUSH_BY_ASID  BIT(6)
 #define SVM_FEATURE_DECODE_ASSISTS BIT(7)
-#define SVM_FEATURE_PAUSE_FILTER BIT(10)
-#define SVM_FEATURE_VLS BIT(15)
-#define SVM_FEATURE_VGIF BIT(16)
+#define SVM_FEATURE_PAUSE_FILTER   BIT(10)
+#define SVM_FEATURE_VLS            BIT(15)
+#define SVM_FEATURE_VGIF           BIT(16)
 
 // MSR VM_CR (15.30.1)
 #define VM_CR_R_INIT BIT(1)
-#define VM_CR_LOCK BIT(3)
+#define VM_CR_LOCK   BIT(3)
 #define VM_CR_SVMDIS BIT(4)
 
 // The intercept vectors: word n is at offset 4 * n.
@@ -36,9 +36,9 @@ enum svm_intercept_word {
     SVM_WORD_5,
     SVM_WORD_COUNT,
 };
-#define SVM_CR_READ(n) ((u32)BIT(n))
-#define SVM_CR_WRITE(n) ((u32)BIT(16 + (n)))
-#define SVM_DR_READ_ALL 0xffffu
+#define SVM_CR_READ(n)   ((u32)BIT(n))
+#define SVM_CR_WRITE(n)  ((u32)BIT(16 + (n)))
+#define SVM_DR_READ_ALL  0xffffu
 #define SVM_DR_WRITE_ALL 0xffff0000u
 
 enum svm_intercept3 {
@@ -169,26 +169,37 @@ enum svm_exit_code {
     VMEXIT_AVIC_NOACCEL = 0x402,
     VMEXIT_VMGEXIT = 0x403,
 };
-#define VMEXIT_INVALID (~0ull)
-#define VMEXIT_BUSY (~1ull)
+#define VMEXIT_INVALID       (~0ull)
+#define VMEXIT_BUSY          (~1ull)
 #define VMEXIT_IDLE_REQUIRED (~2ull)
 
 // EVENTINJ and EXITINTINFO; the error code is in bits 63:32.
-#define SVM_EVENT_VECTOR BITS(7, 0)
+#define SVM_EVENT_VECTOR     BITS(7, 0)
 #define SVM_EVENT_TYPE_SHIFT 8
-#define SVM_EVENT_EV BIT(11)
-#define SVM_EVENT_V BIT(31)
-enum svm_event_type { SVM_EVENT_INTR = 0, SVM_EVENT_NMI = 2, SVM_EVENT_EXCEPTION = 3, SVM_EVENT_SOFT_INT = 4 };
+#define SVM_EVENT_EV         BIT(11)
+#define SVM_EVENT_V          BIT(31)
+enum svm_event_type {
+    SVM_EVENT_INTR = 0,
+    SVM_EVENT_NMI = 2,
+    SVM_EVENT_EXCEPTION = 3,
+    SVM_EVENT_SOFT_INT = 4
+};
 
-// Virtual interrupt control at 0x60, by bytes: V_TPR; V_IRQ, V_GIF; V_INTR_PRIO, V_IGN_TPR; V_INTR_MASKING, V_GIF enable.
-#define SVM_V_IRQ 0x01
-#define SVM_V_GIF 0x02
+// Virtual interrupt control at 0x60, by bytes: V_TPR; V_IRQ, V_GIF; V_INTR_PRIO, V_IGN_TPR;
+// V_INTR_MASKING, V_GIF enable.
+#define SVM_V_IRQ             0x01
+#define SVM_V_GIF             0x02
 #define SVM_V_INTR_PRIO_SHIFT 0
-#define SVM_V_IGN_TPR 0x10
-#define SVM_V_INTR_MASKING 0x01
-#define SVM_V_GIF_ENABLE 0x02
+#define SVM_V_IGN_TPR         0x10
+#define SVM_V_INTR_MASKING    0x01
+#define SVM_V_GIF_ENABLE      0x02
 
-enum svm_tlb_control { SVM_TLB_NOTHING = 0, SVM_TLB_FLUSH_ALL = 1, SVM_TLB_FLUSH_ASID = 3, SVM_TLB_FLUSH_ASID_NON_GLOBAL = 7 };
+enum svm_tlb_control {
+    SVM_TLB_NOTHING = 0,
+    SVM_TLB_FLUSH_ALL = 1,
+    SVM_TLB_FLUSH_ASID = 3,
+    SVM_TLB_FLUSH_ASID_NON_GLOBAL = 7
+};
 
 // VMCB clean bits (15.15): groups that the CPU may take from its cache of this VMCB.
 enum svm_clean {
@@ -207,26 +218,26 @@ enum svm_clean {
 };
 
 // EXITINFO1 of VMEXIT_IOIO
-#define SVM_IOIO_IN BIT(0)
-#define SVM_IOIO_STR BIT(2)
-#define SVM_IOIO_REP BIT(3)
-#define SVM_IOIO_SIZE BITS(6, 4) // one-hot, in bytes
+#define SVM_IOIO_IN         BIT(0)
+#define SVM_IOIO_STR        BIT(2)
+#define SVM_IOIO_REP        BIT(3)
+#define SVM_IOIO_SIZE       BITS(6, 4) // one-hot, in bytes
 #define SVM_IOIO_SIZE_SHIFT 4
-#define SVM_IOIO_ADDR BITS(9, 7) // one-hot: 2, 4, 8 bytes
+#define SVM_IOIO_ADDR       BITS(9, 7) // one-hot: 2, 4, 8 bytes
 #define SVM_IOIO_ADDR_SHIFT 7
-#define SVM_IOIO_SEG_SHIFT 10
+#define SVM_IOIO_SEG_SHIFT  10
 #define SVM_IOIO_PORT_SHIFT 16
 // EXITINFO1 of VMEXIT_NPF: a page-fault error code and
-#define SVM_NPF_FINAL BIT(32)
-#define SVM_NPF_TABLE BIT(33)
+#define SVM_NPF_FINAL        BIT(32)
+#define SVM_NPF_TABLE        BIT(33)
 #define SVM_NPF_SHADOW_STACK BIT(37)
 // EXITINFO1 of CR accesses with decode assists
 #define SVM_CR_VALID BIT(63)
 // EXITINFO2 of VMEXIT_TASK_SWITCH
-#define SVM_TASK_IRET BIT(36)
-#define SVM_TASK_JMP BIT(38)
+#define SVM_TASK_IRET      BIT(36)
+#define SVM_TASK_JMP       BIT(38)
 #define SVM_TASK_HAS_ERROR BIT(44)
-#define SVM_TASK_RF BIT(48)
+#define SVM_TASK_RF        BIT(48)
 
 struct vmcb_segment {
     u16 selector;
