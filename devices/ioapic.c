@@ -5,6 +5,7 @@
 // sheets). Polarity is ignored: a pin's level here says whether the interrupt is asserted.
 
 #include "ioapic.h"
+#include "clock.h"
 #include "lapic.h"
 #include "machine.h"
 
@@ -21,6 +22,10 @@
 
 enum { IOREGSEL = 0x00, IOWIN = 0x10, IOEOI = 0x40 };
 enum { IOAPIC_ID = 0, IOAPIC_VERSION = 1, IOAPIC_ARBITRATION = 2, IOAPIC_ENTRIES = 0x10 };
+
+// A level that stays asserted after its EOI comes again. On a PC the message takes its time, so that
+// the CPU gets on; here the first few come at once, the others wait a little.
+enum { REPEATS_AT_ONCE = 2, REPEAT_NS = 20000 };
 
 static bool ioapic_send(struct ioapic *ioapic, u64 entry)
 {
@@ -62,6 +67,7 @@ void ioapic_set_pin(void *receiver, unsigned pin, bool level)
 
     if (!level) {
         ioapic->s.lines &= ~(u32)BIT(pin);
+        ioapic->s.repeats[pin] = 0;
         return;
     }
     ioapic->s.lines |= (u32)BIT(pin);
@@ -69,6 +75,28 @@ void ioapic_set_pin(void *receiver, unsigned pin, bool level)
         ioapic_send_level(ioapic, pin);
     else if (!was && !(entry & ENTRY_MASKED))
         ioapic_send(ioapic, entry);
+}
+
+static void ioapic_repeat(struct ioapic *ioapic, unsigned pin)
+{
+    if (!(ioapic->s.lines & BIT(pin)))
+        return;
+    if (ioapic->s.repeats[pin] < REPEATS_AT_ONCE) {
+        ioapic->s.repeats[pin]++;
+        ioapic_send_level(ioapic, pin);
+    } else {
+        machine_timer_arm(ioapic->machine, &ioapic->timer, machine_now() + ns_to_tsc(REPEAT_NS));
+    }
+}
+
+static void ioapic_fire(struct timer *timer)
+{
+    struct ioapic *ioapic = CONTAINER_OF(timer, struct ioapic, timer);
+
+    spin_lock(&ioapic->machine->lock);
+    for (unsigned pin = 0; pin < IOAPIC_PINS; pin++)
+        ioapic_send_level(ioapic, pin);
+    spin_unlock(&ioapic->machine->lock);
 }
 
 static void ioapic_eoi(struct ioapic *ioapic, u8 vector)
@@ -79,7 +107,7 @@ static void ioapic_eoi(struct ioapic *ioapic, u8 vector)
         if (!(entry & ENTRY_REMOTE_IRR) || ENTRY_VECTOR(entry) != vector)
             continue;
         ioapic->s.entry[pin] = entry & ~ENTRY_REMOTE_IRR;
-        ioapic_send_level(ioapic, pin);
+        ioapic_repeat(ioapic, pin);
     }
 }
 
@@ -147,6 +175,12 @@ void ioapic_mmio(void *device, struct vcpu *vcpu, gpa_t gpa, unsigned size, bool
         ioapic_write(ioapic, (u32)*value);
     else if (offset == IOEOI)
         ioapic_eoi(ioapic, (u8)*value);
+}
+
+void ioapic_init(struct ioapic *ioapic, struct machine *machine)
+{
+    ioapic->machine = machine;
+    ioapic->timer.fn = ioapic_fire;
 }
 
 void ioapic_reset(struct ioapic *ioapic)

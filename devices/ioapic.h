@@ -5,6 +5,7 @@
 
 #pragma once
 
+#include <nestor/time.h>
 #include <nestor/types.h>
 
 struct machine;
@@ -17,13 +18,16 @@ struct ioapic_state {
     u64 entry[IOAPIC_PINS];
     u32 lines; // the pins' levels
     u8 id, select;
+    u8 repeats[IOAPIC_PINS]; // how often a level came again since the line rose
 };
 
 struct ioapic {
     struct ioapic_state s;
     struct machine *machine;
+    struct timer timer; // for levels that come again too often
 };
 
+void ioapic_init(struct ioapic *ioapic, struct machine *machine);
 void ioapic_reset(struct ioapic *ioapic);
 void ioapic_set_pin(void *ioapic, unsigned pin, bool level);
 // A CPU ended a level-triggered vector. Takes the machine's lock.

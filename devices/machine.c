@@ -144,13 +144,13 @@ static int machine_add_test_devices(struct machine *machine)
 static void machine_wire(struct machine *machine)
 {
     machine->pic.out = (struct irq_line){machine_set_intr, machine, 0};
-    machine->ioapic.machine = machine;
     machine->pit.irq = machine_line(machine, IRQ_PIT);
     machine->uart.irq = machine_line(machine, IRQ_COM1);
     machine->rtc.irq = machine_line(machine, IRQ_RTC);
     machine->acpi_pm.sci = machine_line(machine, IRQ_SCI);
     machine->i8042.machine = machine;
     machine->chipset.machine = machine;
+    ioapic_init(&machine->ioapic, machine);
     pit_init(&machine->pit, machine);
     rtc_init(&machine->rtc, machine);
     acpi_pm_init(&machine->acpi_pm, machine);
@@ -211,6 +211,7 @@ int machine_create(struct vm *vm)
 
 static void machine_stop_timers(struct machine *machine)
 {
+    timer_cancel(&machine->ioapic.timer);
     timer_cancel(&machine->pit.timer);
     timer_cancel(&machine->rtc.timer);
     timer_cancel(&machine->acpi_pm.timer);

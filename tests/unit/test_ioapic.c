@@ -83,6 +83,26 @@ static void test_level(void **state)
     assert_int_equal(take_irq(0), -1);
 }
 
+// A level that nobody lowers does not keep its CPU from everything else.
+static void test_screaming_level(void **state)
+{
+    unsigned taken = 0;
+
+    (void)state;
+    ioapic_set_entry(PIN, 0, LEVEL | 0x42);
+    line(PIN, true);
+    while (take_irq(0) == 0x42) {
+        assert_in_range(++taken, 1, 10);
+        apic_write(0, APIC_EOI, 0);
+    }
+    advance(10 * MS);
+    assert_int_equal(take_irq(0), 0x42);
+    line(PIN, false);
+    apic_write(0, APIC_EOI, 0);
+    advance(10 * MS);
+    assert_int_equal(take_irq(0), -1);
+}
+
 static void test_level_masked(void **state)
 {
     (void)state;
@@ -185,10 +205,10 @@ static void test_access_widths(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        TEST_1(test_registers),      TEST_1(test_edge),           TEST_1(test_level),
-        TEST_1(test_level_masked),   TEST_1(test_directed_eoi),   TEST_1(test_eoi_by_trigger_mode),
-        TEST_4(test_nobody_accepts), TEST_4(test_delivery_modes), TEST_1(test_isa_routes),
-        TEST_1(test_access_widths),
+        TEST_1(test_registers),           TEST_1(test_edge),           TEST_1(test_level),
+        TEST_1(test_screaming_level),     TEST_1(test_level_masked),   TEST_1(test_directed_eoi),
+        TEST_1(test_eoi_by_trigger_mode), TEST_4(test_nobody_accepts), TEST_4(test_delivery_modes),
+        TEST_1(test_isa_routes),          TEST_1(test_access_widths),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);
