@@ -6,7 +6,7 @@
 #include "guest.h"
 
 enum { COM1 = 0x3f8, LSR = 5, LSR_THR_EMPTY = 0x20, LSR_EMPTY = 0x40 };
-enum { EXIT_PORT = 0xf4, BOCHS_SHUTDOWN = 0x8900, LATCH_PORT = 0xe0 };
+enum { EXIT_PORT = 0xf4, BOCHS_SHUTDOWN = 0x8900, PM1_CONTROL = 0x604, LATCH_PORT = 0xe0 };
 
 void lib_main(void);
 void trap_handle(struct trap *trap);
@@ -127,6 +127,7 @@ void finish_with(u32 code)
     out32(EXIT_PORT, code);
     for (const char *c = "Shutdown"; *c; c++)
         out8(BOCHS_SHUTDOWN, (u8)*c);
+    out16(PM1_CONTROL, 0x2000);
     for (;;)
         __asm__ volatile("cli; hlt");
 }
