@@ -8,6 +8,7 @@
 #include <arch/x86/regs.h>
 #include <nestor/cpu.h>
 #include <nestor/device.h>
+#include <nestor/log.h>
 #include <nestor/nested.h>
 #include <nestor/page.h>
 #include <nestor/run.h>
@@ -148,6 +149,34 @@ static void build_caches(struct cpuid_table *t)
     }
 }
 
+static u32 xsave_size(const struct cpuid_table *t, u64 xcr0, bool compacted)
+{
+    u32 size = 576;
+
+    for (unsigned i = 2; i < XSAVE_MAX && xcr0 >> i; i++) {
+        if (!(xcr0 & BIT(i)))
+            continue;
+        if (compacted)
+            size = (t->xsave[i][ECX] & B(1) ? ALIGN_UP(size, 64u) : size) + t->xsave[i][EAX];
+        else
+            size = MAX(size, t->xsave[i][EAX] + t->xsave[i][EBX]);
+    }
+    return size;
+}
+
+// XSAVEC is offered only if the CPU's own sizes add up. Bochs 2.7 gives the standard size for the compacted format, and a guest that
+// uses XSAVEC on it loses registers.
+static bool compaction_consistent(const struct cpuid_table *t)
+{
+    u64 before = xgetbv(0);
+    u32 size;
+
+    xsetbv(0, t->features_xcr0);
+    size = cpuid(0xd, 1).ebx;
+    xsetbv(0, before);
+    return size == xsave_size(t, t->features_xcr0, true);
+}
+
 static void build_xsave(struct cpuid_table *t)
 {
     u32 sub1[4];
@@ -166,6 +195,10 @@ static void build_xsave(struct cpuid_table *t)
             continue;
         read_host(0xd, i, t->xsave[i]);
         t->basic[0xd][ECX] = MAX(t->basic[0xd][ECX], t->xsave[i][EAX] + t->xsave[i][EBX]);
+    }
+    if ((t->xsave[1][EAX] & B(1)) && !compaction_consistent(t)) {
+        log_warn("CPUID.(EAX=0DH,ECX=1):EBX is not the sum of the sizes: XSAVEC is not offered");
+        t->xsave[1][EAX] &= ~B(1);
     }
 }
 
@@ -218,21 +251,6 @@ u8 cpuid_phys_bits(const struct vm *vm)
 }
 
 // --- what the guest reads ---
-
-static u32 xsave_size(const struct cpuid_table *t, u64 xcr0, bool compacted)
-{
-    u32 size = 576;
-
-    for (unsigned i = 2; i < XSAVE_MAX && xcr0 >> i; i++) {
-        if (!(xcr0 & BIT(i)))
-            continue;
-        if (compacted)
-            size = (t->xsave[i][ECX] & B(1) ? ALIGN_UP(size, 64u) : size) + t->xsave[i][EAX];
-        else
-            size = MAX(size, t->xsave[i][EAX] + t->xsave[i][EBX]);
-    }
-    return size;
-}
 
 static void read_xsave(struct vcpu *vcpu, u32 subleaf, u32 out[4])
 {
