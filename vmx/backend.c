@@ -22,5 +22,6 @@ struct backend vmx_backend = {
     .pull = vmx_pull,
     .enter = vmx_enter,
     .stage2_levels = vmx_stage2_levels,
+    .holds_pdptes = true,
     .report = vmx_report,
 };

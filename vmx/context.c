@@ -204,22 +204,30 @@ static void write_intercepts(struct vcpu_ctx *ctx)
     const struct controls *ctl = &ctx->ctl;
     const u32 *base = vmx_caps.controls.base, *allowed = vmx_caps.controls.allowed;
     struct backend_ctx *hw = ctx->hw;
-    u32 secondary =
-        base[CONTROL_SECONDARY] | vmx_intercept_controls(ctl->intercepts, CONTROL_SECONDARY);
 
-    if (!hw->vpid)
-        secondary &= ~(u32)SECONDARY_VPID;
-    if (ctl->tsc_multiplier)
-        secondary |= SECONDARY_TSC_SCALING;
-    hw->primary =
-        (base[CONTROL_PRIMARY] | vmx_intercept_controls(ctl->intercepts, CONTROL_PRIMARY)) &
-        allowed[CONTROL_PRIMARY];
-    vmwrite32_changed(SECONDARY_CONTROLS, &hw->secondary_written,
-                      secondary & allowed[CONTROL_SECONDARY]);
+    hw->primary = base[CONTROL_PRIMARY] | vmx_intercept_controls(ctl->intercepts, CONTROL_PRIMARY);
+    hw->primary &= allowed[CONTROL_PRIMARY];
+    hw->secondary =
+        base[CONTROL_SECONDARY] | vmx_intercept_controls(ctl->intercepts, CONTROL_SECONDARY);
+    hw->secondary &=
+        hw->vpid ? allowed[CONTROL_SECONDARY] : allowed[CONTROL_SECONDARY] & ~(u32)SECONDARY_VPID;
     vmwrite(EXCEPTION_BITMAP, ctl->exception_bitmap | BIT(VECTOR_MC));
     vmwrite(CR0_GUEST_HOST_MASK, ctl->cr0_mask | CR0_OWN);
     vmwrite(CR4_GUEST_HOST_MASK, ctl->cr4_mask | CR4_OWN);
     vmx_write_shadows(ctx);
+}
+
+// With TSC scaling, the control that says so.
+static void write_tsc(struct vcpu_ctx *ctx)
+{
+    const struct controls *ctl = &ctx->ctl;
+    struct backend_ctx *hw = ctx->hw;
+    u32 scaling = ctl->tsc_multiplier ? SECONDARY_TSC_SCALING : 0;
+
+    vmwrite(TSC_OFFSET, ctl->tsc_offset);
+    if (scaling)
+        vmwrite(TSC_MULTIPLIER, ctl->tsc_multiplier);
+    vmwrite32_changed(SECONDARY_CONTROLS, &hw->secondary_written, hw->secondary | scaling);
 }
 
 static void write_stage2(struct vcpu_ctx *ctx)
@@ -239,15 +247,12 @@ void vmx_write_controls(struct vcpu_ctx *ctx)
     u32 dirty = ctx->ctl_dirty;
 
     ctx->ctl_dirty = 0;
-    if (dirty & (CTL_INTERCEPTS | CTL_TSC))
+    if (dirty & CTL_INTERCEPTS)
         write_intercepts(ctx);
+    if (dirty & (CTL_INTERCEPTS | CTL_TSC))
+        write_tsc(ctx);
     if (dirty & CTL_STAGE2)
         write_stage2(ctx);
-    if (dirty & CTL_TSC) {
-        vmwrite(TSC_OFFSET, ctl->tsc_offset);
-        if (vmx_has(CONTROL_SECONDARY, SECONDARY_TSC_SCALING))
-            vmwrite(TSC_MULTIPLIER, ctl->tsc_multiplier ? ctl->tsc_multiplier : BIT(48));
-    }
     if (dirty & CTL_BITMAPS)
         vmwrite(MSR_BITMAP, virt_to_phys(ctl->msr_bitmap ? ctl->msr_bitmap : msr_bitmap));
 }

@@ -9,85 +9,73 @@
 #include <arch/x86/msr.h>
 #include <arch/x86/regs.h>
 
-struct field {
-    u16 encoding; // enum vmcs_field
-    u16 offset;   // in struct guest_state
-    u8 size;
-    const char *name;
-};
+// clang-format off
+// The fields of each group, as X(field, member of struct guest_state).
+#define SEGMENT(X, name)                                                                           \
+    X(GUEST_##name##_SELECTOR, seg[SEG_##name].selector)                                           \
+    X(GUEST_##name##_BASE, seg[SEG_##name].base)                                                   \
+    X(GUEST_##name##_LIMIT, seg[SEG_##name].limit)                                                 \
+    X(GUEST_##name##_ACCESS, seg[SEG_##name].access)
+#define RIP_FIELDS(X) X(GUEST_RIP, rip) X(GUEST_RSP, rsp) X(GUEST_RFLAGS, rflags)
+#define CR_FIELDS(X) X(GUEST_CR0, cr0) X(GUEST_CR3, cr3) X(GUEST_CR4, cr4)
+#define PDPTE_FIELDS(X)                                                                            \
+    X(GUEST_PDPTE0, pdpte[0])                                                                      \
+    X(GUEST_PDPTE1, pdpte[1])                                                                      \
+    X(GUEST_PDPTE2, pdpte[2])                                                                      \
+    X(GUEST_PDPTE3, pdpte[3])
+#define CODE_FIELDS(X) SEGMENT(X, CS) SEGMENT(X, SS)
+#define DATA_FIELDS(X) SEGMENT(X, DS) SEGMENT(X, ES)
+#define SYSTEM_FIELDS(X) SEGMENT(X, FS) SEGMENT(X, GS) SEGMENT(X, LDTR) SEGMENT(X, TR)
+#define TABLES_FIELDS(X)                                                                           \
+    X(GUEST_GDTR_BASE, gdtr.base)                                                                  \
+    X(GUEST_GDTR_LIMIT, gdtr.limit)                                                                \
+    X(GUEST_IDTR_BASE, idtr.base)                                                                  \
+    X(GUEST_IDTR_LIMIT, idtr.limit)
+#define SYSENTER_FIELDS(X)                                                                         \
+    X(GUEST_SYSENTER_CS, sysenter_cs)                                                              \
+    X(GUEST_SYSENTER_ESP, sysenter_esp)                                                            \
+    X(GUEST_SYSENTER_EIP, sysenter_eip)
+#define EFER_PAT_FIELDS(X) X(GUEST_EFER, efer) X(GUEST_PAT, pat)
+#define DEBUG_FIELDS(X) X(GUEST_DR7, dr7) X(GUEST_DEBUGCTL, debugctl)
+#define CET_FIELDS(X)                                                                              \
+    X(GUEST_S_CET, s_cet) X(GUEST_SSP, ssp) X(GUEST_INTERRUPT_SSP_TABLE, interrupt_ssp_table)
+#define BLOCKING_FIELDS(X)                                                                         \
+    X(GUEST_INTERRUPTIBILITY, interruptibility) X(GUEST_ACTIVITY_STATE, activity)
+#define PENDING_DBG_FIELDS(X) X(GUEST_PENDING_DBG, pending_dbg)
 
-#define FIELD(encoding, member)                                     \
-    {                                                               \
-        encoding, offsetof(struct guest_state, member),             \
-            sizeof(((struct guest_state *)NULL)->member), #encoding \
+// In the order of enum state_group.
+#define GROUPS(X)                                                                                  \
+    X(RIP) X(CR) X(PDPTE) X(CODE) X(DATA) X(SYSTEM) X(TABLES) X(SYSENTER) X(EFER_PAT) X(DEBUG)     \
+    X(CET) X(BLOCKING) X(PENDING_DBG)
+
+#define READ(field, member) s->member = (typeof(s->member))vmread(field);
+#define WRITE(field, member) vmwrite(field, s->member);
+#define DEFINE_GROUP(name)                                                                         \
+    static void read_##name(struct guest_state *s)                                                 \
+    {                                                                                              \
+        name##_FIELDS(READ)                                                                        \
+    }                                                                                              \
+    static void write_##name(const struct guest_state *s)                                          \
+    {                                                                                              \
+        name##_FIELDS(WRITE)                                                                       \
     }
-#define SEGMENT(name)                                         \
-    FIELD(GUEST_##name##_SELECTOR, seg[SEG_##name].selector), \
-        FIELD(GUEST_##name##_BASE, seg[SEG_##name].base),     \
-        FIELD(GUEST_##name##_LIMIT, seg[SEG_##name].limit),   \
-        FIELD(GUEST_##name##_ACCESS, seg[SEG_##name].access)
+GROUPS(DEFINE_GROUP)
 
-// GROUP_RIP (enter.c), GROUP_CR and EFER are written by hand; the tables serve their reading and the
-// report.
-static const struct field rip_fields[] = {FIELD(GUEST_RIP, rip), FIELD(GUEST_RSP, rsp),
-                                          FIELD(GUEST_RFLAGS, rflags)};
-static const struct field cr_fields[] = {FIELD(GUEST_CR0, cr0), FIELD(GUEST_CR3, cr3),
-                                         FIELD(GUEST_CR4, cr4)};
-static const struct field pdpte_fields[] = {
-    FIELD(GUEST_PDPTE0, pdpte[0]), FIELD(GUEST_PDPTE1, pdpte[1]), FIELD(GUEST_PDPTE2, pdpte[2]),
-    FIELD(GUEST_PDPTE3, pdpte[3])};
-static const struct field code_fields[] = {SEGMENT(CS), SEGMENT(SS)};
-static const struct field data_fields[] = {SEGMENT(DS), SEGMENT(ES)};
-static const struct field system_fields[] = {SEGMENT(FS), SEGMENT(GS), SEGMENT(LDTR), SEGMENT(TR)};
-static const struct field tables_fields[] = {
-    FIELD(GUEST_GDTR_BASE, gdtr.base), FIELD(GUEST_GDTR_LIMIT, gdtr.limit),
-    FIELD(GUEST_IDTR_BASE, idtr.base), FIELD(GUEST_IDTR_LIMIT, idtr.limit)};
-static const struct field sysenter_fields[] = {FIELD(GUEST_SYSENTER_CS, sysenter_cs),
-                                               FIELD(GUEST_SYSENTER_ESP, sysenter_esp),
-                                               FIELD(GUEST_SYSENTER_EIP, sysenter_eip)};
-static const struct field efer_pat_fields[] = {FIELD(GUEST_EFER, efer), FIELD(GUEST_PAT, pat)};
-static const struct field debug_fields[] = {FIELD(GUEST_DR7, dr7), FIELD(GUEST_DEBUGCTL, debugctl)};
-static const struct field cet_fields[] = {FIELD(GUEST_S_CET, s_cet), FIELD(GUEST_SSP, ssp),
-                                          FIELD(GUEST_INTERRUPT_SSP_TABLE, interrupt_ssp_table)};
-static const struct field blocking_fields[] = {FIELD(GUEST_INTERRUPTIBILITY, interruptibility),
-                                               FIELD(GUEST_ACTIVITY_STATE, activity)};
-static const struct field pending_dbg_fields[] = {FIELD(GUEST_PENDING_DBG, pending_dbg)};
-
-#define GROUP(name)                              \
-    {                                            \
-        name##_fields, ARRAY_SIZE(name##_fields) \
-    }
-// By the bit number of enum state_group.
+#define GROUP_FUNCTIONS(name) {read_##name, write_##name},
 static const struct {
-    const struct field *fields;
-    u8 count;
-} groups_table[] = {
-    GROUP(rip),    GROUP(cr),       GROUP(pdpte),       GROUP(code),     GROUP(data),
-    GROUP(system), GROUP(tables),   GROUP(sysenter),    GROUP(efer_pat), GROUP(debug),
-    GROUP(cet),    GROUP(blocking), GROUP(pending_dbg),
-};
+    void (*read)(struct guest_state *state);
+    void (*write)(const struct guest_state *state);
+} groups_table[] = {GROUPS(GROUP_FUNCTIONS)};
 _Static_assert(BITS(ARRAY_SIZE(groups_table) - 1, 0) == GROUP_ALL_CTX, "a group has no fields");
 
-static u64 get_member(const struct guest_state *state, const struct field *field)
-{
-    const void *p = (const char *)state + field->offset;
+#define FIELD_NAME(field, member) {field, #field},
+#define GROUP_NAMES(name) name##_FIELDS(FIELD_NAME)
+static const struct {
+    u16 field;
+    const char *name;
+} names[] = {GROUPS(GROUP_NAMES)};
 
-    return field->size == 8   ? *(const u64 *)p
-           : field->size == 4 ? *(const u32 *)p
-                              : *(const u16 *)p;
-}
-
-static void set_member(struct guest_state *state, const struct field *field, u64 value)
-{
-    void *p = (char *)state + field->offset;
-
-    if (field->size == 8)
-        *(u64 *)p = value;
-    else if (field->size == 4)
-        *(u32 *)p = (u32)value;
-    else
-        *(u16 *)p = (u16)value;
-}
+// clang-format on
 
 // The groups whose fields the CPU has.
 static u32 groups_present(u32 groups)
@@ -99,13 +87,8 @@ static void pull_groups(struct vcpu_ctx *ctx, u32 groups)
 {
     const struct backend_ctx *hw = ctx->hw;
 
-    for (u32 left = groups_present(groups); left; left &= left - 1) {
-        unsigned i = (unsigned)__builtin_ctz(left);
-
-        for (unsigned j = 0; j < groups_table[i].count; j++)
-            set_member(&ctx->state, &groups_table[i].fields[j],
-                       vmread(groups_table[i].fields[j].encoding));
-    }
+    for (u32 left = groups_present(groups); left; left &= left - 1)
+        groups_table[__builtin_ctz(left)].read(&ctx->state);
     if (groups & GROUP_CR) {
         ctx->state.cr0 = (ctx->state.cr0 & ~CR0_OWN) | (hw->cr0 & CR0_OWN);
         ctx->state.cr4 = (ctx->state.cr4 & ~CR4_OWN) | (hw->cr4 & CR4_OWN);
@@ -201,28 +184,23 @@ static void write_efer_pat(const struct guest_state *state)
     vmwrite(ENTRY_CONTROLS, entry | (state->efer & EFER_LMA ? ENTRY_CTL_IA32E_GUEST : 0));
 }
 
+// GROUP_RIP is written in enter.c.
 void vmx_write_state(struct vcpu_ctx *ctx, u32 dirty)
 {
     if (dirty & GROUP_CR)
         write_cr(ctx);
     if (dirty & GROUP_EFER_PAT)
         write_efer_pat(&ctx->state);
-    for (u32 left = groups_present(dirty & ~(u32)(GROUP_RIP | GROUP_CR | GROUP_EFER_PAT)); left;
-         left &= left - 1) {
-        unsigned i = (unsigned)__builtin_ctz(left);
-
-        for (unsigned j = 0; j < groups_table[i].count; j++)
-            vmwrite(groups_table[i].fields[j].encoding,
-                    get_member(&ctx->state, &groups_table[i].fields[j]));
-    }
+    dirty &= ~(u32)(GROUP_RIP | GROUP_CR | GROUP_EFER_PAT);
+    for (u32 left = groups_present(dirty); left; left &= left - 1)
+        groups_table[__builtin_ctz(left)].write(&ctx->state);
 }
 
 void vmx_report_state(void)
 {
-    u32 present = groups_present(GROUP_ALL_CTX);
+    bool cet = groups_present(GROUP_CET);
 
-    for (unsigned i = 0; i < ARRAY_SIZE(groups_table); i++)
-        for (unsigned j = 0; (present & BIT(i)) && j < groups_table[i].count; j++)
-            log_info("VMCS %s = %#llx", groups_table[i].fields[j].name,
-                     (unsigned long long)vmread(groups_table[i].fields[j].encoding));
+    for (unsigned i = 0; i < ARRAY_SIZE(names); i++)
+        if (cet || names[i].field < GUEST_S_CET || names[i].field > GUEST_INTERRUPT_SSP_TABLE)
+            log_info("VMCS %s = %#llx", names[i].name, (unsigned long long)vmread(names[i].field));
 }

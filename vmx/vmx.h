@@ -31,7 +31,7 @@ struct backend_ctx {
     u64 cr0, cr4; // the guest's values, as last written
     u64 cr0_shadow, cr4_shadow;
     u64 eptp;
-    u32 primary; // without the windows
+    u32 primary, secondary; // without the windows; without TSC scaling
     u32 primary_written, secondary_written;
     u32 timer;
     u16 vpid;
