@@ -177,10 +177,11 @@ debug: action=ignore
 
 BOCHS_MODELS = {"bochs-vmx": "corei7_skylake_x", "bochs-svm": "ryzen"}
 BOCHS_MAX_MEM = 2048
-# Instructions to a second of the devices' time (PIT, PM timer, UART, RTC). Its CPUs say that their
-# TSC, one tick an instruction, runs at some GHz, so no value makes the clocks agree at a bearable
-# speed; the least one boots fastest, because a character on the serial port then costs least.
-BOCHS_IPS = 4000000
+# Instructions to a second of the devices' time (PIT, PM timer, UART, RTC), and so the TSC's rate as
+# Nestor and its guests measure it. (CPUID 15h says some GHz, which no value can honour: a character
+# on the serial port would cost 300,000 instructions.) With less a guest's timer ticks, a few
+# thousand instructions each on Nestor, leave it too little time; with 4 million Linux crawls.
+BOCHS_IPS = 50000000
 
 
 class Bochs(Emulator):
