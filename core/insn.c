@@ -148,18 +148,34 @@ static bool still_true(const struct translation *t)
     return true;
 }
 
+static struct translation *slot_of(struct vcpu *vcpu, gva_t la, u32 access)
+{
+    return &vcpu->insn_cache->slot[(la >> PAGE_SHIFT ^ access) % CACHE_SLOTS];
+}
+
+// What the cache knows of the page of `la`, NULL if nothing that is still true.
+static const struct translation *cached(struct vcpu *vcpu, gva_t la, u32 access)
+{
+    const struct guest_state *s = vcpu_state(vcpu, GROUP_RIP | GROUP_CR | GROUP_EFER_PAT);
+    const struct translation *t = slot_of(vcpu, la, access);
+
+    if (t->page == (la >> PAGE_SHIFT << 1 | 1) && t->access == access && t->cr3 == s->cr3 && t->cr0 == s->cr0 &&
+        t->cr4 == s->cr4 && t->efer == s->efer && t->ac == !!(s->rflags & RFLAGS_AC) && still_true(t))
+        return t;
+    return NULL;
+}
+
 // The page of `la` for `access` (WALK_*): its translation, or NULL with *fault.
 static const struct translation *translate(struct vcpu *vcpu, gva_t la, u32 access, struct walk_fault *fault)
 {
     const struct guest_state *s = vcpu_state(vcpu, GROUP_RIP | GROUP_CR | GROUP_EFER_PAT);
-    struct translation *t = &vcpu->insn_cache->slot[(la >> PAGE_SHIFT ^ access) % CACHE_SLOTS];
+    struct translation *t = slot_of(vcpu, la, access);
     struct walk_context context = {vcpu, t};
     const struct walk_memory memory = {walk_read, walk_cmpxchg, &context};
     struct paging_state ps;
     struct walk_result result;
 
-    if (t->page == (la >> PAGE_SHIFT << 1 | 1) && t->access == access && t->cr3 == s->cr3 && t->cr0 == s->cr0 &&
-        t->cr4 == s->cr4 && t->efer == s->efer && t->ac == !!(s->rflags & RFLAGS_AC) && still_true(t))
+    if (cached(vcpu, la, access))
         return t;
     t->page = 0;
     t->entries = 0;
@@ -342,6 +358,21 @@ static bool op_expected(const struct exit_opcode *expected, u8 op)
     return false;
 }
 
+// The common case: the usual bytes stand where the cache knows the page of RIP.
+static unsigned usual_length(struct vcpu *vcpu, const struct exit_opcode *expected)
+{
+    u64 la = code_address(vcpu), offset = la & ~PAGE_MASK;
+    u32 access = WALK_FETCH | (vcpu_cpl(vcpu) == 3 ? (u32)WALK_USER : 0);
+    const struct translation *t = cached(vcpu, la, access);
+
+    if (!t || !t->host || offset > PAGE_SIZE - sizeof(expected->bytes))
+        return 0;
+    for (unsigned i = 0; i < expected->length; i++)
+        if (t->host[offset + i] != expected->bytes[i])
+            return 0;
+    return expected->length;
+}
+
 static unsigned exit_length(struct vcpu *vcpu, const struct vm_exit *exit)
 {
     const struct exit_opcode *expected = &exit_opcodes[exit->kind];
@@ -351,8 +382,6 @@ static unsigned exit_length(struct vcpu *vcpu, const struct vm_exit *exit)
 
     if (n <= 0)
         return 0;
-    if (expected->length && n >= expected->length && !memcmp(bytes, expected->bytes, expected->length))
-        return expected->length;
     status = insn_decode(&insn, bytes, (unsigned)n, decode_mode(vcpu));
     if (status == INSN_OK && op_expected(expected, insn.op))
         return insn.length;
@@ -370,6 +399,8 @@ bool insn_find_length(struct vcpu *vcpu, struct vm_exit *exit)
 {
     if (!exit_opcodes[exit->kind].op[0])
         return true; // no instruction, or one that its handler decodes wholly
-    exit->insn_len = (u8)exit_length(vcpu, exit);
+    exit->insn_len = (u8)usual_length(vcpu, &exit_opcodes[exit->kind]);
+    if (unlikely(!exit->insn_len))
+        exit->insn_len = (u8)exit_length(vcpu, exit);
     return exit->insn_len;
 }

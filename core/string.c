@@ -6,6 +6,10 @@
 
 #include <nestor/string.h>
 
+#undef memcpy
+#undef memset
+#undef memcmp
+
 void *memcpy(void *dst, const void *src, size_t n)
 {
     void *d = dst;

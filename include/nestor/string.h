@@ -20,6 +20,13 @@ int strncmp(const char *a, const char *b, size_t n);
 char *strchr(const char *s, int c);
 char *strrchr(const char *s, int c);
 
+// Freestanding C has no built-in ones: say so, and a copy of a few bytes is a few moves.
+#if !__STDC_HOSTED__
+#define memcpy(dst, src, n) __builtin_memcpy(dst, src, n)
+#define memset(dst, c, n) __builtin_memset(dst, c, n)
+#define memcmp(a, b, n) __builtin_memcmp(a, b, n)
+#endif
+
 // Formats as C's vsnprintf does: d i u x X c s p %, with - 0 width .precision, and l ll z. Returns the length the whole text
 // would have; what does not fit is cut off, and buf is always terminated when size > 0.
 int fmt_vsnprintf(char *buf, size_t size, const char *fmt, va_list args);
