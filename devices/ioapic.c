@@ -25,7 +25,8 @@ enum { IOAPIC_ID = 0, IOAPIC_VERSION = 1, IOAPIC_ARBITRATION = 2, IOAPIC_ENTRIES
 
 // A level that stays asserted after its EOI comes again. On a PC the message takes its time, so that
 // the CPU gets on; here the first few come at once, the others wait a little.
-enum { REPEATS_AT_ONCE = 2, REPEAT_NS = 20000 };
+// (REPEAT_TICKS is for machines with a slow TSC, where exits cost more of it.)
+enum { REPEATS_AT_ONCE = 2, REPEAT_NS = 20000, REPEAT_TICKS = 20000 };
 
 static bool ioapic_send(struct ioapic *ioapic, u64 entry)
 {
@@ -85,7 +86,8 @@ static void ioapic_repeat(struct ioapic *ioapic, unsigned pin)
         ioapic->s.repeats[pin]++;
         ioapic_send_level(ioapic, pin);
     } else {
-        machine_timer_arm(ioapic->machine, &ioapic->timer, machine_now() + ns_to_tsc(REPEAT_NS));
+        machine_timer_arm(ioapic->machine, &ioapic->timer,
+                          machine_now() + MAX(ns_to_tsc(REPEAT_NS), (u64)REPEAT_TICKS));
     }
 }
 
