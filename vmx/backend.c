@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // Copyright (c) 2026 The Nestor authors
 //
-// The VMX back end's operations. Traps of this vendor: NMIs stay blocked after an NMI exit until an IRET (enter.c); INIT is
-// blocked in VMX root operation, so a CPU can't be reset by one; a VMCS is active on one CPU at a time (context.c).
+// The VMX back end's operations. Traps of this vendor: NMIs stay blocked after an NMI exit until an
+// IRET (enter.c); INIT is blocked in VMX root operation, so a CPU can't be reset by one; a VMCS is
+// active on one CPU at a time (context.c).
 
 #include "vmx.h"
 #include <nestor/stage2.h>

@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // Copyright (c) 2026 The Nestor authors
 //
-// A context's VMCS: its making, Nestor's host state and the controls in it, where it is active, and the guest state that lives in
-// registers while a vCPU is on a CPU. SDM vol. 3 "Virtual Machine Control Structures", "Software Use of Virtual-Machine Control Structures".
+// A context's VMCS: its making, Nestor's host state and the controls in it, where it is active, and
+// the guest state that lives in registers while a vCPU is on a CPU. SDM vol. 3 "Virtual Machine
+// Control Structures", "Software Use of Virtual-Machine Control Structures".
 
 #include "vmx.h"
 #include <arch/x86/fpu.h>
@@ -21,7 +22,8 @@ enum { MSR_READ_LOW = 0, MSR_READ_HIGH = 1024, MSR_WRITE_LOW = 2048, MSR_WRITE_H
 
 static u8 msr_bitmap[PAGE_SIZE] ALIGNED(PAGE_SIZE); // one for all VMs, constant after boot
 
-// What no guest needs Nestor for: state that is the guest's alone, and that the model pulls when it is asked.
+// What no guest needs Nestor for: state that is the guest's alone, and that the model pulls when it
+// is asked.
 static const struct {
     u32 msr;
     bool read, write;
@@ -126,7 +128,8 @@ static u64 tss_base(const struct table_pointer *gdt, u16 selector)
     return (low >> 16 & 0xffffff) | (low >> 56 & 0xff) << 24 | high << 32;
 }
 
-// The segment registers and tables that this CPU has now are the ones that it gets back on every exit.
+// The segment registers and tables that this CPU has now are the ones that it gets back on every
+// exit.
 static void write_host_segments(void)
 {
     struct table_pointer gdt, idt;
@@ -259,8 +262,9 @@ void vmx_write_controls(struct vcpu_ctx *ctx)
 
 // --- on a CPU ---
 
-// Makes the context's VMCS current. The first time here it is cleared (which also initialises a new one) and gets this CPU's
-// host state; translations that this CPU may have from the tag's last stay are dropped.
+// Makes the context's VMCS current. The first time here it is cleared (which also initialises a new
+// one) and gets this CPU's host state; translations that this CPU may have from the tag's last stay
+// are dropped.
 static void make_current(struct vcpu_ctx *ctx)
 {
     struct backend_ctx *hw = ctx->hw;

@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // Copyright (c) 2026 The Nestor authors
 //
-// The VMX controls as data: what Nestor needs, what it uses if it is there, and how intercepts map to controls. SDM vol. 3
-// appendix A "VMX Capability Reporting Facility", sections "VM-Execution Control Fields", "VM-Exit" and "VM-Entry Controls".
+// The VMX controls as data: what Nestor needs, what it uses if it is there, and how intercepts map
+// to controls. SDM vol. 3 appendix A "VMX Capability Reporting Facility", sections "VM-Execution
+// Control Fields", "VM-Exit" and "VM-Entry Controls".
 
 #include "controls.h"
 #include <arch/x86/vmx.h>
@@ -107,7 +108,8 @@ const char *vmx_controls_optional(const struct vmx_controls *controls, unsigned 
     return NULL;
 }
 
-// Those that are not here always exit (CR8, RDPMC, XSETBV, task switches), or VMX can't intercept them.
+// Those that are not here always exit (CR8, RDPMC, XSETBV, task switches), or VMX can't intercept
+// them.
 static const struct {
     u64 intercepts;
     u8 field;

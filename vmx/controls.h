@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // Copyright (c) 2026 The Nestor authors
 //
-// Which VMX controls Nestor uses: the negotiation with a CPU's capability MSRs, and what of controls.intercepts becomes which
-// control. Pure (controls.c).
+// Which VMX controls Nestor uses: the negotiation with a CPU's capability MSRs, and what of
+// controls.intercepts becomes which control. Pure (controls.c).
 
 #pragma once
 
@@ -22,8 +22,8 @@ struct vmx_controls {
     u32 allowed[CONTROL_FIELDS]; // may be 1
 };
 
-// `msrs` are the five capability MSRs (the TRUE ones where there are any). Calls `missing` with MSR and control for each
-// control that Nestor needs and does not find; returns their number.
+// `msrs` are the five capability MSRs (the TRUE ones where there are any). Calls `missing` with MSR
+// and control for each control that Nestor needs and does not find; returns their number.
 unsigned vmx_controls_negotiate(const u64 msrs[CONTROL_FIELDS], struct vmx_controls *out,
                                 void (*missing)(const char *msr, const char *control));
 // The name of the n-th optional control that is used, NULL behind the last.

@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // Copyright (c) 2026 The Nestor authors
 //
-// VMX on one physical CPU: what it must have, switching it on and off, and which mitigations its entries need. SDM vol. 3
-// "Introduction to Virtual Machine Extensions" (discovering, enabling and entering VMX operation) and appendix A.
+// VMX on one physical CPU: what it must have, switching it on and off, and which mitigations its
+// entries need. SDM vol. 3 "Introduction to Virtual Machine Extensions" (discovering, enabling and
+// entering VMX operation) and appendix A.
 
 #include "vmx.h"
 #include <arch/x86/fpu.h>
@@ -16,9 +17,9 @@
 
 struct vmx_caps vmx_caps;
 
-// How long a guest runs with its interrupts closed before it exits, so that it sees requests of other CPUs: 1 ms, but at least so
-// many ticks. Bochs takes no external-interrupt exit from a guest that was entered with RFLAGS.IF = 0 (MACHINES.md), and its TSC
-// may run at a few MHz.
+// How long a guest runs with its interrupts closed before it exits, so that it sees requests of
+// other CPUs: 1 ms, but at least so many ticks. Bochs takes no external-interrupt exit from a guest
+// that was entered with RFLAGS.IF = 0 (MACHINES.md), and its TSC may run at a few MHz.
 enum { MASKED_RUN_TICKS = 1 << 16 };
 
 void vmx_instruction_failed(const char *what, u64 operand)
@@ -180,7 +181,8 @@ void vmx_describe(char *buf, size_t size)
 
 u8 vmx_stage2_levels(void)
 {
-    // Four levels reach 48 bits. The fifth costs a memory access for each miss, so only where the machine is that large.
+    // Four levels reach 48 bits. The fifth costs a memory access for each miss, so only where the
+    // machine is that large.
     bool large = (cpuid(0x80000008, 0).eax & 0xff) > 48;
 
     return large && (vmx_caps.ept_vpid & EPT_CAP_WALK_5) ? 5 : 4;
@@ -221,7 +223,8 @@ static void choose_mitigations(struct vmx_cpu *cpu)
     if (edx & CPUID_7_EDX_IBRS) {
         cpu->has_ibpb = true;
         cpu->host_spec_ctrl = SPEC_CTRL_IBRS;
-        // Older IBRS protects only what runs after it was written in the more privileged mode: on every exit.
+        // Older IBRS protects only what runs after it was written in the more privileged mode: on
+        // every exit.
         if (arch & ARCH_CAP_IBRS_ALL)
             cpu->kept_spec_ctrl = SPEC_CTRL_IBRS;
         else

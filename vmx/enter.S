@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // Copyright (c) 2026 The Nestor authors
 //
-// The VMX entry stub: guest registers in, VMLAUNCH or VMRESUME, guest registers out, with the speculation control that belongs right
-// before an entry and right after an exit. SDM vol. 3 "VM Entries", "Loading Host State".
+// The VMX entry stub: guest registers in, VMLAUNCH or VMRESUME, guest registers out, with the
+// speculation control that belongs right before an entry and right after an exit. SDM vol. 3 "VM
+// Entries", "Loading Host State".
 
 #include "run.h"
 
@@ -15,7 +16,8 @@
 
 // vmx_run, called by vmx_call_run (vmx.h)
 // In:   rdi = vcpu, rsi = hw, edx = flags (run.h); interrupts closed; hw's VMCS is current.
-// Out:  eax = enum vmx_run_status; rdi and rsi as they were. The guest's registers are in vcpu->gpr (all but RSP).
+// Out:  eax = enum vmx_run_status; rdi and rsi as they were. The guest's registers are in vcpu->gpr
+//       (all but RSP).
 // Clob: all but RSP and RBP, which is kept on the stack; HOST_RSP points there.
     .globl vmx_run
     .type vmx_run, @function
@@ -90,7 +92,8 @@ vmx_exit_entry:
     vmwrite %rsp, %rax
     jmp 1b
 
-// Before an entry. VERW stands before the guest's registers are loaded: after it only vcpu->gpr is read, which is the guest's own.
+// Before an entry. VERW stands before the guest's registers are loaded: after it only vcpu->gpr is
+// read, which is the guest's own.
 8:  mov %edx, %r8d
     test $RUN_L1D_FLUSH, %r8d
     jz 81f
@@ -110,7 +113,8 @@ vmx_exit_entry:
 83: mov %r8d, %edx
     jmp 2b
 
-// After an exit: nothing that the guest trained is used by Nestor's first indirect branch or return.
+// After an exit: nothing that the guest trained is used by Nestor's first indirect branch or
+// return.
 9:  mov %edx, %r8d
     test $RUN_SPEC_CTRL, %r8d
     jz 91f
@@ -152,7 +156,8 @@ vmx_exit_entry:
     jmp 6b
     .size vmx_run, . - vmx_run
 
-// void vmx_unblock_nmi(void): an NMI exit leaves NMIs blocked as if an NMI handler ran; only IRET opens them again.
+// void vmx_unblock_nmi(void): an NMI exit leaves NMIs blocked as if an NMI handler ran; only IRET
+// opens them again.
 // Clob: rax, flags.
     .globl vmx_unblock_nmi
     .type vmx_unblock_nmi, @function

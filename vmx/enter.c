@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // Copyright (c) 2026 The Nestor authors
 //
-// One entry into a guest and its exit: what is dirty, the event to inject, windows, the preemption timer and the flushes owed are
-// written before; the exit is read after. SDM vol. 3 "VM Entries", "VM Exits".
+// One entry into a guest and its exit: what is dirty, the event to inject, windows, the preemption
+// timer and the flushes owed are written before; the exit is read after. SDM vol. 3 "VM Entries",
+// "VM Exits".
 //
-// The preemption timer is for immediate exits and for runs with interrupts closed (cpu.c); deadlines come as the real LAPIC's
-// interrupt, which costs nothing on entries.
+// The preemption timer is for immediate exits and for runs with interrupts closed (cpu.c);
+// deadlines come as the real LAPIC's interrupt, which costs nothing on entries.
 
 #include "exit.h"
 #include "vmx.h"
@@ -47,7 +48,8 @@ static void inject(struct vcpu *vcpu, const struct event *event)
     vmwrite(ENTRY_INTERRUPTION_INFO, info);
     if (vmx_event_is_soft((u32)info))
         vmwrite(ENTRY_INSTRUCTION_LENGTH, event->insn_len);
-    // An NMI whose delivery an exit interrupted comes again with its blocking already in force; the entry refuses that.
+    // An NMI whose delivery an exit interrupted comes again with its blocking already in force; the
+    // entry refuses that.
     if (event->type == EVENT_NMI &&
         (vcpu_state(vcpu, GROUP_BLOCKING)->interruptibility & BLOCK_NMI)) {
         ctx->state.interruptibility &= ~(u32)BLOCK_NMI;
@@ -55,8 +57,9 @@ static void inject(struct vcpu *vcpu, const struct event *event)
     }
 }
 
-// Where the interrupt of a deadline does not end the run (cpu.c), the timer does, at the same time. Each entry starts it anew, so a
-// guest that polls something with its interrupts closed is not to outrun it.
+// Where the interrupt of a deadline does not end the run (cpu.c), the timer does, at the same time.
+// Each entry starts it anew, so a guest that polls something with its interrupts closed is not to
+// outrun it.
 static u32 timer_masked(void)
 {
     u64 now = tsc_now(), deadline = timer_next();
@@ -136,7 +139,8 @@ static u32 prepare(struct vcpu *vcpu, const struct cpu *this)
 
 // --- after ---
 
-// Only the exit's kind says which part of the rest means anything, so only the small fields are cleared.
+// Only the exit's kind says which part of the rest means anything, so only the small fields are
+// cleared.
 static void clear_exit(struct vm_exit *exit)
 {
     exit->entry_failed = false;
@@ -174,7 +178,8 @@ static void read_interrupted(struct vm_exit *exit, u32 vectoring)
     vmx_event(&exit->interrupted, vectoring, error, len);
 }
 
-// An instruction that exits ends an interrupt shadow, so core always wants to know whether there is one.
+// An instruction that exits ends an interrupt shadow, so core always wants to know whether there is
+// one.
 static void read_instruction(struct vcpu_ctx *ctx, struct vm_exit *exit)
 {
     u64 rip = ctx->state.rip, next;
@@ -227,7 +232,8 @@ static void read_exit(struct vcpu_ctx *ctx, struct vm_exit *exit, u32 number)
         read_details(exit, reason, vectoring & INFO_VALID);
 }
 
-// VMLAUNCH or VMRESUME failed (a control or host-state field), or the entry did (guest state, MSR loading, machine check).
+// VMLAUNCH or VMRESUME failed (a control or host-state field), or the entry did (guest state, MSR
+// loading, machine check).
 static void entry_failed(struct vm_exit *exit, u32 status)
 {
     u32 number = vmread32(EXIT_REASON);

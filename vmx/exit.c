@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // Copyright (c) 2026 The Nestor authors
 //
-// From a VMX exit to struct vm_exit. SDM vol. 3 appendix C "VMX Basic Exit Reasons" and "Recording VM-Exit Information and Updating
-// VM-Entry Control Fields" (exit qualifications, instruction information). Pure.
+// From a VMX exit to struct vm_exit. SDM vol. 3 appendix C "VMX Basic Exit Reasons" and "Recording
+// VM-Exit Information and Updating VM-Entry Control Fields" (exit qualifications, instruction
+// information). Pure.
 
 #include "exit.h"
 #include <arch/x86/regs.h>
@@ -150,8 +151,8 @@ static void fill_eoi(struct vm_exit *exit, const struct vmx_exit_info *info)
     exit->vector_valid = true;
 }
 
-// Tables "Format of the VM-Exit Instruction-Information Field as Used for ...": scaling, address size, segment, index and base
-// lie alike in all of them.
+// Tables "Format of the VM-Exit Instruction-Information Field as Used for ...": scaling, address
+// size, segment, index and base lie alike in all of them.
 static void fill_memory(struct vm_exit *exit, const struct vmx_exit_info *info)
 {
     u32 i = info->insn_info;
@@ -209,7 +210,7 @@ static void fill_reg(struct vm_exit *exit, const struct vmx_exit_info *info)
 }
 
 #define NEED_OPERAND                      (NEED_QUALIFICATION | NEED_LENGTH | NEED_INFO)
-#define UNKNOWN(reason)                   [reason] = {EXIT_UNKNOWN, NEED_QUALIFICATION, NULL, "unknown"}
+#define NO_REASON(n)                      [n] = {EXIT_UNKNOWN, NEED_QUALIFICATION, NULL, "unknown"}
 #define REASON(reason, kind, needs, fill) [REASON_##reason] = {kind, needs, fill, #reason}
 
 const struct vmx_exit_reason vmx_exit_reasons[REASON_COUNT + 1] = {
@@ -289,9 +290,9 @@ const struct vmx_exit_reason vmx_exit_reasons[REASON_COUNT + 1] = {
     REASON(TDCALL, EXIT_UNKNOWN, NEED_LENGTH, NULL),
     REASON(RDMSRLIST, EXIT_UNKNOWN, NEED_QUALIFICATION, NULL),
     REASON(WRMSRLIST, EXIT_UNKNOWN, NEED_QUALIFICATION, NULL),
-    UNKNOWN(35),
-    UNKNOWN(38),
-    UNKNOWN(42),
-    UNKNOWN(71),
-    UNKNOWN(REASON_COUNT),
+    NO_REASON(35),
+    NO_REASON(38),
+    NO_REASON(42),
+    NO_REASON(71),
+    NO_REASON(REASON_COUNT),
 };

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // Copyright (c) 2026 The Nestor authors
 //
-// Exit reasons as data (exit.c, pure): which neutral kind each is, which VMCS fields have to be read for it, and how they become
-// struct vm_exit.
+// Exit reasons as data (exit.c, pure): which neutral kind each is, which VMCS fields have to be
+// read for it, and how they become struct vm_exit.
 
 #pragma once
 

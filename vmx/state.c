@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // Copyright (c) 2026 The Nestor authors
 //
-// The guest state between the model and the VMCS, by groups: pull reads on demand, writing takes what is dirty. SDM vol. 3 "Guest-State
-// Area". The shared groups live in registers that no VM entry or exit touches.
+// The guest state between the model and the VMCS, by groups: pull reads on demand, writing takes
+// what is dirty. SDM vol. 3 "Guest-State Area". The shared groups live in registers that no VM
+// entry or exit touches.
 
 #include "vmx.h"
 #include <arch/x86/insn.h>
@@ -146,7 +147,8 @@ void vmx_write_shared(struct vcpu *vcpu)
     vcpu->shared_dirty = 0;
 }
 
-// What the guest reads of masked bits: core's shadow where core masks, the guest's own value where only the back end does.
+// What the guest reads of masked bits: core's shadow where core masks, the guest's own value where
+// only the back end does.
 void vmx_write_shadows(struct vcpu_ctx *ctx)
 {
     const struct controls *ctl = &ctx->ctl;
@@ -173,8 +175,8 @@ static void write_cr(struct vcpu_ctx *ctx)
     vmx_write_shadows(ctx);
 }
 
-// The CPU keeps EFER.LMA, and with it this entry control, in step with CR0.PG by itself (IA32_VMX_MISC[5], which comes with
-// unrestricted guest); so neither is a copy that stays true.
+// The CPU keeps EFER.LMA, and with it this entry control, in step with CR0.PG by itself
+// (IA32_VMX_MISC[5], which comes with unrestricted guest); so neither is a copy that stays true.
 static void write_efer_pat(const struct guest_state *state)
 {
     u32 entry = vmx_caps.controls.base[CONTROL_ENTRY];

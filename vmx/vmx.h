@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // Copyright (c) 2026 The Nestor authors
 //
-// The VMX back end's own room: what a CPU can do, what a context and a CPU keep, and the VMX instructions as functions.
+// The VMX back end's own room: what a CPU can do, what a context and a CPU keep, and the VMX
+// instructions as functions.
 
 #pragma once
 
@@ -12,12 +13,14 @@
 #include <nestor/log.h>
 #include <nestor/vcpu.h>
 
-// CR0 and CR4 bits that the back end owns beside those that core masks: the guest's value is in hw->cr0 / hw->cr4, the real
-// one is Nestor's. An entry does not load CR0.NW and CD at all. MCE: with it clear a machine check would shut the CPU down.
+// CR0 and CR4 bits that the back end owns beside those that core masks: the guest's value is in
+// hw->cr0 / hw->cr4, the real one is Nestor's. An entry does not load CR0.NW and CD at all. MCE:
+// with it clear a machine check would shut the CPU down.
 #define CR0_OWN (CR0_NE | CR0_NW | CR0_CD)
 #define CR4_OWN (CR4_VMXE | CR4_MCE)
 
-// A context's hardware part. Copies of VMCS fields hold what the VMCS holds, so that unchanged ones are not written again.
+// A context's hardware part. Copies of VMCS fields hold what the VMCS holds, so that unchanged ones
+// are not written again.
 struct backend_ctx {
     u64 host_rsp;        // 0: for the stub
     u64 host_spec_ctrl;  // 8
@@ -149,11 +152,11 @@ DEFINE_VMX_INV_INSN(invept, "invept")
 DEFINE_VMX_INV_INSN(invvpid, "invvpid")
 #undef DEFINE_VMX_INV_INSN
 
-// --- enter.S ---
-// Enters the guest of the current VMCS; returns after the exit, or a status if VMLAUNCH or VMRESUME itself failed.
+// --- enter.S --- Enters the guest of the current VMCS; returns after the exit, or a status if
+// VMLAUNCH or VMRESUME itself failed.
 enum vmx_run_status { VMX_RUN_EXIT = 0, VMX_RUN_FAIL_INVALID = 1, VMX_RUN_FAIL_VALID = 2 };
-// The stub destroys every register but gives *vcpu and *hw back, so nothing is saved twice: neither by
-// it nor, beyond what an exit's reader needs, by its caller.
+// The stub destroys every register but gives *vcpu and *hw back, so nothing is saved twice: neither
+// by it nor, beyond what an exit's reader needs, by its caller.
 void vmx_run(void);
 static inline u32 vmx_call_run(struct vcpu **vcpu, struct backend_ctx **hw, u32 flags)
 {

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // Copyright (c) 2026 The Nestor authors
 //
-// Negotiating VMX controls: a CPU with everything, one that lacks single controls, one with bits that must be 1; and what intercepts
-// become.
+// Negotiating VMX controls: a CPU with everything, one that lacks single controls, one with bits
+// that must be 1; and what intercepts become.
 // unit-sources: vmx/controls.c
 
 #include "vmx/controls.h"

@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // Copyright (c) 2026 The Nestor authors
 //
-// A guest's x87, SSE and extended state between the registers and its save area (SDM vol. 1 "Managing State Using the XSAVE
-// Feature Set"). Nestor itself has no such state, so this happens only when a vCPU comes to a pCPU or leaves it.
+// A guest's x87, SSE and extended state between the registers and its save area (SDM vol. 1
+// "Managing State Using the XSAVE Feature Set"). Nestor itself has no such state, so this happens
+// only when a vCPU comes to a pCPU or leaves it.
 
 #pragma once
 
@@ -12,7 +13,8 @@
 #define FPU_INITIAL_FCW   0x37f
 #define FPU_INITIAL_MXCSR 0x1f80
 
-// The area's first words; bytes 464..511 are software's, and `used` is 0 in an area that was only zeroed.
+// The area's first words; bytes 464..511 are software's, and `used` is 0 in an area that was only
+// zeroed.
 struct fpu_area {
     u16 fcw;
     u8 pad1[22];
@@ -34,8 +36,8 @@ static inline u64 fpu_components(void)
     return (u64)regs.edx << 32 | regs.eax;
 }
 
-// `components` from fpu_components(). All of them are moved, whatever the guest's XCR0 says: a component that the guest has
-// switched off keeps its contents. Leaves XCR0 = components.
+// `components` from fpu_components(). All of them are moved, whatever the guest's XCR0 says: a
+// component that the guest has switched off keeps its contents. Leaves XCR0 = components.
 static inline void fpu_store(struct fpu_area *area, u64 components)
 {
     if (!components) {
@@ -51,7 +53,8 @@ static inline void fpu_store(struct fpu_area *area, u64 components)
 
 static inline void fpu_load(struct fpu_area *area, u64 components)
 {
-    if (!area->used) { // XRSTOR takes MXCSR, and FXRSTOR everything, from the area even if that is in its initial state
+    // XRSTOR takes MXCSR, and FXRSTOR everything, from the area even if that is in its initial state.
+    if (!area->used) {
         area->fcw = FPU_INITIAL_FCW;
         area->mxcsr = FPU_INITIAL_MXCSR;
         area->used = 1;
