@@ -53,7 +53,7 @@ static inline void fpu_store(struct fpu_area *area, u64 components)
 
 static inline void fpu_load(struct fpu_area *area, u64 components)
 {
-    // XRSTOR takes MXCSR, and FXRSTOR everything, from the area even if that is in its initial state.
+    // XRSTOR takes MXCSR, and FXRSTOR everything, from the area even if it is in its initial state.
     if (!area->used) {
         area->fcw = FPU_INITIAL_FCW;
         area->mxcsr = FPU_INITIAL_MXCSR;
