@@ -49,6 +49,7 @@ FAULT(bad_cr4, AT "mov %%rdi, %%rax; 1: mov %%rax, %%cr4")
 FAULT(privileged, AT "1: hlt")
 FAULT(mov_cr, AT "1: mov %%cr0, %%rax")
 FAULT(user_cli, AT "1: cli")
+FAULT(call_gate, AT "1: lcall *(%%rdi)")
 FAULT(int_gate, AT "1: int $0x30")
 
 // What an exception must have pushed. `error` NO_ERROR_CODE: none.
@@ -97,6 +98,27 @@ static void test_segments(void)
     gdt[SPARE / 8 + 1] = 0;
     check("#NP, TR", try(load_tr, (void *)SPARE), VECTOR_NP, SPARE, true);
     check("#GP, TR busy", try(load_tr, (void *)TSS), VECTOR_GP, TSS, true);
+}
+
+// A call gate from CPL 3 into CPL 1, whose stack lies beyond the TSS's limit, while RSP0 does not.
+static void test_invalid_tss(void)
+{
+    struct PACKED {
+        u32 offset;
+        u16 selector;
+    } pointer = {0, SPARE | 3};
+    u16 inner = SPARE + 16;
+
+    gdt[inner / 8] = 0x00afbb000000ffff; // code, 64-bit, DPL 1
+    gdt[SPARE / 8] = (u64)(inner | 1) << 16 | 0xec0000000000;
+    gdt[SPARE / 8 + 1] = 0;
+    tss_load(11);
+    // QEMU saves another RIP
+    report_cpu(MACHINE_QEMU,
+               try_user(call_gate, &pointer) == VECTOR_TS && last_trap.error == TSS &&
+                   last_trap.rip == expected_rip,
+               "#TS from a call gate, RSP1 beyond the TSS");
+    tss_load(103);
 }
 
 static void test_addresses(void)
@@ -261,10 +283,10 @@ void guest_main(void)
 {
     test_simple();
     test_segments();
+    test_invalid_tss();
     test_addresses();
     test_page_faults();
     test_accessed_dirty();
     test_int_n();
     test_double_fault();
-    report_skip("#TS, #BR, INTO: only outside 64-bit mode, see modes");
 }

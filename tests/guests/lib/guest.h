@@ -25,7 +25,7 @@ enum {
     USER_CODE64 = 0x38 | 3,
     USER_CODE32 = 0x40 | 3,
     TSS = 0x48,   // two entries
-    SPARE = 0x58, // two entries for the guest's own use
+    SPARE = 0x58, // three entries for the guest's own use
 };
 extern u64 gdt[];
 

@@ -77,7 +77,7 @@ low_start:
 	mov %eax, %cr0
 	ljmpl $0x18, $ap_start32
 low_gdt_pointer:
-	.word 0x67
+	.word 0x6f
 	.long gdt
 low_end:
 
@@ -114,7 +114,7 @@ gdt:
 	.quad 0x00cffb000000ffff // 40 user code, 32-bit
 	.quad 0x0000890000000067 // 48 TSS; lib_main completes it
 	.quad 0
-	.quad 0, 0 // 58 spare
+	.quad 0, 0, 0 // 58 spare
 	.globl gdt_pointer
 gdt_pointer:
 	.word . - gdt - 1
