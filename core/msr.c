@@ -395,6 +395,12 @@ static int write_ignored(struct vcpu *vcpu, u32 msr, u64 value)
     return 0;
 }
 
+static int write_zero(struct vcpu *vcpu, u32 msr, u64 value) // no bit exists
+{
+    (void)vcpu, (void)msr;
+    return value ? -E_FAULT : 0;
+}
+
 // Microcode revision: the CPU's own, so that guests judge its errata rightly; loading is refused in silence, as KVM does.
 static int read_ucode(struct vcpu *vcpu, u32 msr, u64 *value)
 {
@@ -421,7 +427,7 @@ static const struct msr_row rows[] = {
     {MSR_UCODE_REV, MSR_UCODE_REV, read_ucode, write_ignored, VENDOR_ANY},
     {0xce, 0xce, read_zero, NULL, VENDOR_INTEL}, // PLATFORM_INFO
     {MSR_MTRRCAP, MSR_MTRRCAP, read_mtrrcap, NULL, VENDOR_ANY},
-    {MSR_MISC_FEATURES_ENABLES, MSR_MISC_FEATURES_ENABLES, read_zero, NULL, VENDOR_INTEL},
+    {MSR_MISC_FEATURES_ENABLES, MSR_MISC_FEATURES_ENABLES, read_zero, write_zero, VENDOR_INTEL},
     {MSR_SYSENTER_CS, MSR_SYSENTER_CS, read_state, write_low32, VENDOR_ANY},
     {MSR_SYSENTER_ESP, MSR_SYSENTER_EIP, read_state, write_address, VENDOR_ANY},
     {MSR_MCG_CAP, MSR_MCG_CAP, read_mcg, NULL, VENDOR_ANY},
