@@ -122,13 +122,18 @@ static void inject(struct vcpu *vcpu, const struct event *event)
     struct event *out = &vcpu->cur->ctl.inject;
 
     *out = *event;
-    // Fault-class exceptions push RF = 1 (SDM vol. 3 "Restarting Instructions"); an entry takes RFLAGS as it is.
-    if (event->type == EVENT_EXCEPTION && event->vector != VECTOR_DB && event->vector != VECTOR_DF &&
-        event->vector != VECTOR_MC)
-        vcpu_modify(vcpu, GROUP_RIP)->rflags |= RFLAGS_RF;
     if (out->type == EVENT_EXCEPTION && !(vcpu_state(vcpu, GROUP_CR)->cr0 & CR0_PE))
         out->has_error = false; // real mode pushes none (SDM vol. 3 "VM-Entry Controls for Event Injection")
     commit_payload(vcpu, event);
+}
+
+// Fault-class exceptions push RF = 1 (SDM vol. 3 "Restarting Instructions"), and an exit that one makes saves it; an entry takes
+// RFLAGS as it is. A delivery that was interrupted, and what L1 injects, has its own RF.
+static void set_rf(struct vcpu *vcpu, const struct event *event)
+{
+    if (event->type == EVENT_EXCEPTION && event->vector != VECTOR_DB && event->vector != VECTOR_DF &&
+        event->vector != VECTOR_MC)
+        vcpu_modify(vcpu, GROUP_RIP)->rflags |= RFLAGS_RF;
 }
 
 static bool deliver_exception(struct vcpu *vcpu)
@@ -145,6 +150,7 @@ static bool deliver_exception(struct vcpu *vcpu)
         return false;
     event = ev->exception;
     ev->exception.valid = false;
+    set_rf(vcpu, &event);
     if (vcpu->level && nested_wants_exception(vcpu, &event))
         return false;
     inject(vcpu, &event);
@@ -248,13 +254,22 @@ static void deliver_interrupt(struct vcpu *vcpu)
         vcpu->cur->ctl.interrupt_window = true;
 }
 
-void events_prepare(struct vcpu *vcpu)
+// While an injection into L2 is on its way nothing may exit to L1: what waits does so at the boundary behind it.
+static bool injection_first(struct vcpu *vcpu)
+{
+    if (!vcpu->level || !(vcpu->events.nmi_count || (vcpu->events.interrupts_check && irq_pending(vcpu))))
+        return false;
+    vcpu->immediate_exit = true;
+    return true;
+}
+
+static void prepare_boundary(struct vcpu *vcpu)
 {
     struct vcpu_events *ev = &vcpu->events;
     bool injected;
 
     vcpu->cur->ctl.inject.valid = false;
-    vcpu->cur->ctl.interrupt_window = false;
+    vcpu->cur->ctl.interrupt_window = vcpu->cur->ctl.intercepts & INTERCEPT_INTERRUPT_WINDOW;
     vcpu->cur->ctl.nmi_window = false;
     if (unlikely(ev->init) && !ev->gif_clear)
         take_init(vcpu);
@@ -269,7 +284,7 @@ void events_prepare(struct vcpu *vcpu)
         injected = deliver_pending_debug(vcpu);
         ev->debug_check = false;
     }
-    if (unlikely(ev->gif_clear))
+    if (unlikely(ev->gif_clear) || (injected && injection_first(vcpu)))
         return;
     if (!injected)
         injected = deliver_nmi(vcpu);
@@ -277,6 +292,17 @@ void events_prepare(struct vcpu *vcpu)
         vcpu->cur->ctl.nmi_window = true;
     if (ev->interrupts_check)
         deliver_interrupt(vcpu);
+}
+
+void events_prepare(struct vcpu *vcpu)
+{
+    u8 level;
+
+    // An exit to L1 on the way makes it L1's boundary.
+    do {
+        level = vcpu->level;
+        prepare_boundary(vcpu);
+    } while (unlikely(vcpu->level != level));
 }
 
 void events_take_interrupted(struct vcpu *vcpu, const struct event *event)

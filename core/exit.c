@@ -116,13 +116,19 @@ static bool decode_cr(struct vcpu *vcpu, struct vm_exit *exit)
     }
 }
 
-// Bits that a front end owns for its L1 keep their value; the guest reads the shadow for them (SDM vol. 3 "Guest/Host Masks and Read
-// Shadows"). Without a front end the masks are 0.
+// Bits that L1 owns of its L2 keep their value; the guest reads the shadow for them (SDM vol. 3 "Guest/Host Masks and Read Shadows").
+// What Nestor masks for itself is not offered: it is refused.
 static u64 cr_merge_owned(struct vcpu *vcpu, unsigned number, u64 value)
 {
-    const struct controls *ctl = &vcpu->cur->ctl;
-    u64 mask = number == 0 ? ctl->cr0_mask : number == 4 ? ctl->cr4_mask : 0;
+    const struct controls *ctl = &vcpu->cur->ctl, *own = &vcpu->ctx[0].ctl;
+    u64 mask = 0;
 
+    if (likely(!vcpu->level))
+        return value;
+    if (number == 0)
+        mask = ctl->cr0_mask & ~own->cr0_mask;
+    else if (number == 4)
+        mask = ctl->cr4_mask & ~own->cr4_mask;
     return (value & ~mask) | (cr_read_guest(vcpu, number) & mask);
 }
 

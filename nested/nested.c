@@ -22,7 +22,10 @@ int nested_create(struct vcpu *vcpu)
     if (!nested_offered(vcpu->vm))
         return 0;
     vcpu->nested = heap_alloc(ops()->state_size);
-    return vcpu->nested ? backend->ctx_create(vcpu, 1) : -E_NOMEM;
+    if (!vcpu->nested)
+        return -E_NOMEM;
+    vcpu->nested_bitmap = page_alloc(ops()->bitmap_order);
+    return vcpu->nested_bitmap ? backend->ctx_create(vcpu, 1) : -E_NOMEM;
 }
 
 void nested_destroy(struct vcpu *vcpu)
@@ -31,8 +34,10 @@ void nested_destroy(struct vcpu *vcpu)
         return;
     if (vcpu->ctx[1].hw)
         backend->ctx_destroy(vcpu, 1);
+    if (vcpu->nested_bitmap)
+        page_free(vcpu->nested_bitmap, ops()->bitmap_order);
     heap_free(vcpu->nested, ops()->state_size);
-    vcpu->nested = NULL;
+    vcpu->nested_bitmap = vcpu->nested = NULL;
 }
 
 void nested_reset(struct vcpu *vcpu)

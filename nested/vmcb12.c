@@ -3,18 +3,24 @@
 //
 // SVM for guests: VMRUN with the VMCB that L1 wrote (VMCB12), VMLOAD, VMSAVE, STGI, CLGI, and the #VMEXIT back to L1. APM vol. 2 chapter 15
 // ("VMRUN and #VMEXIT", "Intercept Operation", "Event Injection", "Global Interrupt Flag"). What is not offered is refused: an entry
-// that asks for nested paging, virtual interrupts, LBR virtualization or the selective CR0 intercept ends in VMEXIT_INVALID.
+// that asks for nested paging, virtual interrupts, virtual GIF, LBR virtualization or an instruction's intercept that Nestor can't set
+// ends in VMEXIT_INVALID.
+//
+// Not exact: a CR8 access by an L2 with V_INTR_MASKING reaches the physical TPR, not V_TPR; an interrupt that L1 neither intercepts nor
+// masks by its IF waits for L2's IF also with V_INTR_MASKING.
 
 #include "nested.h"
 #include <arch/x86/msr.h>
 #include <arch/x86/regs.h>
 #include <arch/x86/svm.h>
 #include <nestor/log.h>
+#include <nestor/page.h>
 #include <nestor/string.h>
+
+enum { MSRPM_SIZE = 0x2000, IOPM_SIZE = 0x3000, MSRPM_USED = 0x1800 };
 
 struct nested {
     u64 hsave_pa;
-    u64 vm_cr;
     gpa_t vmcb12_gpa;
     bool host_if;     // L1's RFLAGS.IF at VMRUN
     struct vmcb vmcb; // VMCB12 as it was read at VMRUN: checked and used from here, never read twice
@@ -36,11 +42,13 @@ static struct vmcb_segment segment_to_vmcb(const struct segment *s)
 {
     struct vmcb_segment v = {.selector = s->selector, .limit = s->limit, .base = s->base};
 
-    if (!(s->access & SEG_UNUSABLE))
-        v.attrib = (u16)((s->access & 0xff) | (s->access >> 4 & 0xf00));
+    v.attrib = (u16)((s->access & 0xff) | (s->access >> 4 & 0xf00));
+    if (s->access & SEG_UNUSABLE)
+        v.attrib &= (u16)~SEG_P;
     return v;
 }
 
+// The shared groups are L1's until here: what VMRUN loads of them is changed in the model.
 static void state_from_vmcb(struct vcpu *vcpu, const struct vmcb *v)
 {
     struct guest_state *s = &vcpu->ctx[1].state;
@@ -59,15 +67,15 @@ static void state_from_vmcb(struct vcpu *vcpu, const struct vmcb *v)
     s->cr0 = v->cr0;
     s->cr3 = v->cr3;
     s->cr4 = v->cr4;
-    s->efer = v->efer & ~EFER_SVME;
+    s->efer = v->efer;
     s->dr7 = v->dr7 | DR7_FIXED;
     s->interruptibility = v->interrupt_shadow & 1 ? BLOCK_STI : 0;
     s->activity = ACTIVITY_ACTIVE;
     s->pending_dbg = 0;
     vcpu->gpr[GPR_RAX] = v->rax;
+    vcpu_modify(vcpu, GROUP_CR2 | GROUP_DR);
     vcpu->cr2 = v->cr2;
     vcpu->dr6 = (v->dr6 & 0xe00f) | DR6_FIXED;
-    vcpu->shared_dirty |= GROUP_CR2 | GROUP_DR;
 }
 
 static void state_to_vmcb(struct vcpu *vcpu, struct vmcb *v)
@@ -92,16 +100,15 @@ static void state_to_vmcb(struct vcpu *vcpu, struct vmcb *v)
     v->cr2 = vcpu->cr2;
     v->cr3 = s->cr3;
     v->cr4 = s->cr4;
-    v->efer = s->efer | EFER_SVME;
+    v->efer = s->efer;
     v->dr6 = vcpu->dr6;
     v->dr7 = s->dr7;
     v->interrupt_shadow = s->interruptibility & (BLOCK_STI | BLOCK_MOV_SS) ? 1 : 0;
 }
 
 // VMRUN and #VMEXIT leave FS, GS, TR, LDTR and SYSENTER alone: the running context has them.
-static void hand_over_vmload_group(struct vcpu *vcpu, const struct guest_state *from, struct guest_state *to)
+static void hand_over_vmload_group(const struct guest_state *from, struct guest_state *to)
 {
-    (void)vcpu;
     memcpy(&to->seg[SEG_FS], &from->seg[SEG_FS], (SEG_COUNT - SEG_FS) * sizeof(to->seg[0]));
     to->sysenter_cs = from->sysenter_cs;
     to->sysenter_esp = from->sysenter_esp;
@@ -112,146 +119,192 @@ static void hand_over_vmload_group(struct vcpu *vcpu, const struct guest_state *
 
 static bool wants_unoffered(const struct vmcb *v)
 {
-    return v->np_enable || v->lbr_control || (v->intercept[SVM_WORD_3] & SVM_INTERCEPT_CR0_SEL_WRITE) || (v->v_irq & SVM_V_IRQ) || (v->v_ctl & SVM_V_GIF_ENABLE);
+    return v->np_enable || v->lbr_control || (v->v_irq & SVM_V_IRQ) || (v->v_ctl & SVM_V_GIF_ENABLE) ||
+           (v->intercept[SVM_WORD_4] & BITS(31, 15)) || (v->intercept[SVM_WORD_5] & ~(u32)SVM_INTERCEPT_INVPCID);
 }
 
-// The consistency checks, in the APM's order ("Canonicalization and Consistency Checks").
+static bool bad_control_registers(struct vcpu *vcpu, const struct vmcb *v)
+{
+    bool long_mode = (v->efer & EFER_LME) && (v->cr0 & CR0_PG);
+
+    if ((!(v->cr0 & CR0_CD) && (v->cr0 & CR0_NW)) || v->cr0 >> 32)
+        return true;
+    if (long_mode && (v->cr3 & ~BITS(cpuid_phys_bits(vcpu->vm) - 1, 0)))
+        return true;
+    if ((v->cr4 & ~cr4_allowed(vcpu)) || v->dr6 >> 32 || v->dr7 >> 32)
+        return true;
+    if (long_mode && (!(v->cr4 & CR4_PAE) || !(v->cr0 & CR0_PE)))
+        return true;
+    return long_mode && (v->cs.attrib & BIT(9)) && (v->cs.attrib & BIT(10)); // CS.L and CS.D
+}
+
+// "Event Injection": a reserved type, or an exception that is none (vector 2 is the NMI).
+static bool bad_eventinj(u64 eventinj)
+{
+    u8 type = eventinj >> SVM_EVENT_TYPE_SHIFT & 7, vector = (u8)eventinj;
+
+    if (!(eventinj & SVM_EVENT_V))
+        return false;
+    return type == 1 || type > SVM_EVENT_SOFT_INT || (type == SVM_EVENT_EXCEPTION && (vector > 31 || vector == VECTOR_NMI));
+}
+
+static bool beyond_memory(struct vcpu *vcpu, u64 address, u64 size)
+{
+    u64 limit = 1ull << cpuid_phys_bits(vcpu->vm);
+
+    return address >= limit || limit - address < size;
+}
+
+// The consistency checks ("Canonicalization and Consistency Checks").
 static bool is_illegal(struct vcpu *vcpu, const struct vmcb *v)
 {
-    u64 efer_known = EFER_SCE | EFER_LME | EFER_LMA | EFER_NX | EFER_SVME | EFER_FFXSR | EFER_LMSLE;
-    bool paging = v->cr0 & CR0_PG;
-    bool lme = v->efer & EFER_LME;
-    u8 event_type = v->eventinj >> SVM_EVENT_TYPE_SHIFT & 7;
+    u64 efer_known = EFER_SCE | EFER_LME | EFER_LMA | EFER_NX | EFER_SVME | EFER_FFXSR;
 
-    if (!(v->efer & EFER_SVME))
+    if (!(v->efer & EFER_SVME) || (v->efer & ~efer_known) || bad_control_registers(vcpu, v))
         return true;
-    if (!(v->cr0 & CR0_CD) && (v->cr0 & CR0_NW))
+    if (!(v->intercept[SVM_WORD_4] & SVM_INTERCEPT_VMRUN) || !v->guest_asid)
         return true;
-    if (v->cr0 >> 32)
+    if (beyond_memory(vcpu, v->msrpm_base_pa & PAGE_MASK, MSRPM_SIZE) || beyond_memory(vcpu, v->iopm_base_pa & PAGE_MASK, IOPM_SIZE))
         return true;
-    if (paging && lme && (v->cr3 & ~BITS(cpuid_phys_bits(vcpu->vm) - 1, 0)))
-        return true;
-    if (v->cr4 >> 32 || (v->efer & ~efer_known))
-        return true;
-    if (v->dr6 >> 32 || v->dr7 >> 32)
-        return true;
-    if (lme && paging && (!(v->cr4 & CR4_PAE) || !(v->cr0 & CR0_PE)))
-        return true;
-    if (lme && paging && (v->cr4 & CR4_PAE) && (v->cs.attrib & BIT(9)) && (v->cs.attrib & BIT(10)))
-        return true; // CS.L and CS.D
-    if (!(v->intercept[SVM_WORD_4] & SVM_INTERCEPT_VMRUN))
-        return true;
-    if (!v->guest_asid)
-        return true;
-    if ((v->eventinj & SVM_EVENT_V) && (event_type == 1 || event_type > SVM_EVENT_SOFT_INT ||
-                                        (event_type == SVM_EVENT_EXCEPTION && (v->eventinj & SVM_EVENT_VECTOR) > 31)))
-        return true;
-    return wants_unoffered(v);
+    return bad_eventinj(v->eventinj) || wants_unoffered(v);
 }
 
+// What is injected as INT n, INT3 or INTO pushes RIP as it is: nRIP save is not offered.
 static void take_eventinj(struct vcpu *vcpu, u64 eventinj)
 {
-    struct event *event = &vcpu->events.reinject;
+    u8 vector = (u8)eventinj, type = eventinj >> SVM_EVENT_TYPE_SHIFT & 7;
+    bool software = type == SVM_EVENT_SOFT_INT;
 
     if (!(eventinj & SVM_EVENT_V))
         return;
-    *event = (struct event){
+    if (type == SVM_EVENT_EXCEPTION && (vector == VECTOR_BP || vector == VECTOR_OF)) {
+        type = EVENT_SOFT_EXCEPTION;
+        software = true;
+    }
+    vcpu->events.reinject = (struct event){
         .valid = true,
-        .vector = (u8)eventinj,
-        .type = (u8)(eventinj >> SVM_EVENT_TYPE_SHIFT & 7),
+        .vector = vector,
+        .type = type,
         .has_error = eventinj & SVM_EVENT_EV,
         .error = (u32)(eventinj >> 32),
+        .rip_is_next = software,
     };
+}
+
+static u64 exitintinfo(const struct event *event)
+{
+    u8 type = event->type == EVENT_SOFT_EXCEPTION || event->type == EVENT_INT1 ? (u8)SVM_EVENT_EXCEPTION : event->type;
+
+    if (!event->valid)
+        return 0;
+    return event->vector | (u64)type << SVM_EVENT_TYPE_SHIFT | SVM_EVENT_V |
+           (event->has_error ? SVM_EVENT_EV | (u64)event->error << 32 : 0);
+}
+
+// L2's own MSR map: what Nestor passes, less what L1 intercepts. The last 2 KiB of both are not used.
+static void merge_msrpm(struct vcpu *vcpu, const struct vmcb *v)
+{
+    struct controls *ctl = &vcpu->ctx[1].ctl;
+    u64 *merged = vcpu->nested_bitmap;
+    const u64 *own = (const u64 *)vcpu->vm->msr_bitmap, *l1s;
+
+    if (!(v->intercept[SVM_WORD_3] & SVM_INTERCEPT_MSR))
+        return; // Nestor's own
+    l1s = vm_ram_ptr(vcpu->vm, v->msrpm_base_pa & PAGE_MASK, MSRPM_SIZE);
+    for (unsigned i = 0; i < MSRPM_USED / 8; i++)
+        merged[i] = l1s ? own[i] | l1s[i] : ~0ull;
+    ctl->msr_bitmap = merged;
 }
 
 // What L1 wants beside what Nestor needs; the neutral controls name it, the answer is looked up in VMCB12 at the exit.
+static const struct {
+    u8 word;
+    u32 bits;
+    u64 intercept;
+} intercept_rows[] = {
+    {SVM_WORD_3, SVM_INTERCEPT_CR0_SEL_WRITE, INTERCEPT_CR0_SELECTIVE},
+    {SVM_WORD_3, SVM_INTERCEPT_IDTR_READ, INTERCEPT_IDTR_READ},
+    {SVM_WORD_3, SVM_INTERCEPT_GDTR_READ, INTERCEPT_GDTR_READ},
+    {SVM_WORD_3, SVM_INTERCEPT_LDTR_READ, INTERCEPT_LDTR_READ},
+    {SVM_WORD_3, SVM_INTERCEPT_TR_READ, INTERCEPT_TR_READ},
+    {SVM_WORD_3, SVM_INTERCEPT_IDTR_WRITE, INTERCEPT_IDTR_WRITE},
+    {SVM_WORD_3, SVM_INTERCEPT_GDTR_WRITE, INTERCEPT_GDTR_WRITE},
+    {SVM_WORD_3, SVM_INTERCEPT_LDTR_WRITE, INTERCEPT_LDTR_WRITE},
+    {SVM_WORD_3, SVM_INTERCEPT_TR_WRITE, INTERCEPT_TR_WRITE},
+    {SVM_WORD_3, SVM_INTERCEPT_RDTSC, INTERCEPT_RDTSC},
+    {SVM_WORD_3, SVM_INTERCEPT_RDPMC, INTERCEPT_RDPMC},
+    {SVM_WORD_3, SVM_INTERCEPT_PUSHF, INTERCEPT_PUSHF},
+    {SVM_WORD_3, SVM_INTERCEPT_POPF, INTERCEPT_POPF},
+    {SVM_WORD_3, SVM_INTERCEPT_RSM, INTERCEPT_RSM},
+    {SVM_WORD_3, SVM_INTERCEPT_IRET, INTERCEPT_IRET},
+    {SVM_WORD_3, SVM_INTERCEPT_SWINT, INTERCEPT_SOFT_INT},
+    {SVM_WORD_3, SVM_INTERCEPT_PAUSE, INTERCEPT_PAUSE},
+    {SVM_WORD_3, SVM_INTERCEPT_HLT, INTERCEPT_HLT},
+    {SVM_WORD_3, SVM_INTERCEPT_INVLPG, INTERCEPT_INVLPG},
+    {SVM_WORD_4, SVM_INTERCEPT_RDTSCP, INTERCEPT_RDTSCP},
+    {SVM_WORD_4, SVM_INTERCEPT_ICEBP, INTERCEPT_ICEBP},
+    {SVM_WORD_4, SVM_INTERCEPT_WBINVD, INTERCEPT_WBINVD},
+    {SVM_WORD_4, SVM_INTERCEPT_MONITOR, INTERCEPT_MONITOR},
+    {SVM_WORD_4, SVM_INTERCEPT_MWAIT | SVM_INTERCEPT_MWAIT_CONDITIONAL, INTERCEPT_MWAIT},
+    {SVM_WORD_4, SVM_INTERCEPT_RDPRU, INTERCEPT_RDPRU},
+    {SVM_WORD_5, SVM_INTERCEPT_INVPCID, INTERCEPT_INVPCID},
+};
+
 static void merge_controls(struct vcpu *vcpu, const struct vmcb *v)
 {
-    static const struct {
-        u8 word;
-        u32 bits;
-        u64 intercept;
-    } rows[] = {
-        {SVM_WORD_3, SVM_INTERCEPT_RDTSC, INTERCEPT_RDTSC},
-        {SVM_WORD_4, SVM_INTERCEPT_RDTSCP, INTERCEPT_RDTSC},
-        {SVM_WORD_3, SVM_INTERCEPT_PAUSE, INTERCEPT_PAUSE},
-        {SVM_WORD_3, SVM_INTERCEPT_INVLPG, INTERCEPT_INVLPG},
-        {SVM_WORD_5, SVM_INTERCEPT_INVPCID, INTERCEPT_INVPCID},
-        {SVM_WORD_3, SVM_INTERCEPT_PUSHF, INTERCEPT_PUSHF},
-        {SVM_WORD_3, SVM_INTERCEPT_POPF, INTERCEPT_POPF},
-        {SVM_WORD_3, SVM_INTERCEPT_IRET, INTERCEPT_IRET},
-        {SVM_WORD_3, SVM_INTERCEPT_SWINT, INTERCEPT_SOFT_INT},
-        {SVM_WORD_3, SVM_INTERCEPT_IDTR_READ | SVM_INTERCEPT_GDTR_READ | SVM_INTERCEPT_LDTR_READ | SVM_INTERCEPT_TR_READ,
-         INTERCEPT_TABLES_READ},
-        {SVM_WORD_3, SVM_INTERCEPT_IDTR_WRITE | SVM_INTERCEPT_GDTR_WRITE | SVM_INTERCEPT_LDTR_WRITE | SVM_INTERCEPT_TR_WRITE,
-         INTERCEPT_TABLES_WRITE},
-        {SVM_WORD_CR, SVM_CR_READ(0), INTERCEPT_CR0_READ},
-        {SVM_WORD_CR, SVM_CR_READ(4), INTERCEPT_CR4_READ},
-        {SVM_WORD_CR, SVM_CR_READ(3), INTERCEPT_CR3_READ},
-        {SVM_WORD_CR, SVM_CR_WRITE(3), INTERCEPT_CR3_WRITE},
-        {SVM_WORD_DR, SVM_DR_READ_ALL, INTERCEPT_DR_READ},
-        {SVM_WORD_DR, SVM_DR_WRITE_ALL, INTERCEPT_DR_WRITE},
-    };
     struct controls *ctl = &vcpu->ctx[1].ctl;
 
     nested_base_controls(vcpu);
-    for (unsigned i = 0; i < ARRAY_SIZE(rows); i++)
-        if (v->intercept[rows[i].word] & rows[i].bits)
-            ctl->intercepts |= rows[i].intercept;
-    if (v->intercept[SVM_WORD_CR] & SVM_CR_WRITE(0))
-        ctl->cr0_mask = ~0ull;
-    if (v->intercept[SVM_WORD_CR] & SVM_CR_WRITE(4))
-        ctl->cr4_mask = ~0ull;
-    ctl->cr0_shadow = v->cr0;
-    ctl->cr4_shadow = v->cr4;
+    for (unsigned i = 0; i < ARRAY_SIZE(intercept_rows); i++)
+        if (v->intercept[intercept_rows[i].word] & intercept_rows[i].bits)
+            ctl->intercepts |= intercept_rows[i].intercept;
+    ctl->cr_intercepts = v->intercept[SVM_WORD_CR];
+    ctl->dr_intercepts = v->intercept[SVM_WORD_DR];
     ctl->exception_bitmap |= v->intercept[SVM_WORD_EXCEPTIONS];
     ctl->tsc_offset += v->tsc_offset;
+    merge_msrpm(vcpu, v);
 }
 
-static void write_back(struct vcpu *vcpu, const struct vmcb *v)
+static struct vmcb *vmcb12_in_memory(struct vcpu *vcpu)
 {
-    if (guest_write_gpa(vcpu, vcpu->nested->vmcb12_gpa, v, sizeof(*v)))
-        log_error("guest %s: VMCB at %#llx vanished", vcpu->vm->config->name, (unsigned long long)vcpu->nested->vmcb12_gpa);
+    return vm_ram_ptr(vcpu->vm, vcpu->nested->vmcb12_gpa, PAGE_SIZE);
+}
+
+// What an exit leaves in the VMCB beside the state.
+static void write_exit(struct vmcb *v, u64 code, u64 info1, u64 info2, u64 intinfo)
+{
+    v->exitcode = code;
+    v->exitinfo1 = info1;
+    v->exitinfo2 = info2;
+    v->exitintinfo = intinfo;
+    v->eventinj &= ~SVM_EVENT_V;
 }
 
 // #VMEXIT (APM 15.6): fills VMCB12 from the model, then L1 goes on behind its VMRUN with GIF clear.
 static void vmexit(struct vcpu *vcpu, u64 code, u64 info1, u64 info2)
 {
     struct nested *n = vcpu->nested;
-    struct vmcb *v = &n->vmcb;
-    struct event *interrupted = &vcpu->events.reinject;
+    struct vmcb *v = vmcb12_in_memory(vcpu);
+    struct vcpu_events *ev = &vcpu->events;
     struct guest_state *l1;
 
     state_to_vmcb(vcpu, v);
-    v->exitcode = code;
-    v->exitinfo1 = info1;
-    v->exitinfo2 = info2;
-    v->exitintinfo = 0;
-    if (interrupted->valid)
-        v->exitintinfo = interrupted->vector | (u64)interrupted->type << SVM_EVENT_TYPE_SHIFT | SVM_EVENT_V |
-                         (interrupted->has_error ? SVM_EVENT_EV | (u64)interrupted->error << 32 : 0);
-    v->eventinj &= ~SVM_EVENT_V;
-    interrupted->valid = false;
-    vcpu->events.exception.valid = false;
+    write_exit(v, code, info1, info2, exitintinfo(&ev->reinject));
+    ev->reinject.valid = false;
+    ev->exception.valid = false;
     vcpu_state(vcpu, GROUP_SYSTEM | GROUP_SYSENTER);
-    write_back(vcpu, v);
     nested_leave_l2(vcpu);
     l1 = vcpu_modify(vcpu, GROUP_DEBUG | GROUP_SYSTEM | GROUP_SYSENTER);
-    hand_over_vmload_group(vcpu, &vcpu->ctx[1].state, l1);
+    hand_over_vmload_group(&vcpu->ctx[1].state, l1);
     l1->dr7 = DR7_FIXED;
     vcpu->gpr[GPR_RAX] = n->vmcb12_gpa;
-    vcpu->events.gif_clear = true;
+    ev->gif_clear = true;
 }
 
 // A VMRUN that its checks refuse: exits at once, nothing of L2's loaded (APM 15.5.1).
 static void vmexit_invalid(struct vcpu *vcpu)
 {
-    struct vmcb *v = &vcpu->nested->vmcb;
-
-    v->exitcode = VMEXIT_INVALID;
-    v->exitinfo1 = v->exitinfo2 = v->exitintinfo = 0;
-    v->eventinj &= ~SVM_EVENT_V;
-    write_back(vcpu, v);
+    write_exit(vmcb12_in_memory(vcpu), VMEXIT_INVALID, 0, 0, 0);
     vcpu_modify(vcpu, GROUP_DEBUG)->dr7 = DR7_FIXED;
     vcpu->events.gif_clear = true;
 }
@@ -259,8 +312,8 @@ static void vmexit_invalid(struct vcpu *vcpu)
 static void do_vmrun(struct vcpu *vcpu)
 {
     struct nested *n = vcpu->nested;
-    struct vmcb *v = &n->vmcb;
-    struct guest_state *l1 = vcpu_state(vcpu, GROUP_RIP | GROUP_SYSTEM | GROUP_SYSENTER | GROUP_EFER_PAT);
+    const struct vmcb *v = &n->vmcb;
+    const struct guest_state *l1 = vcpu_state(vcpu, GROUP_RIP | GROUP_SYSTEM | GROUP_SYSENTER | GROUP_EFER_PAT);
 
     n->host_if = l1->rflags & RFLAGS_IF;
     if (is_illegal(vcpu, v)) {
@@ -269,7 +322,7 @@ static void do_vmrun(struct vcpu *vcpu)
     }
     state_from_vmcb(vcpu, v);
     vcpu->ctx[1].state.pat = l1->pat; // no nested paging: one PAT for both
-    hand_over_vmload_group(vcpu, l1, &vcpu->ctx[1].state);
+    hand_over_vmload_group(l1, &vcpu->ctx[1].state);
     merge_controls(vcpu, v);
     vcpu->events.gif_clear = false;
     nested_enter_l2(vcpu);
@@ -316,11 +369,16 @@ static void do_vmsave(struct vcpu *vcpu, struct vmcb *v)
 
 // --- the instructions ---
 
+static gpa_t operand(struct vcpu *vcpu)
+{
+    return vcpu_mode_64bit(vcpu) ? vcpu->gpr[GPR_RAX] : (u32)vcpu->gpr[GPR_RAX];
+}
+
 // #UD without SVME or outside protected mode, then #GP for CPL and, where rAX is an address, for a bad one. True: go on.
 static bool may_execute(struct vcpu *vcpu, bool has_address)
 {
     const struct guest_state *s = vcpu_state(vcpu, GROUP_CR | GROUP_EFER_PAT | GROUP_RIP);
-    gpa_t address = vcpu->gpr[GPR_RAX];
+    gpa_t address = operand(vcpu);
 
     if (!(s->efer & EFER_SVME) || !(s->cr0 & CR0_PE) || (s->rflags & RFLAGS_VM)) {
         vcpu_inject_ud(vcpu);
@@ -339,18 +397,17 @@ static void run_vmrun(struct vcpu *vcpu, struct vm_exit *exit)
 
     if (!may_execute(vcpu, true))
         return;
-    n->vmcb12_gpa = vcpu->gpr[GPR_RAX];
+    n->vmcb12_gpa = operand(vcpu);
     guest_read_gpa(vcpu, n->vmcb12_gpa, &n->vmcb, sizeof(n->vmcb));
     vcpu_finish_exit(vcpu, exit);
-    if (exit->next_rip)
-        do_vmrun(vcpu);
+    do_vmrun(vcpu);
 }
 
 static void run_vmload(struct vcpu *vcpu, struct vm_exit *exit)
 {
     if (!may_execute(vcpu, true))
         return;
-    do_vmload(vcpu, vm_ram_ptr(vcpu->vm, vcpu->gpr[GPR_RAX], PAGE_SIZE));
+    do_vmload(vcpu, vm_ram_ptr(vcpu->vm, operand(vcpu), PAGE_SIZE));
     vcpu_finish_exit(vcpu, exit);
 }
 
@@ -358,7 +415,7 @@ static void run_vmsave(struct vcpu *vcpu, struct vm_exit *exit)
 {
     if (!may_execute(vcpu, true))
         return;
-    do_vmsave(vcpu, vm_ram_ptr(vcpu->vm, vcpu->gpr[GPR_RAX], PAGE_SIZE));
+    do_vmsave(vcpu, vm_ram_ptr(vcpu->vm, operand(vcpu), PAGE_SIZE));
     vcpu_finish_exit(vcpu, exit);
 }
 
@@ -425,6 +482,7 @@ static const struct exit_row exit_rows[] = {
     {EXIT_RDTSCP, SVM_WORD_4, SVM_INTERCEPT_RDTSCP, VMEXIT_RDTSCP},
     {EXIT_RDPMC, SVM_WORD_3, SVM_INTERCEPT_RDPMC, VMEXIT_RDPMC},
     {EXIT_RSM, SVM_WORD_3, SVM_INTERCEPT_RSM, VMEXIT_RSM},
+    {EXIT_FERR_FREEZE, SVM_WORD_3, SVM_INTERCEPT_FERR_FREEZE, VMEXIT_FERR_FREEZE},
     {EXIT_PUSHF, SVM_WORD_3, SVM_INTERCEPT_PUSHF, VMEXIT_PUSHF},
     {EXIT_POPF, SVM_WORD_3, SVM_INTERCEPT_POPF, VMEXIT_POPF},
     {EXIT_IRET, SVM_WORD_3, SVM_INTERCEPT_IRET, VMEXIT_IRET},
@@ -445,6 +503,18 @@ static const struct exit_row exit_rows[] = {
     {EXIT_INVPCID, SVM_WORD_5, SVM_INTERCEPT_INVPCID, VMEXIT_INVPCID},
 };
 
+// SGDT and the like: word 3 has their bits, appendix C their codes, in one order.
+static bool reflect_tables(struct vcpu *vcpu, const struct vm_exit *exit)
+{
+    static const u8 order[2][4] = {{1, 0, 5, 4}, {2, 3, 6, 7}}; // by `identity`: GDTR and IDTR, LDTR and TR
+    unsigned n = order[exit->kind == EXIT_LDTR_TR][exit->operand.identity & 3];
+
+    if (!(vcpu->nested->vmcb.intercept[SVM_WORD_3] & (u32)SVM_INTERCEPT_IDTR_READ << n))
+        return false;
+    vmexit(vcpu, (u64)VMEXIT_IDTR_READ + n, 0, 0);
+    return true;
+}
+
 static bool reflect_by_bit(struct vcpu *vcpu, const struct vm_exit *exit)
 {
     const struct vmcb *v = &vcpu->nested->vmcb;
@@ -453,7 +523,7 @@ static bool reflect_by_bit(struct vcpu *vcpu, const struct vm_exit *exit)
         if (exit_rows[i].kind == exit->kind) {
             if (!(v->intercept[exit_rows[i].word] & exit_rows[i].bit))
                 return false;
-            vmexit(vcpu, exit_rows[i].code, 0, exit->kind == EXIT_INVLPG ? exit->linear : 0);
+            vmexit(vcpu, exit_rows[i].code, 0, 0); // decode assists are not offered
             return true;
         }
     return false;
@@ -501,6 +571,10 @@ static bool reflect_cr(struct vcpu *vcpu, const struct vm_exit *exit)
     bool read = exit->cr.access == CR_READ;
     u32 bit = read ? SVM_CR_READ(exit->cr.number) : SVM_CR_WRITE(exit->cr.number);
 
+    if (exit->cr.selective && (v->intercept[SVM_WORD_3] & SVM_INTERCEPT_CR0_SEL_WRITE)) {
+        vmexit(vcpu, VMEXIT_CR0_SEL_WRITE, 0, 0);
+        return true;
+    }
     if (!(v->intercept[SVM_WORD_CR] & bit))
         return false;
     vmexit(vcpu, (u64)(read ? VMEXIT_CR0_READ : VMEXIT_CR0_WRITE) + exit->cr.number, 0, 0);
@@ -520,9 +594,15 @@ static bool reflect_dr(struct vcpu *vcpu, const struct vm_exit *exit)
 static bool vmcb12_wants_exception(struct vcpu *vcpu, const struct event *event)
 {
     u64 info2 = event->vector == VECTOR_PF ? event->payload : 0;
+    struct guest_state *s;
 
     if (event->type == EVENT_SOFT_INTERRUPT || !(vcpu->nested->vmcb.intercept[SVM_WORD_EXCEPTIONS] & BIT(event->vector)))
         return false;
+    if (event->vector == VECTOR_DB && event->has_payload) { // DR6 and DR7 are what the handler would see ("#DB (Debug)")
+        s = vcpu_modify(vcpu, GROUP_DR | GROUP_DEBUG);
+        vcpu->dr6 = event_db_dr6(vcpu->dr6, event->payload);
+        s->dr7 &= ~DR7_GD;
+    }
     vmexit(vcpu, (u64)VMEXIT_EXCP0 + event->vector, event->has_error ? event->error : 0, info2);
     return true;
 }
@@ -541,6 +621,18 @@ static bool vmcb12_reflect(struct vcpu *vcpu, struct vm_exit *exit)
         return reflect_cr(vcpu, exit);
     case EXIT_DR:
         return reflect_dr(vcpu, exit);
+    case EXIT_TASK_SWITCH:
+        if (!(vcpu->nested->vmcb.intercept[SVM_WORD_3] & SVM_INTERCEPT_TASK_SWITCH))
+            return false;
+        vmexit(vcpu, VMEXIT_TASK_SWITCH, exit->task.selector, exit->raw_info2);
+        return true;
+    case EXIT_GDTR_IDTR:
+    case EXIT_LDTR_TR:
+        return reflect_tables(vcpu, exit);
+    case EXIT_VMMCALL: // Nestor's hypercalls are for L1
+        if (!reflect_by_bit(vcpu, exit))
+            vcpu_inject_ud(vcpu);
+        return true;
     case EXIT_ENTRY_FAILED:
         log_error("guest %s: the CPU refused an L2 that Nestor's checks passed", vcpu->vm->config->name);
         vmexit(vcpu, VMEXIT_INVALID, 0, 0);
@@ -583,31 +675,24 @@ static enum nested_answer vmcb12_event(struct vcpu *vcpu, enum nested_event even
 
 // --- MSRs, CPUID ---
 
+// VM_CR is as firmware leaves it where SVM may be used for good: locked.
 static int vmcb12_read_msr(struct vcpu *vcpu, u32 msr, u64 *value)
 {
-    const struct nested *n = vcpu->nested;
-
     if (msr != MSR_VM_CR && msr != MSR_VM_HSAVE_PA)
         return -E_NOENT;
-    *value = msr == MSR_VM_CR ? n->vm_cr : n->hsave_pa;
+    *value = msr == MSR_VM_CR ? VM_CR_LOCK : vcpu->nested->hsave_pa;
     return 0;
 }
 
 static int vmcb12_write_msr(struct vcpu *vcpu, u32 msr, u64 value)
 {
-    struct nested *n = vcpu->nested;
-
-    if (msr == MSR_VM_HSAVE_PA) {
-        if (!IS_ALIGNED(value, PAGE_SIZE) || value >> cpuid_phys_bits(vcpu->vm))
-            return -E_FAULT;
-        n->hsave_pa = value;
-        return 0;
-    }
-    if (msr != MSR_VM_CR)
+    if (msr == MSR_VM_CR)
+        return value & ~BITS(4, 0) ? -E_FAULT : 0;
+    if (msr != MSR_VM_HSAVE_PA)
         return -E_NOENT;
-    if (value & ~BITS(4, 0))
+    if (!IS_ALIGNED(value, PAGE_SIZE) || beyond_memory(vcpu, value, PAGE_SIZE))
         return -E_FAULT;
-    n->vm_cr = (n->vm_cr & VM_CR_LOCK) ? n->vm_cr : value; // locked: SVMDIS and LOCK keep
+    vcpu->nested->hsave_pa = value;
     return 0;
 }
 
@@ -635,6 +720,7 @@ static void vmcb12_reset(struct vcpu *vcpu)
 
 const struct nested_ops vmcb12_ops = {
     .state_size = sizeof(struct nested),
+    .bitmap_order = 1,
     .reset = vmcb12_reset,
     .reflect = vmcb12_reflect,
     .instruction = vmcb12_instruction,

@@ -116,13 +116,13 @@ static const u32 always[SVM_WORD_COUNT] = {
 // INTERCEPT_MTF has no hardware (has_mtf is false); INTERCEPT_SVM and INTERCEPT_XSETBV are in
 // `always`.
 static const struct {
-    u32 intercept; // enum intercept
+    u64 intercept; // enum intercept
     u32 word, bits;
 } on_demand[] = {
     {INTERCEPT_HLT, SVM_WORD_3, SVM_INTERCEPT_HLT},
     {INTERCEPT_PAUSE, SVM_WORD_3, SVM_INTERCEPT_PAUSE},
     {INTERCEPT_RDTSC, SVM_WORD_3, SVM_INTERCEPT_RDTSC},
-    {INTERCEPT_RDTSC, SVM_WORD_4, SVM_INTERCEPT_RDTSCP},
+    {INTERCEPT_RDTSCP, SVM_WORD_4, SVM_INTERCEPT_RDTSCP},
     {INTERCEPT_RDPMC, SVM_WORD_3, SVM_INTERCEPT_RDPMC},
     {INTERCEPT_INVLPG, SVM_WORD_3, SVM_INTERCEPT_INVLPG},
     {INTERCEPT_INVPCID, SVM_WORD_5, SVM_INTERCEPT_INVPCID},
@@ -150,6 +150,16 @@ static const struct {
     {INTERCEPT_POPF, SVM_WORD_3, SVM_INTERCEPT_POPF},
     {INTERCEPT_SOFT_INT, SVM_WORD_3, SVM_INTERCEPT_SWINT},
     {INTERCEPT_RSM, SVM_WORD_3, SVM_INTERCEPT_RSM},
+    {INTERCEPT_ICEBP, SVM_WORD_4, SVM_INTERCEPT_ICEBP},
+    {INTERCEPT_CR0_SELECTIVE, SVM_WORD_3, SVM_INTERCEPT_CR0_SEL_WRITE},
+    {INTERCEPT_IDTR_READ, SVM_WORD_3, SVM_INTERCEPT_IDTR_READ},
+    {INTERCEPT_GDTR_READ, SVM_WORD_3, SVM_INTERCEPT_GDTR_READ},
+    {INTERCEPT_LDTR_READ, SVM_WORD_3, SVM_INTERCEPT_LDTR_READ},
+    {INTERCEPT_TR_READ, SVM_WORD_3, SVM_INTERCEPT_TR_READ},
+    {INTERCEPT_IDTR_WRITE, SVM_WORD_3, SVM_INTERCEPT_IDTR_WRITE},
+    {INTERCEPT_GDTR_WRITE, SVM_WORD_3, SVM_INTERCEPT_GDTR_WRITE},
+    {INTERCEPT_LDTR_WRITE, SVM_WORD_3, SVM_INTERCEPT_LDTR_WRITE},
+    {INTERCEPT_TR_WRITE, SVM_WORD_3, SVM_INTERCEPT_TR_WRITE},
 };
 
 void svm_intercepts(const struct controls *ctl, u64 cr0, u64 cr4, u32 words[SVM_WORD_COUNT])
@@ -158,6 +168,8 @@ void svm_intercepts(const struct controls *ctl, u64 cr0, u64 cr4, u32 words[SVM_
     for (u32 i = 0; i < ARRAY_SIZE(on_demand); i++)
         if (ctl->intercepts & on_demand[i].intercept)
             words[on_demand[i].word] |= on_demand[i].bits;
+    words[SVM_WORD_CR] |= ctl->cr_intercepts;
+    words[SVM_WORD_DR] |= ctl->dr_intercepts;
     // Vector 2 is reserved there: NMI has its own intercept.
     words[SVM_WORD_EXCEPTIONS] |= ctl->exception_bitmap & ~(u32)BIT(VECTOR_NMI);
     if (ctl->cr0_mask & (CR0_TS | CR0_MP))

@@ -92,7 +92,9 @@ static void inject(struct vcpu *vcpu, const struct event *event)
         vcpu->cur->state.interruptibility |= BLOCK_NMI;
     if (!is_software(event))
         return;
-    if (!length)
+    if (event->rip_is_next)
+        length = 0;
+    else if (!length)
         length = event->type == EVENT_SOFT_INTERRUPT ? 2 : 1;
     vmcb->nrip = vmcb->rip + length;
     if (svm_has(SVM_FEATURE_NRIPS) && event->type != EVENT_INT1) // which is any #DB to the CPU
@@ -243,6 +245,8 @@ static void take_back_injection(struct vcpu_ctx *ctx, struct vm_exit *exit)
 
     if (event->type == EVENT_NMI)
         ctx->state.interruptibility &= ~(u32)BLOCK_NMI; // core injects it anew
+    event->rip_is_next = ctx->ctl.inject.valid && ctx->ctl.inject.rip_is_next && is_software(event) &&
+                         event->vector == ctx->ctl.inject.vector;
     if (!hw->soft_len || event->vector != ctx->ctl.inject.vector)
         return;
     // EXITINTINFO cannot tell what was injected from what the guest did in its place, so RIP must

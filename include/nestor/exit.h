@@ -27,6 +27,7 @@ struct event {
     bool has_error;
     u32 error;
     u8 insn_len; // of INT n, INT1, INT3, INTO; 0 = not known
+    bool rip_is_next; // of the same: RIP is behind the instruction already (SVM without nRIP save injects them so)
     bool has_payload;
     u64 payload; // #PF: CR2; #DB: the DR6 bits (B0-3, BD, BS, BT; BLD and RTM positive, as in pending debug exceptions)
 };

@@ -74,7 +74,7 @@ struct guest_state {
 enum intercept { // controls.intercepts: instructions and events that exit beside those that always must
     INTERCEPT_HLT = BIT(0),
     INTERCEPT_PAUSE = BIT(1),
-    INTERCEPT_RDTSC = BIT(2), // and RDTSCP
+    INTERCEPT_RDTSC = BIT(2), // (VMX: and RDTSCP)
     INTERCEPT_RDPMC = BIT(3),
     INTERCEPT_INVLPG = BIT(4),
     INTERCEPT_INVPCID = BIT(5),
@@ -101,6 +101,18 @@ enum intercept { // controls.intercepts: instructions and events that exit besid
     INTERCEPT_RSM = BIT(26),
     INTERCEPT_CR0_READ = BIT(27), // SVM: whatever the mask says
     INTERCEPT_CR4_READ = BIT(28),
+    INTERCEPT_RDTSCP = BIT(29),
+    INTERCEPT_ICEBP = BIT(30),
+    INTERCEPT_INTERRUPT_WINDOW = BIT(31), // L1 waits for its L2's window: each entry opens it
+    INTERCEPT_CR0_SELECTIVE = BIT(32),    // SVM: CR0 writes that change more than TS and MP
+    INTERCEPT_IDTR_READ = BIT(33),        // SVM: the instructions of INTERCEPT_TABLES_* one by one
+    INTERCEPT_GDTR_READ = BIT(34),
+    INTERCEPT_LDTR_READ = BIT(35),
+    INTERCEPT_TR_READ = BIT(36),
+    INTERCEPT_IDTR_WRITE = BIT(37),
+    INTERCEPT_GDTR_WRITE = BIT(38),
+    INTERCEPT_LDTR_WRITE = BIT(39),
+    INTERCEPT_TR_WRITE = BIT(40),
 };
 
 enum control_group { // which part of the controls the back end must write again
@@ -114,6 +126,7 @@ enum control_group { // which part of the controls the back end must write again
 struct controls {
     u64 intercepts;       // enum intercept
     u32 exception_bitmap; // beside #MC, which always exits
+    u32 cr_intercepts, dr_intercepts; // SVM, beside the others: by number, reads in bits 15:0, writes in bits 31:16
     u64 cr0_mask, cr4_mask;     // bits whose change exits (guest/host mask)
     u64 cr0_shadow, cr4_shadow; // what the guest reads for those bits
     u8 cr3_target_count;        // reserved for front ends
@@ -190,6 +203,7 @@ struct vcpu {
     u64 tsc_aux, tsc_adjust, tsc_offset_base;
     struct lapic *lapic;
     struct nested *nested; // front end's state, NULL when nested is off
+    void *nested_bitmap;   // page_alloc'd: where the front end merges its L2's MSR bitmap
     struct vcpu_msrs *msrs; // what core/msr.c keeps for MSRs that are only remembered
     struct insn_cache *insn_cache;
     u32 run_state; // enum vcpu_run_state

@@ -840,7 +840,7 @@ static void test_halted(void)
     vmcb->intercept[SVM_WORD_3] &= ~(u32)SVM_INTERCEPT_HLT;
     vmcb->v_ctl = SVM_V_INTR_MASKING;
     clgi();
-    start_timer(10000000);
+    start_timer(100000000);
     sti();
     svm_run(regs, (u64)vmcb);
     report(vmcb->exitcode == VMEXIT_INTR && at(l2_after_halt),
