@@ -8,6 +8,7 @@
 #include <nestor/device.h>
 #include <nestor/host.h>
 #include <nestor/log.h>
+#include <nestor/nested.h>
 #include <nestor/run.h>
 #include <nestor/string.h>
 #include <nestor/time.h>
@@ -40,7 +41,7 @@ static int add_ram(struct vm *vm, gpa_t gpa, u64 size)
     return 0;
 }
 
-// The legacy hole (VGA) is left out of stage 2 and of the window alike; what lies behind it is scrubbed with the rest.
+// The legacy hole (VGA) is left out of stage 2 and of the window alike: no guest ever reaches what lies behind it.
 #define VGA_HOLE 0xa0000ull
 #define VGA_HOLE_END 0xc0000ull
 
@@ -164,18 +165,26 @@ static void stop_all(struct vm *vm)
         vcpu_post(vm->vcpus[i], REQUEST_STOP);
 }
 
-// The first to end a run decides how; returns whether this call was it.
-static bool leave_running(struct vm *vm, enum vm_state state, u32 status)
+// Goes to `state` if the VM is in one of `from` (a mask of enum vm_state); returns whether it was.
+static bool change_state(struct vm *vm, u32 from, enum vm_state state, u32 status)
 {
-    bool first;
+    bool ok;
 
     spin_lock(&vm->lock);
-    first = vm->state == VM_RUNNING;
-    if (first) {
+    ok = BIT(vm->state) & from;
+    if (ok) {
         vm->exit_status = status;
         __atomic_store_n(&vm->state, state, __ATOMIC_RELEASE);
     }
     spin_unlock(&vm->lock);
+    return ok;
+}
+
+// The first to end a run decides how; returns whether this call was it.
+static bool leave_running(struct vm *vm, enum vm_state state, u32 status)
+{
+    bool first = change_state(vm, BIT(VM_RUNNING), state, status);
+
     if (first)
         stop_all(vm);
     return first;
@@ -210,17 +219,13 @@ void vm_stop(struct vm *vm, struct vcpu *vcpu, const char *why, ...)
         vcpu_report(vcpu);
 }
 
+// Also between two runs: start_guest finds it.
 void vm_kill(struct vm *vm)
 {
-    if (leave_running(vm, VM_STOPPED, STATUS_STOPPED))
-        log_warn("guest %s: killed", vm->config->name);
-}
-
-static bool may_go_on(const struct vm *vm)
-{
-    u32 state = __atomic_load_n(&vm->state, __ATOMIC_ACQUIRE);
-
-    return state == VM_OFF || state == VM_RESETTING;
+    if (!change_state(vm, BIT(VM_OFF) | BIT(VM_RUNNING) | BIT(VM_RESETTING), VM_STOPPED, STATUS_STOPPED))
+        return;
+    log_warn("guest %s: killed", vm->config->name);
+    stop_all(vm);
 }
 
 // Waits until `*word` is no longer `value`, idle between looks.
@@ -246,12 +251,14 @@ static void zero_slice(const struct vm *vm, u32 index)
 static void zero_ram(struct vm *vm, u32 index)
 {
     u64 start = tsc_now();
-    u32 goal = (__atomic_load_n(&vm->zeroed, __ATOMIC_ACQUIRE) / vm->vcpu_count + 1) * vm->vcpu_count;
+    u64 goal = (__atomic_load_n(&vm->zeroed, __ATOMIC_ACQUIRE) / vm->vcpu_count + 1) * vm->vcpu_count;
 
     zero_slice(vm, index);
     __atomic_fetch_add(&vm->zeroed, 1, __ATOMIC_ACQ_REL);
-    while (__atomic_load_n(&vm->zeroed, __ATOMIC_ACQUIRE) < goal)
+    while (__atomic_load_n(&vm->zeroed, __ATOMIC_ACQUIRE) < goal) {
         __builtin_ia32_pause();
+        cpu_call_poll();
+    }
     if (index == 0)
         log_info("guest %s: %llu MiB zeroed in %llu us (%llu ticks)", vm->config->name,
                  (unsigned long long)(vm->ram_size >> 20), (unsigned long long)(tsc_to_ns(tsc_now() - start) / 1000),
@@ -267,8 +274,9 @@ static void start_guest(struct vm *vm)
         __atomic_store_n(&vm->vcpus[i]->requests, 0, __ATOMIC_RELEASE);
         vcpu_reset(vm->vcpus[i], false);
     }
-    __atomic_store_n(&vm->state, VM_RUNNING, __ATOMIC_RELEASE);
-    if (vm_load(vm))
+    if (!change_state(vm, BIT(VM_OFF) | BIT(VM_RESETTING), VM_RUNNING, 0))
+        stop_all(vm); // killed meanwhile
+    else if (vm_load(vm))
         leave_running(vm, VM_STOPPED, STATUS_STOPPED);
     else
         log_info("guest %s: starts with %u vCPUs, %llu MiB, at tick %llu", vm->config->name, vm->vcpu_count,
@@ -279,9 +287,8 @@ static void start_guest(struct vm *vm)
 static void run_vcpu(struct vm *vm, struct vcpu *vcpu)
 {
     backend->load(vcpu);
-    __atomic_fetch_add(&vm->running, 1, __ATOMIC_ACQ_REL);
     vcpu_run(vcpu);
-    __atomic_fetch_sub(&vm->running, 1, __ATOMIC_ACQ_REL);
+    nested_reset(vcpu); // out of an L2 here: vcpu_reset comes from vCPU 0's CPU
     backend->put(vcpu);
     __atomic_fetch_add(&vm->left, 1, __ATOMIC_RELEASE);
 }
@@ -310,10 +317,11 @@ void vm_run_vcpu(struct vcpu *vcpu)
         run_vcpu(vm, vcpu);
         if (vcpu->id == 0) {
             wait_for_others(vm);
+            vm->again = __atomic_load_n(&vm->state, __ATOMIC_ACQUIRE) == VM_RESETTING;
             __atomic_fetch_add(&vm->ended_generation, 1, __ATOMIC_RELEASE);
         }
         wait_while_equal(&vm->ended_generation, generation - 1);
-    } while (may_go_on(vm));
+    } while (vm->again);
     zero_ram(vm, vcpu->id); // scrub
     host_space_load(NULL);
     this_cpu()->current = NULL;

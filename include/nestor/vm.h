@@ -39,17 +39,16 @@ struct vm {
     struct vm_ram ram[VM_RAM_MAX];
     u32 ram_count;
     u64 ram_size;
-    u64 flush_generation; // advanced by tlb_flush_vm
     u32 vcpu_count;
     struct vcpu **vcpus;
     struct machine *machine;
     struct cpuid_table *cpuid; // core/cpuid.c
     // How the VM's CPUs wait for each other (core/vm.c), all atomic.
-    u32 running;          // vCPUs inside vcpu_run
-    u32 zeroed;           // slices of RAM zeroed, ever
+    u64 zeroed;           // slices of RAM zeroed, ever
     u32 run_generation;   // starts
     u32 ended_generation; // ends
     u32 left;             // vCPUs that have left the current run
+    bool again;           // vCPU 0's decision at the end of a run, published by ended_generation
     const u8 *msr_bitmap; // of the back end for this VM's own policy
     u64 tsc_base;         // host TSC when the guest's TSC was 0
 };

@@ -13,7 +13,7 @@ struct cpu;
 struct vm *vm_create(const struct vm_config *config, u32 id, struct cpu *const *on);
 // A CPU gives itself to its vCPU until the VM has ended for good. The VM is freed, its RAM scrubbed, when vCPU 0's call returns.
 void vm_run_vcpu(struct vcpu *vcpu);
-// Ends a VM from outside, wherever its vCPUs run. Any CPU.
+// Ends a VM from outside, wherever its vCPUs run. Any CPU; the caller keeps vm_ended from returning meanwhile.
 void vm_kill(struct vm *vm);
 // main's: a VM has ended; its memory is about to be freed.
 void vm_ended(u32 id, u32 status);

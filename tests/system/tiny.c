@@ -118,6 +118,24 @@ static void hang(uint32_t unused)
         __asm__ volatile("cli; hlt");
 }
 
+// With interrupts closed and no exit of its own making.
+static void spin(uint32_t unused)
+{
+    (void)unused;
+    __asm__ volatile("cli");
+    for (;;)
+        __asm__ volatile("");
+}
+
+static void reset(uint32_t unused)
+{
+    (void)unused;
+    flush();
+    out8(0xcf9, 2);
+    out8(0xcf9, 6);
+    hang(0);
+}
+
 static void triple_fault(uint32_t unused)
 {
     static const uint8_t no_idt[6];
@@ -145,8 +163,8 @@ static const struct {
     const char *name;
     void (*run)(uint32_t number);
 } words[] = {
-    {"all", all_bytes},       {"echo", echo},       {"hang", hang},
-    {"triple", triple_fault}, {"code=", exit_code},
+    {"all", all_bytes}, {"echo", echo},           {"hang", hang},       {"spin", spin},
+    {"reset", reset},   {"triple", triple_fault}, {"code=", exit_code},
 };
 
 // The rest of `text` behind `prefix`, or 0.
