@@ -39,8 +39,6 @@ static bool take_requests(struct vcpu *vcpu)
         vcpu->events.init = true;
     if (requests & REQUEST_SIPI)
         vcpu->events.sipi = true;
-    if (requests & REQUEST_CALL)
-        cpu_call_poll();
     vcpu->events.interrupts_check = true;
     return true;
 }
@@ -82,12 +80,15 @@ static bool handle_host_exit(const struct vm_exit *exit)
     case EXIT_EXTERNAL_INTERRUPT:
         if (exit->vector_valid)
             irq_handle(exit->vector);
-        timer_arm_hardware(timer_poll());
+        cpu_call_poll();
         return true;
-    case EXIT_TIMER:
+    case EXIT_TIMER: // the deadline's interrupt may still be pending: follow_deadline would wait for it
         timer_arm_hardware(timer_poll());
+        cpu_call_poll();
         return true;
-    case EXIT_NMI:
+    case EXIT_NMI: // a panic's, perhaps (VMX: no handler has run)
+        cpu_call_poll();
+        return true;
     case EXIT_NONE:
         return true;
     case EXIT_MACHINE_CHECK:
@@ -102,9 +103,10 @@ static void enter_once(struct vcpu *vcpu, struct vm_exit *exit)
 {
     struct cpu *cpu = vcpu->cpu;
 
-    // The exchange orders the flag before the check: a poster either sees in_guest and kicks, or is seen here.
+    // The exchange orders the flag before the checks: who posts a request, or arms a deadline of this CPU, either sees in_guest and
+    // kicks, or is seen here.
     __atomic_store_n(&cpu->in_guest, 1, __ATOMIC_SEQ_CST);
-    if (unlikely(__atomic_load_n(&vcpu->requests, __ATOMIC_RELAXED)))
+    if (unlikely(__atomic_load_n(&vcpu->requests, __ATOMIC_RELAXED) || timer_next() < cpu->timer_armed))
         vcpu->immediate_exit = true;
     backend->enter(vcpu, exit);
     __atomic_store_n(&cpu->in_guest, 0, __ATOMIC_RELEASE);
@@ -119,9 +121,9 @@ void vcpu_run(struct vcpu *vcpu)
     struct vm_exit exit;
 
     for (;;) {
+        follow_deadline(vcpu); // first, since what is due posts requests
         if (unlikely(__atomic_load_n(&vcpu->requests, __ATOMIC_RELAXED)) && !take_requests(vcpu))
             return;
-        follow_deadline(vcpu);
         events_prepare(vcpu);
         if (unlikely(vcpu->cur->state.activity != ACTIVITY_ACTIVE)) {
             wait_while_halted(vcpu);

@@ -152,7 +152,6 @@ struct vcpu_ctx {
     struct controls ctl;
     struct backend_ctx *hw;
     u32 flush;    // TLB flush owed before the next entry with this context: enum tlb_flush_kind
-    u64 flush_generation; // the VM's generation that this context has seen
 };
 
 enum vcpu_request { // vcpu->requests: set by any CPU with vcpu_post, taken by the run loop
@@ -162,8 +161,6 @@ enum vcpu_request { // vcpu->requests: set by any CPU with vcpu_post, taken by t
     REQUEST_SIPI = BIT(3),
     REQUEST_STOP = BIT(4), // leave vcpu_run (kill, reset, power-off)
     REQUEST_TLB_FLUSH = BIT(5),
-    REQUEST_TIMER = BIT(6), // a deadline of this pCPU is due
-    REQUEST_CALL = BIT(7),
 };
 
 // Events on their way (core/event.c owns them).
@@ -247,7 +244,8 @@ struct backend {
     bool stage2_1g;
     bool has_mtf;
     bool holds_pdptes; // PAE's PDPTEs are CPU state (VMX); else they are read from memory (SVM, nested paging)
-    bool has_timer; // enter() itself exits at timer_next(): the LAPIC timer serves only idle
+    // What a guest cannot execute although the CPU can: not offered in CPUID.
+    bool lacks_rdtscp, lacks_invpcid;
     void (*report)(struct vcpu *vcpu); // logs the raw control structure, for a guest's end
 };
 
