@@ -197,7 +197,7 @@ static void prepare(struct vcpu *vcpu, struct emulate_ctx *ctx, struct emulate_r
     ctx->cpl = (u8)vcpu_cpl(vcpu);
     ctx->cr0 = s->cr0;
     ctx->cr4 = s->cr4;
-    ctx->max_repeat = 0;
+    ctx->max_repeat = s->rflags & RFLAGS_TF ? 1 : 0; // each repetition traps
     ctx->bytes_count = 0;
     if (exit->bytes_count) {
         memcpy(ctx->bytes, exit->bytes, exit->bytes_count);
@@ -228,6 +228,7 @@ static void commit_repeat(struct vcpu *vcpu, const struct emulate_ctx *ctx)
 {
     commit_registers(vcpu, ctx->regs);
     vcpu_modify(vcpu, GROUP_RIP)->rflags = ctx->next_rflags | RFLAGS_RF;
+    vcpu_trap_step(vcpu);
 }
 
 void vcpu_emulate(struct vcpu *vcpu, struct vm_exit *exit)

@@ -329,6 +329,14 @@ void events_reset(struct vcpu *vcpu)
 
 // --- the end of an instruction ---
 
+void vcpu_trap_step(struct vcpu *vcpu)
+{
+    if (likely(!(vcpu->cur->state.rflags & RFLAGS_TF)) || (vcpu_state(vcpu, GROUP_DEBUG)->debugctl & DEBUGCTL_BTF))
+        return;
+    vcpu_modify(vcpu, GROUP_PENDING_DBG)->pending_dbg |= DR6_BS;
+    vcpu->events.debug_check = true;
+}
+
 void vcpu_finish_insn(struct vcpu *vcpu, u64 next_rip)
 {
     struct guest_state *state = vcpu_modify(vcpu, GROUP_RIP);
@@ -337,10 +345,7 @@ void vcpu_finish_insn(struct vcpu *vcpu, u64 next_rip)
     state->rflags &= ~RFLAGS_RF;
     if (vcpu_state(vcpu, GROUP_BLOCKING)->interruptibility & (BLOCK_STI | BLOCK_MOV_SS))
         vcpu_modify(vcpu, GROUP_BLOCKING)->interruptibility &= ~(u32)(BLOCK_STI | BLOCK_MOV_SS);
-    if (unlikely(state->rflags & RFLAGS_TF) && !(vcpu_state(vcpu, GROUP_DEBUG)->debugctl & DEBUGCTL_BTF)) {
-        vcpu_modify(vcpu, GROUP_PENDING_DBG)->pending_dbg |= DR6_BS;
-        vcpu->events.debug_check = true;
-    }
+    vcpu_trap_step(vcpu);
     if (unlikely(vcpu->cur->ctl.intercepts & INTERCEPT_MTF))
         vcpu->events.mtf_pending = true;
 }

@@ -24,6 +24,14 @@ static void flush_all(struct vcpu *vcpu)
         vcpu->ctx[i].flush |= TLB_FLUSH_GUEST | TLB_FLUSH_STAGE2;
 }
 
+// While an NMI is in service the CPU latches one more; before, this request may stand for two that came together.
+static void latch_nmi(struct vcpu *vcpu)
+{
+    bool in_service = vcpu_state(vcpu, GROUP_BLOCKING)->interruptibility & BLOCK_NMI;
+
+    vcpu->events.nmi_count = (u8)MIN(vcpu->events.nmi_count + 1, in_service ? 1 : 2);
+}
+
 // Takes what others posted. Returns false if the vCPU is to leave the loop.
 static bool take_requests(struct vcpu *vcpu)
 {
@@ -34,7 +42,7 @@ static bool take_requests(struct vcpu *vcpu)
     if (requests & REQUEST_TLB_FLUSH)
         flush_all(vcpu);
     if (requests & REQUEST_NMI)
-        vcpu->events.nmi_count = (u8)MIN(vcpu->events.nmi_count + 1, 2);
+        latch_nmi(vcpu);
     if (requests & REQUEST_INIT)
         vcpu->events.init = true;
     if (requests & REQUEST_SIPI)
@@ -112,6 +120,9 @@ static void enter_once(struct vcpu *vcpu, struct vm_exit *exit)
     __atomic_store_n(&cpu->in_guest, 0, __ATOMIC_RELEASE);
     vcpu->immediate_exit = false;
     account(vcpu, exit);
+    // The IRET of an NMI handler that exits has unblocked NMIs although it will run again (SDM vol. 3 "NMI unblocking due to IRET").
+    if (unlikely(exit->nmi_unblocked_by_iret) && !exit->interrupted.valid)
+        vcpu_modify(vcpu, GROUP_BLOCKING)->interruptibility |= BLOCK_NMI;
     if (unlikely(exit->interrupted.valid))
         events_take_interrupted(vcpu, &exit->interrupted);
 }

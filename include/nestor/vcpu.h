@@ -307,7 +307,9 @@ static inline void vcpu_inject_ud(struct vcpu *vcpu)
 // The one place that advances RIP (DESIGN.md section 3): after the instruction's effects. Clears the interrupt shadow, raises
 // the single-step #DB, notes a pending MTF.
 void vcpu_finish_insn(struct vcpu *vcpu, u64 next_rip);
-// The same for an exit's instruction, whose length or next RIP is known (insn_find_length).
+// The single-step #DB after an instruction or one repetition of it, if RFLAGS.TF asks for it.
+void vcpu_trap_step(struct vcpu *vcpu);
+// vcpu_finish_insn for an exit's instruction, whose length or next RIP is known (insn_find_length).
 void vcpu_finish_exit(struct vcpu *vcpu, struct vm_exit *exit);
 
 // Mode of the guest's code.
