@@ -43,6 +43,7 @@ static INIT_TEXT void log_start(void)
     log_info("Nestor %s, loaded at 0x%llx by %s, %s, %u-level paging", NESTOR_VERSION,
              image_phys_offset, boot_info.loader, boot_info.efi ? "UEFI" : "BIOS",
              read_cr4() & CR4_LA57 ? 5 : 4);
+    log_info("entered at tick %llu", boot_tsc);
     if (la57 && strcmp(la57, "off") != 0)
         log_warn("option la57=%s: expected off", la57);
     features_log();

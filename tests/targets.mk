@@ -55,7 +55,7 @@ check-built: $(BUILD)/nestor unit guests $(BUILD)/system/tiny.elf guest-files
 
 bench:
 	@tests/deps check
-	$(SUB_MAKE) $(BUILD)/nestor guests guest-files
+	$(SUB_MAKE) $(BUILD)/nestor guest-files bench-files
 	@tests/bench/run
 
 CLANG_FORMAT ?= clang-format
