@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // Copyright (c) 2026 The Nestor authors
 //
-// The configuration: a device tree blob (Devicetree Specification 0.4 chapter 5, read by libfdt) becomes struct config. Everything
-// is checked here; a guest that is wrong is left out with a line for each mistake, and the others stay. Pure: no state but a call's.
+// The configuration: a device tree blob (Devicetree Specification 0.4 chapter 5, read by libfdt)
+// becomes struct config. Everything is checked here; a guest that is wrong is left out with a line
+// for each mistake, and the others stay. Pure: no state but a call's.
 
 #include <libfdt.h>
 #include <nestor/config.h>

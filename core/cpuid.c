@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // Copyright (c) 2026 The Nestor authors
 //
-// The CPUID policy: a table says what of the CPU's leaves a guest sees; each VM's leaves are worked out once, so that a CPUID exit is
-// a look-up (executing CPUID would itself be an exit where Nestor runs nested). SDM vol. 2 "CPUID", APM vol. 3 appendix E.
+// The CPUID policy: a table says what of the CPU's leaves a guest sees; each VM's leaves are worked
+// out once, so that a CPUID exit is a look-up (executing CPUID would itself be an exit where Nestor
+// runs nested). SDM vol. 2 "CPUID", APM vol. 3 appendix E.
 
 #include <arch/x86/insn.h>
 #include <arch/x86/regs.h>
@@ -33,7 +34,8 @@ struct cpuid_table {
 
 // --- the policy ---
 
-// Bits passed on when the CPU has them: those whose state Nestor handles wholly. `force`: supplied whatever the CPU has.
+// Bits passed on when the CPU has them: those whose state Nestor handles wholly. `force`: supplied
+// whatever the CPU has.
 struct policy {
     u32 leaf;
     u8 reg;
@@ -43,19 +45,22 @@ struct policy {
 #define B(n) (1u << (n))
 
 static const struct policy policies[] = {
-    // SSE3 PCLMUL SSSE3 FMA CX16 PCID SSE4.1 SSE4.2 MOVBE POPCNT AES XSAVE AVX F16C RDRAND; x2APIC, TSC-deadline, hypervisor by Nestor
+    // SSE3 PCLMUL SSSE3 FMA CX16 PCID SSE4.1 SSE4.2 MOVBE POPCNT AES XSAVE AVX F16C RDRAND; x2APIC,
+    // TSC-deadline, hypervisor by Nestor
     {1, ECX,
-     B(0) | B(1) | B(9) | B(12) | B(13) | B(17) | B(19) | B(20) | B(22) | B(23) | B(25) | B(26) | B(28) | B(29) | B(30),
+     B(0) | B(1) | B(9) | B(12) | B(13) | B(17) | B(19) | B(20) | B(22) | B(23) | B(25) | B(26) |
+         B(28) | B(29) | B(30),
      B(21) | B(24) | B(31)},
     // all but PSN, DS, ACPI, SS, HTT (by count), TM, PBE
     {1, EDX,
-     B(0) | B(1) | B(2) | B(3) | B(4) | B(5) | B(6) | B(7) | B(8) | B(9) | B(11) | B(12) | B(13) | B(14) | B(15) | B(16) | B(17) |
-         B(19) | B(23) | B(24) | B(25) | B(26),
+     B(0) | B(1) | B(2) | B(3) | B(4) | B(5) | B(6) | B(7) | B(8) | B(9) | B(11) | B(12) | B(13) |
+         B(14) | B(15) | B(16) | B(17) | B(19) | B(23) | B(24) | B(25) | B(26),
      B(9)},
-    // FSGSBASE TSC_ADJUST BMI1 AVX2 FDP SMEP BMI2 ERMS INVPCID NOFPUCSDS AVX512F DQ RDSEED ADX SMAP IFMA CLFLUSHOPT CLWB AVX512.. SHA BW VL
+    // FSGSBASE TSC_ADJUST BMI1 AVX2 FDP SMEP BMI2 ERMS INVPCID NOFPUCSDS AVX512F DQ RDSEED ADX SMAP
+    // IFMA CLFLUSHOPT CLWB AVX512.. SHA BW VL
     {7, EBX,
-     B(0) | B(3) | B(5) | B(6) | B(7) | B(8) | B(9) | B(10) | B(13) | B(16) | B(17) | B(18) | B(19) | B(20) | B(21) | B(23) | B(24) |
-         B(26) | B(27) | B(28) | B(29) | B(30) | B(31),
+     B(0) | B(3) | B(5) | B(6) | B(7) | B(8) | B(9) | B(10) | B(13) | B(16) | B(17) | B(18) |
+         B(19) | B(20) | B(21) | B(23) | B(24) | B(26) | B(27) | B(28) | B(29) | B(30) | B(31),
      B(1)},
     // AVX512_VBMI UMIP VBMI2 GFNI VAES VPCLMULQDQ VNNI BITALG VPOPCNTDQ LA57 RDPID
     {7, ECX, B(1) | B(2) | B(6) | B(8) | B(9) | B(10) | B(11) | B(12) | B(14) | B(16) | B(22), 0},
@@ -65,16 +70,18 @@ static const struct policy policies[] = {
     {0x80000001, ECX, B(0) | B(4) | B(5) | B(6) | B(7) | B(8), 0},
     // as leaf 1, with SYSCALL NX MMXEXT FXSR FFXSR 1G RDTSCP LM 3DNOW
     {0x80000001, EDX,
-     B(0) | B(1) | B(2) | B(3) | B(4) | B(5) | B(6) | B(7) | B(8) | B(9) | B(11) | B(12) | B(13) | B(14) | B(15) | B(16) | B(17) |
-         B(20) | B(22) | B(23) | B(24) | B(25) | B(26) | B(27) | B(29) | B(30) | B(31),
+     B(0) | B(1) | B(2) | B(3) | B(4) | B(5) | B(6) | B(7) | B(8) | B(9) | B(11) | B(12) | B(13) |
+         B(14) | B(15) | B(16) | B(17) | B(20) | B(22) | B(23) | B(24) | B(25) | B(26) | B(27) |
+         B(29) | B(30) | B(31),
      B(9)},
-    {0x80000007, EDX, B(8), 0},    // invariant TSC
+    {0x80000007, EDX, B(8), 0},        // invariant TSC
     {0x80000008, EBX, B(0) | B(9), 0}, // CLZERO, WBNOINVD
 };
 
 // Leaves that go on as the CPU has them (registers that a policy names are masked besides).
-static const u32 passed_leaves[] = {0,          1,          2,          7,          0xd,        0x80000000, 0x80000001,
-                                    0x80000002, 0x80000003, 0x80000004, 0x80000005, 0x80000006, 0x80000007, 0x80000008, 0x8000000a};
+static const u32 passed_leaves[] = {0,          1,          2,          7,          0xd,
+                                    0x80000000, 0x80000001, 0x80000002, 0x80000003, 0x80000004,
+                                    0x80000005, 0x80000006, 0x80000007, 0x80000008, 0x8000000a};
 
 static u32 *leaf_regs(struct cpuid_table *t, u32 leaf)
 {
@@ -164,8 +171,8 @@ static u32 xsave_size(const struct cpuid_table *t, u64 xcr0, bool compacted)
     return size;
 }
 
-// XSAVEC is offered only if the CPU's own sizes add up. Bochs 2.7 gives the standard size for the compacted format, and a guest that
-// uses XSAVEC on it loses registers.
+// XSAVEC is offered only if the CPU's own sizes add up. Bochs 2.7 gives the standard size for the
+// compacted format, and a guest that uses XSAVEC on it loses registers.
 static bool compaction_consistent(const struct cpuid_table *t)
 {
     u64 before = xgetbv(0);
@@ -221,7 +228,8 @@ int cpuid_create(struct vm *vm)
     vm->cpuid = t;
     t->vcpus = vm->vcpu_count;
     pass_leaves(t);
-    t->amd = t->basic[0][EDX] == 0x69746e65 || t->basic[0][EDX] == 0x6e65476e; // "enti", "nGen": AuthenticAMD, HygonGenuine
+    t->amd = t->basic[0][EDX] == 0x69746e65 ||
+             t->basic[0][EDX] == 0x6e65476e; // "enti", "nGen": AuthenticAMD, HygonGenuine
     apply_policies(t);
     mask_cores(t);
     build_caches(t);
@@ -291,7 +299,8 @@ static void read_hypervisor(u32 leaf, u32 out[4])
         out[EAX] = HYPERVISOR_LEAF + 0x10;
         memcpy(&out[EBX], signature, sizeof(signature));
     } else if (leaf == HYPERVISOR_LEAF + 0x10) {
-        out[EAX] = (u32)(tsc_hz / 1000); // the timing leaf that guests know from others: TSC and bus kHz
+        out[EAX] =
+            (u32)(tsc_hz / 1000); // the timing leaf that guests know from others: TSC and bus kHz
         out[EBX] = 1000000;
     }
 }
@@ -341,7 +350,9 @@ void cpuid_read(struct vcpu *vcpu, u32 leaf, u32 subleaf, u32 out[4])
         memcpy(out, t->extended[leaf - 0x80000000u], sizeof(t->extended[0]));
     else if (leaf - HYPERVISOR_LEAF < 0x100)
         read_hypervisor(leaf, out);
-    else if (!t->amd) // Intel: above the last basic leaf the last one's data (SDM); with subleaves taken as read
+    else if (
+        // Intel: above the last basic leaf the last one's data (SDM); with subleaves taken as read
+        !t->amd)
         memcpy(out, t->basic[t->max_basic], sizeof(t->basic[0]));
 }
 

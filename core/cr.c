@@ -1,17 +1,22 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // Copyright (c) 2026 The Nestor authors
 //
-// Control registers as a guest writes them, with every check of MOV to CR (SDM vol. 2 "MOV - Move to/from Control Registers", vol. 3
-// "Control Registers"; APM vol. 2 "System-Control Registers"). Values in the model are what the guest has; a back end adds its own.
+// Control registers as a guest writes them, with every check of MOV to CR (SDM vol. 2 "MOV - Move
+// to/from Control Registers", vol. 3 "Control Registers"; APM vol. 2 "System-Control Registers").
+// Values in the model are what the guest has; a back end adds its own.
 
 #include <arch/x86/regs.h>
 #include <nestor/device.h>
 #include <nestor/nested.h>
 #include <nestor/run.h>
 
-#define CR0_KNOWN (CR0_PE | CR0_MP | CR0_EM | CR0_TS | CR0_ET | CR0_NE | CR0_WP | CR0_AM | CR0_NW | CR0_CD | CR0_PG)
+#define CR0_KNOWN                                                                              \
+    (CR0_PE | CR0_MP | CR0_EM | CR0_TS | CR0_ET | CR0_NE | CR0_WP | CR0_AM | CR0_NW | CR0_CD | \
+     CR0_PG)
 #define CR0_PAGING (CR0_PG | CR0_WP | CR0_CD | CR0_NW)
-#define CR4_PAGING (CR4_PSE | CR4_PAE | CR4_PGE | CR4_PCIDE | CR4_SMEP | CR4_SMAP | CR4_LA57 | CR4_PKE | CR4_PKS | CR4_CET)
+#define CR4_PAGING                                                                        \
+    (CR4_PSE | CR4_PAE | CR4_PGE | CR4_PCIDE | CR4_SMEP | CR4_SMAP | CR4_LA57 | CR4_PKE | \
+     CR4_PKS | CR4_CET)
 
 // CR4 bits that exist when a CPUID bit of the guest's says so.
 static const struct {
@@ -19,11 +24,12 @@ static const struct {
     u32 leaf;
     u8 reg, cpuid_bit;
 } cr4_features[] = {
-    {CR4_VME | CR4_PVI, 1, 3, 1}, {CR4_TSD, 1, 3, 4},       {CR4_DE, 1, 3, 2},         {CR4_PSE, 1, 3, 3},
-    {CR4_PAE, 1, 3, 6},           {CR4_MCE, 1, 3, 7},       {CR4_PGE, 1, 3, 13},       
-    {CR4_OSFXSR, 1, 3, 24},       {CR4_OSXMMEXCPT, 1, 3, 25}, {CR4_UMIP, 7, 2, 2},     {CR4_LA57, 7, 2, 16},
-    {CR4_FSGSBASE, 7, 1, 0},      {CR4_PCIDE, 1, 2, 17},    {CR4_OSXSAVE, 1, 2, 26},   {CR4_SMEP, 7, 1, 7},
-    {CR4_SMAP, 7, 1, 20},         {CR4_PKE, 7, 2, 3},       {CR4_PKS, 7, 2, 31},
+    {CR4_VME | CR4_PVI, 1, 3, 1}, {CR4_TSD, 1, 3, 4},      {CR4_DE, 1, 3, 2},
+    {CR4_PSE, 1, 3, 3},           {CR4_PAE, 1, 3, 6},      {CR4_MCE, 1, 3, 7},
+    {CR4_PGE, 1, 3, 13},          {CR4_OSFXSR, 1, 3, 24},  {CR4_OSXMMEXCPT, 1, 3, 25},
+    {CR4_UMIP, 7, 2, 2},          {CR4_LA57, 7, 2, 16},    {CR4_FSGSBASE, 7, 1, 0},
+    {CR4_PCIDE, 1, 2, 17},        {CR4_OSXSAVE, 1, 2, 26}, {CR4_SMEP, 7, 1, 7},
+    {CR4_SMAP, 7, 1, 20},         {CR4_PKE, 7, 2, 3},      {CR4_PKS, 7, 2, 31},
 };
 
 u64 cr4_allowed(const struct vcpu *vcpu)
@@ -31,7 +37,8 @@ u64 cr4_allowed(const struct vcpu *vcpu)
     u64 bits = nested_cr4_bits(vcpu) | CR4_PCE;
 
     for (unsigned i = 0; i < ARRAY_SIZE(cr4_features); i++)
-        if (cpuid_has(vcpu->vm, cr4_features[i].leaf, cr4_features[i].reg, cr4_features[i].cpuid_bit))
+        if (cpuid_has(vcpu->vm, cr4_features[i].leaf, cr4_features[i].reg,
+                      cr4_features[i].cpuid_bit))
             bits |= cr4_features[i].bit;
     return bits;
 }
@@ -59,7 +66,8 @@ static u64 cr3_reserved(struct vcpu *vcpu)
     return vcpu_mode_long(vcpu) ? ~BITS(cpuid_phys_bits(vcpu->vm) - 1, 0) : 0;
 }
 
-// PAE's four pointers are loaded, and checked, when CR3 is or when paging comes on (SDM vol. 3 "PDPTE Registers").
+// PAE's four pointers are loaded, and checked, when CR3 is or when paging comes on (SDM vol. 3
+// "PDPTE Registers").
 static int load_pdptes(struct vcpu *vcpu, u64 cr0, u64 cr3, u64 cr4, u64 efer, u64 pdpte[4])
 {
     u64 reserved = ~BITS(cpuid_phys_bits(vcpu->vm) - 1, 0) | BITS(8, 5) | BITS(2, 1);

@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // Copyright (c) 2026 The Nestor authors
 //
-// The emulator (emulate.h, pure) put to a vCPU: memory through the guest's paging to RAM or a device, ports to the bus, segments and
-// faults to the model. The instruction's effects are committed here, RIP last.
+// The emulator (emulate.h, pure) put to a vCPU: memory through the guest's paging to RAM or a
+// device, ports to the bus, segments and faults to the model. The instruction's effects are
+// committed here, RIP last.
 
 #include <arch/x86/regs.h>
 #include <nestor/device.h>
@@ -27,7 +28,8 @@ static u32 walk_bits(const struct emulate_ctx *ctx, unsigned access)
     return walk | (ctx->cpl == 3 ? WALK_USER : 0);
 }
 
-static enum emulate_result find(struct emulate_ctx *ctx, gva_t la, unsigned access, gpa_t *gpa, u8 **host)
+static enum emulate_result find(struct emulate_ctx *ctx, gva_t la, unsigned access, gpa_t *gpa,
+                                u8 **host)
 {
     struct walk_fault fault = {0};
 
@@ -66,7 +68,8 @@ static void device_access(struct vcpu *vcpu, gpa_t gpa, u8 *buf, unsigned size, 
     }
 }
 
-static enum emulate_result op_read(struct emulate_ctx *ctx, gva_t la, void *buf, unsigned size, unsigned access)
+static enum emulate_result op_read(struct emulate_ctx *ctx, gva_t la, void *buf, unsigned size,
+                                   unsigned access)
 {
     gpa_t gpa;
     u8 *host;
@@ -81,7 +84,8 @@ static enum emulate_result op_read(struct emulate_ctx *ctx, gva_t la, void *buf,
     return EMULATE_OK;
 }
 
-static enum emulate_result op_write(struct emulate_ctx *ctx, gva_t la, const void *buf, unsigned size, unsigned access)
+static enum emulate_result op_write(struct emulate_ctx *ctx, gva_t la, const void *buf,
+                                    unsigned size, unsigned access)
 {
     gpa_t gpa;
     u8 *host, copy[64];
@@ -100,7 +104,8 @@ static enum emulate_result op_write(struct emulate_ctx *ctx, gva_t la, const voi
     return EMULATE_OK;
 }
 
-static enum emulate_result op_check(struct emulate_ctx *ctx, gva_t la, unsigned size, unsigned access)
+static enum emulate_result op_check(struct emulate_ctx *ctx, gva_t la, unsigned size,
+                                    unsigned access)
 {
     gpa_t gpa;
     u8 *host;
@@ -109,13 +114,13 @@ static enum emulate_result op_check(struct emulate_ctx *ctx, gva_t la, unsigned 
     return find(ctx, la, access | EMULATE_WRITE, &gpa, &host);
 }
 
-#define CMPXCHG_AS(type)                                                                           \
-    *swapped = __atomic_compare_exchange_n((type *)host, (type *)old, *(const type *)new_value, false, __ATOMIC_SEQ_CST,   \
-                                           __ATOMIC_SEQ_CST);                                      \
+#define CMPXCHG_AS(type)                                                                        \
+    *swapped = __atomic_compare_exchange_n((type *)host, (type *)old, *(const type *)new_value, \
+                                           false, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST);          \
     return EMULATE_OK
 
-static enum emulate_result op_cmpxchg(struct emulate_ctx *ctx, gva_t la, void *old, const void *new_value, unsigned size,
-                                      bool *swapped)
+static enum emulate_result op_cmpxchg(struct emulate_ctx *ctx, gva_t la, void *old,
+                                      const void *new_value, unsigned size, bool *swapped)
 {
     gpa_t gpa;
     u8 *host;
@@ -164,8 +169,9 @@ static enum emulate_result op_out(struct emulate_ctx *ctx, u16 port, unsigned si
 static void op_get_seg(struct emulate_ctx *ctx, enum segment_index seg, struct segment *out)
 {
     static const u32 groups[SEG_COUNT] = {
-        [SEG_ES] = GROUP_DATA,   [SEG_CS] = GROUP_CODE,   [SEG_SS] = GROUP_CODE,     [SEG_DS] = GROUP_DATA,
-        [SEG_FS] = GROUP_SYSTEM, [SEG_GS] = GROUP_SYSTEM, [SEG_LDTR] = GROUP_SYSTEM, [SEG_TR] = GROUP_SYSTEM,
+        [SEG_ES] = GROUP_DATA,     [SEG_CS] = GROUP_CODE,   [SEG_SS] = GROUP_CODE,
+        [SEG_DS] = GROUP_DATA,     [SEG_FS] = GROUP_SYSTEM, [SEG_GS] = GROUP_SYSTEM,
+        [SEG_LDTR] = GROUP_SYSTEM, [SEG_TR] = GROUP_SYSTEM,
     };
 
     *out = vcpu_state(ctx->opaque, groups[seg])->seg[seg];
@@ -181,9 +187,11 @@ static const struct emulate_ops ops = {
     .get_seg = op_get_seg,
 };
 
-static void prepare(struct vcpu *vcpu, struct emulate_ctx *ctx, struct emulate_regs *regs, const struct vm_exit *exit)
+static void prepare(struct vcpu *vcpu, struct emulate_ctx *ctx, struct emulate_regs *regs,
+                    const struct vm_exit *exit)
 {
-    const struct guest_state *s = vcpu_state(vcpu, GROUP_RIP | GROUP_CR | GROUP_CODE | GROUP_EFER_PAT);
+    const struct guest_state *s =
+        vcpu_state(vcpu, GROUP_RIP | GROUP_CR | GROUP_CODE | GROUP_EFER_PAT);
     unsigned size = vcpu_code_size(vcpu);
 
     memcpy(regs->gpr, vcpu->gpr, sizeof(regs->gpr));
@@ -255,7 +263,9 @@ void vcpu_emulate(struct vcpu *vcpu, struct vm_exit *exit)
     case EMULATE_INTERCEPTED:
         break;
     case EMULATE_UNHANDLED:
-        vm_stop(vcpu->vm, vcpu, "an instruction that the emulator does not know (exit %s, GPA %#llx)", exit_kind_names[exit->kind],
+        vm_stop(vcpu->vm, vcpu,
+                "an instruction that the emulator does not know (exit %s, GPA %#llx)",
+                exit_kind_names[exit->kind],
                 exit->kind == EXIT_STAGE2 ? (unsigned long long)exit->stage2.gpa : 0);
         break;
     }

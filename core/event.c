@@ -1,9 +1,11 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // Copyright (c) 2026 The Nestor authors
 //
-// Which event a guest sees next, in one place (DESIGN.md section 3; SDM vol. 3 "Priority Among Concurrent Events" and "Event Injection";
-// APM vol. 2 "Event Injection", "Interrupt and Exception Priorities"). At each boundary, before an entry:
-//   a delivery that an exit interrupted; an exception raised by emulation; INIT; SIPI; MTF; #DB traps; NMI; interrupts.
+// Which event a guest sees next, in one place (DESIGN.md section 3; SDM vol. 3 "Priority Among
+// Concurrent Events" and "Event Injection"; APM vol. 2 "Event Injection", "Interrupt and Exception
+// Priorities"). At each boundary, before an entry:
+//   a delivery that an exit interrupted; an exception raised by emulation; INIT; SIPI; MTF; #DB
+//   traps; NMI; interrupts.
 // Events keep their payload (DR6 bits, CR2) until they are delivered.
 
 #include <arch/x86/regs.h>
@@ -71,12 +73,16 @@ void vcpu_inject_event(struct vcpu *vcpu, const struct event *event)
     ev->exception = *event;
     ev->exception.valid = true;
     if (merge == MERGE_DOUBLE_FAULT)
-        ev->exception = (struct event){.valid = true, .vector = VECTOR_DF, .type = EVENT_EXCEPTION, .has_error = true};
+        ev->exception = (struct event){
+            .valid = true, .vector = VECTOR_DF, .type = EVENT_EXCEPTION, .has_error = true};
 }
 
 void vcpu_inject_exception(struct vcpu *vcpu, u8 vector, bool has_error, u32 error)
 {
-    vcpu_inject_event(vcpu, &(struct event){.vector = vector, .type = EVENT_EXCEPTION, .has_error = has_error, .error = error});
+    vcpu_inject_event(vcpu, &(struct event){.vector = vector,
+                                            .type = EVENT_EXCEPTION,
+                                            .has_error = has_error,
+                                            .error = error});
 }
 
 void vcpu_inject_page_fault(struct vcpu *vcpu, u32 error, u64 cr2)
@@ -99,7 +105,8 @@ u64 event_db_dr6(u64 dr6, u64 payload)
     return dr6 & ~(payload & (DR6_BLD | DR6_RTM)); // inverted in DR6
 }
 
-// What the CPU changes when it delivers an exception and injection does not: CR2; DR6, DR7.GD and the branch tracing.
+// What the CPU changes when it delivers an exception and injection does not: CR2; DR6, DR7.GD and
+// the branch tracing.
 static void commit_payload(struct vcpu *vcpu, const struct event *event)
 {
     struct guest_state *state;
@@ -123,16 +130,17 @@ static void inject(struct vcpu *vcpu, const struct event *event)
 
     *out = *event;
     if (out->type == EVENT_EXCEPTION && !(vcpu_state(vcpu, GROUP_CR)->cr0 & CR0_PE))
-        out->has_error = false; // real mode pushes none (SDM vol. 3 "VM-Entry Controls for Event Injection")
+        out->has_error = false; // real mode pushes none
     commit_payload(vcpu, event);
 }
 
-// Fault-class exceptions push RF = 1 (SDM vol. 3 "Restarting Instructions"), and an exit that one makes saves it; an entry takes
-// RFLAGS as it is. A delivery that was interrupted, and what L1 injects, has its own RF.
+// Fault-class exceptions push RF = 1 (SDM vol. 3 "Restarting Instructions"), and an exit that one
+// makes saves it; an entry takes RFLAGS as it is. A delivery that was interrupted, and what L1
+// injects, has its own RF.
 static void set_rf(struct vcpu *vcpu, const struct event *event)
 {
-    if (event->type == EVENT_EXCEPTION && event->vector != VECTOR_DB && event->vector != VECTOR_DF &&
-        event->vector != VECTOR_MC)
+    if (event->type == EVENT_EXCEPTION && event->vector != VECTOR_DB &&
+        event->vector != VECTOR_DF && event->vector != VECTOR_MC)
         vcpu_modify(vcpu, GROUP_RIP)->rflags |= RFLAGS_RF;
 }
 
@@ -186,7 +194,8 @@ static void take_sipi(struct vcpu *vcpu)
 static bool deliver_pending_debug(struct vcpu *vcpu)
 {
     struct guest_state *state = vcpu_state(vcpu, GROUP_PENDING_DBG | GROUP_BLOCKING);
-    struct event event = {.valid = true, .vector = VECTOR_DB, .type = EVENT_EXCEPTION, .has_payload = true};
+    struct event event = {
+        .valid = true, .vector = VECTOR_DB, .type = EVENT_EXCEPTION, .has_payload = true};
 
     if (likely(!state->pending_dbg) || (state->interruptibility & BLOCK_MOV_SS))
         return false;
@@ -254,10 +263,12 @@ static void deliver_interrupt(struct vcpu *vcpu)
         vcpu->cur->ctl.interrupt_window = true;
 }
 
-// While an injection into L2 is on its way nothing may exit to L1: what waits does so at the boundary behind it.
+// While an injection into L2 is on its way nothing may exit to L1: what waits does so at the
+// boundary behind it.
 static bool injection_first(struct vcpu *vcpu)
 {
-    if (!vcpu->level || !(vcpu->events.nmi_count || (vcpu->events.interrupts_check && irq_pending(vcpu))))
+    if (!vcpu->level ||
+        !(vcpu->events.nmi_count || (vcpu->events.interrupts_check && irq_pending(vcpu))))
         return false;
     vcpu->immediate_exit = true;
     return true;
@@ -278,7 +289,8 @@ static void prepare_boundary(struct vcpu *vcpu)
     if (unlikely(vcpu->cur->state.activity == ACTIVITY_WAIT_SIPI))
         return;
     injected = deliver_exception(vcpu);
-    if (!injected && unlikely(ev->mtf_pending) && vcpu->level && nested_event(vcpu, NESTED_MTF) != NESTED_DELIVER)
+    if (!injected && unlikely(ev->mtf_pending) && vcpu->level &&
+        nested_event(vcpu, NESTED_MTF) != NESTED_DELIVER)
         return;
     if (!injected && (ev->debug_check || ev->nmi_count || ev->interrupts_check)) {
         injected = deliver_pending_debug(vcpu);
@@ -313,7 +325,8 @@ void events_take_interrupted(struct vcpu *vcpu, const struct event *event)
 
 bool events_wake(struct vcpu *vcpu)
 {
-    return vcpu->events.nmi_count || vcpu->events.init || (interrupts_open(vcpu) && irq_pending(vcpu));
+    return vcpu->events.nmi_count || vcpu->events.init ||
+           (interrupts_open(vcpu) && irq_pending(vcpu));
 }
 
 void events_reset(struct vcpu *vcpu)
@@ -331,7 +344,8 @@ void events_reset(struct vcpu *vcpu)
 
 void vcpu_trap_step(struct vcpu *vcpu)
 {
-    if (likely(!(vcpu->cur->state.rflags & RFLAGS_TF)) || (vcpu_state(vcpu, GROUP_DEBUG)->debugctl & DEBUGCTL_BTF))
+    if (likely(!(vcpu->cur->state.rflags & RFLAGS_TF)) ||
+        (vcpu_state(vcpu, GROUP_DEBUG)->debugctl & DEBUGCTL_BTF))
         return;
     vcpu_modify(vcpu, GROUP_PENDING_DBG)->pending_dbg |= DR6_BS;
     vcpu->events.debug_check = true;

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // Copyright (c) 2026 The Nestor authors
 //
-// What Nestor does with each kind of exit, as a table. An exit that no row handles ends the guest with a report; no instruction is ever
-// skipped.
+// What Nestor does with each kind of exit, as a table. An exit that no row handles ends the guest
+// with a report; no instruction is ever skipped.
 
 #include <arch/x86/insn.h>
 #include <arch/x86/regs.h>
@@ -116,8 +116,8 @@ static bool decode_cr(struct vcpu *vcpu, struct vm_exit *exit)
     }
 }
 
-// Bits that L1 owns of its L2 keep their value; the guest reads the shadow for them (SDM vol. 3 "Guest/Host Masks and Read Shadows").
-// What Nestor masks for itself is not offered: it is refused.
+// Bits that L1 owns of its L2 keep their value; the guest reads the shadow for them (SDM vol. 3
+// "Guest/Host Masks and Read Shadows"). What Nestor masks for itself is not offered: it is refused.
 static u64 cr_merge_owned(struct vcpu *vcpu, unsigned number, u64 value)
 {
     const struct controls *ctl = &vcpu->cur->ctl, *own = &vcpu->ctx[0].ctl;
@@ -154,7 +154,8 @@ static u64 cr_new_value(struct vcpu *vcpu, const struct exit_cr *cr)
     if (cr->access == CR_CLTS)
         return cr0 & ~CR0_TS;
     // LMSW sets PE but never clears it.
-    return (cr0 & ~(u64)(CR0_MP | CR0_EM | CR0_TS)) | (cr->lmsw_source & (CR0_PE | CR0_MP | CR0_EM | CR0_TS));
+    return (cr0 & ~(u64)(CR0_MP | CR0_EM | CR0_TS)) |
+           (cr->lmsw_source & (CR0_PE | CR0_MP | CR0_EM | CR0_TS));
 }
 
 static void on_cr(struct vcpu *vcpu, struct vm_exit *exit)
@@ -167,7 +168,9 @@ static void on_cr(struct vcpu *vcpu, struct vm_exit *exit)
         u64 value = cr_visible(vcpu, exit->cr.number);
 
         vcpu_set_gpr(vcpu, exit->cr.gpr, vcpu_mode_64bit(vcpu) ? value : (u32)value);
-    } else if (cr_write_guest(vcpu, exit->cr.number, cr_merge_owned(vcpu, exit->cr.number, cr_new_value(vcpu, &exit->cr)))) {
+    } else if (cr_write_guest(
+                   vcpu, exit->cr.number,
+                   cr_merge_owned(vcpu, exit->cr.number, cr_new_value(vcpu, &exit->cr)))) {
         vcpu_inject_gp0(vcpu);
         return;
     }
@@ -196,7 +199,8 @@ static void on_xsetbv(struct vcpu *vcpu, struct vm_exit *exit)
 static void on_stage2(struct vcpu *vcpu, struct vm_exit *exit)
 {
     if (exit->stage2.execute) {
-        vm_stop(vcpu->vm, vcpu, "instruction fetch where there is no RAM, GPA %#llx", LLU(exit->stage2.gpa));
+        vm_stop(vcpu->vm, vcpu, "instruction fetch where there is no RAM, GPA %#llx",
+                LLU(exit->stage2.gpa));
         return;
     }
     vcpu_emulate(vcpu, exit);
@@ -204,7 +208,8 @@ static void on_stage2(struct vcpu *vcpu, struct vm_exit *exit)
 
 static void on_stage2_misconfig(struct vcpu *vcpu, struct vm_exit *exit)
 {
-    panic("stage-2 entry misconfigured, GPA %#llx, guest %s vCPU %u", LLU(exit->stage2.gpa), vcpu->vm->config->name, vcpu->id);
+    panic("stage-2 entry misconfigured, GPA %#llx, guest %s vCPU %u", LLU(exit->stage2.gpa),
+          vcpu->vm->config->name, vcpu->id);
 }
 
 static void on_invlpg(struct vcpu *vcpu, struct vm_exit *exit)
@@ -234,18 +239,20 @@ static void on_triple_fault(struct vcpu *vcpu, struct vm_exit *exit)
 
 static void on_entry_failed(struct vcpu *vcpu, struct vm_exit *exit)
 {
-    vm_stop(vcpu->vm, vcpu, "the CPU refused to enter the guest (%#llx, %#llx, %#llx)", LLU(exit->raw_reason), LLU(exit->raw_info1),
-            LLU(exit->raw_info2));
+    vm_stop(vcpu->vm, vcpu, "the CPU refused to enter the guest (%#llx, %#llx, %#llx)",
+            LLU(exit->raw_reason), LLU(exit->raw_info1), LLU(exit->raw_info2));
 }
 
 static void on_task_switch(struct vcpu *vcpu, struct vm_exit *exit)
 {
-    vm_stop(vcpu->vm, vcpu, "task switch to selector %#x: hardware task switching is not supported", exit->task.selector);
+    vm_stop(vcpu->vm, vcpu, "task switch to selector %#x: hardware task switching is not supported",
+            exit->task.selector);
 }
 
 // --- small instructions ---
 
-static void on_nop(struct vcpu *vcpu, struct vm_exit *exit) // WBINVD, INVD, PAUSE: guest memory is coherent
+static void on_nop(struct vcpu *vcpu,
+                   struct vm_exit *exit) // WBINVD, INVD, PAUSE: guest memory is coherent
 {
     vcpu_finish_exit(vcpu, exit);
 }
@@ -273,8 +280,9 @@ static void on_hypercall(struct vcpu *vcpu, struct vm_exit *exit)
 
 static void on_unknown(struct vcpu *vcpu, struct vm_exit *exit)
 {
-    vm_stop(vcpu->vm, vcpu, "exit %s (%#llx, %#llx, %#llx) that Nestor does not handle", exit_kind_names[exit->kind],
-            LLU(exit->raw_reason), LLU(exit->raw_info1), LLU(exit->raw_info2));
+    vm_stop(vcpu->vm, vcpu, "exit %s (%#llx, %#llx, %#llx) that Nestor does not handle",
+            exit_kind_names[exit->kind], LLU(exit->raw_reason), LLU(exit->raw_info1),
+            LLU(exit->raw_info2));
 }
 
 typedef void (*exit_handler)(struct vcpu *vcpu, struct vm_exit *exit);
@@ -333,7 +341,8 @@ void exit_handle(struct vcpu *vcpu, struct vm_exit *exit)
 {
     exit_handler handler = exit_table[exit->kind];
 
-    // Where the hardware does not say the length, it is found before any effect: the bytes may be no instruction at all.
+    // Where the hardware does not say the length, it is found before any effect: the bytes may be
+    // no instruction at all.
     if (unlikely(!exit->insn_len && !exit->next_rip) && !insn_find_length(vcpu, exit))
         return;
     if (likely(handler != NULL))

@@ -1,11 +1,13 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // Copyright (c) 2026 The Nestor authors
 //
-// Reaching a guest's memory by its own addresses: linear accesses through its paging, instruction fetch, and the length of an instruction
-// that exited where the hardware does not say it (SVM without nRIP save).
+// Reaching a guest's memory by its own addresses: linear accesses through its paging, instruction
+// fetch, and the length of an instruction that exited where the hardware does not say it (SVM
+// without nRIP save).
 //
-// A small cache remembers translations with the paging-structure entries that they came from, and compares those entries with
-// memory at each use: a hit is what a walk would find, for a tenth of its cost.
+// A small cache remembers translations with the paging-structure entries that they came from, and
+// compares those entries with memory at each use: a hit is what a walk would find, for a tenth of
+// its cost.
 
 #include <arch/x86/regs.h>
 #include <nestor/decode.h>
@@ -47,7 +49,8 @@ void insn_cache_destroy(struct vcpu *vcpu)
 
 // --- guest-physical ---
 
-// RAM behind a guest-physical address of the running level, NULL if there is none: for an L2, through L1's nested paging.
+// RAM behind a guest-physical address of the running level, NULL if there is none: for an L2,
+// through L1's nested paging.
 static void *ram_at(struct vcpu *vcpu, gpa_t gpa, u64 size)
 {
     if (unlikely(vcpu->level) && nested_translate(vcpu, &gpa))
@@ -113,11 +116,14 @@ static int walk_cmpxchg(void *context, gpa_t gpa, u64 old, u64 new_value, unsign
 
     if (!at)
         return -E_FAULT;
-    ctx->record->entries = CACHE_ENTRIES + 1; // changed under the record: the next walk will be remembered
+    ctx->record->entries =
+        CACHE_ENTRIES + 1; // changed under the record: the next walk will be remembered
     if (size == 4)
-        done = __atomic_compare_exchange_n((u32 *)at, &old32, (u32)new_value, false, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST);
+        done = __atomic_compare_exchange_n((u32 *)at, &old32, (u32)new_value, false,
+                                           __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST);
     else
-        done = __atomic_compare_exchange_n((u64 *)at, &old, new_value, false, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST);
+        done = __atomic_compare_exchange_n((u64 *)at, &old, new_value, false, __ATOMIC_SEQ_CST,
+                                           __ATOMIC_SEQ_CST);
     return done ? 0 : -E_AGAIN;
 }
 
@@ -159,14 +165,16 @@ static const struct translation *cached(struct vcpu *vcpu, gva_t la, u32 access)
     const struct guest_state *s = vcpu_state(vcpu, GROUP_RIP | GROUP_CR | GROUP_EFER_PAT);
     const struct translation *t = slot_of(vcpu, la, access);
 
-    if (t->page == (la >> PAGE_SHIFT << 1 | 1) && t->access == access && t->cr3 == s->cr3 && t->cr0 == s->cr0 &&
-        t->cr4 == s->cr4 && t->efer == s->efer && t->ac == !!(s->rflags & RFLAGS_AC) && still_true(t))
+    if (t->page == (la >> PAGE_SHIFT << 1 | 1) && t->access == access && t->cr3 == s->cr3 &&
+        t->cr0 == s->cr0 && t->cr4 == s->cr4 && t->efer == s->efer &&
+        t->ac == !!(s->rflags & RFLAGS_AC) && still_true(t))
         return t;
     return NULL;
 }
 
 // The page of `la` for `access` (WALK_*): its translation, or NULL with *fault.
-static const struct translation *translate(struct vcpu *vcpu, gva_t la, u32 access, struct walk_fault *fault)
+static const struct translation *translate(struct vcpu *vcpu, gva_t la, u32 access,
+                                           struct walk_fault *fault)
 {
     const struct guest_state *s = vcpu_state(vcpu, GROUP_RIP | GROUP_CR | GROUP_EFER_PAT);
     struct translation *t = slot_of(vcpu, la, access);
@@ -195,7 +203,8 @@ static const struct translation *translate(struct vcpu *vcpu, gva_t la, u32 acce
     return t;
 }
 
-int guest_translate(struct vcpu *vcpu, gva_t la, u32 access, gpa_t *gpa, u8 **host, struct walk_fault *fault)
+int guest_translate(struct vcpu *vcpu, gva_t la, u32 access, gpa_t *gpa, u8 **host,
+                    struct walk_fault *fault)
 {
     const struct translation *t = translate(vcpu, la, access, fault);
 
@@ -220,7 +229,8 @@ static void copy_in(u8 *ram, u8 *buf, unsigned size)
     memcpy(ram, buf, size);
 }
 
-static int access_linear(struct vcpu *vcpu, gva_t la, u8 *buf, unsigned size, u32 access, copy_fn copy)
+static int access_linear(struct vcpu *vcpu, gva_t la, u8 *buf, unsigned size, u32 access,
+                         copy_fn copy)
 {
     struct walk_fault fault = {0};
     gpa_t gpa;
@@ -233,7 +243,10 @@ static int access_linear(struct vcpu *vcpu, gva_t la, u8 *buf, unsigned size, u3
             if (!fault.stage2)
                 vcpu_inject_page_fault(vcpu, fault.error_code, la);
             else
-                vcpu_inject_gp0(vcpu); // a paging structure that is no RAM: as a machine's bus would leave it, undefined
+                vcpu_inject_gp0(
+                    // a paging structure that is no RAM: as a machine's bus would leave it,
+                    // undefined
+                    vcpu);
             return -E_FAULT;
         }
         if (!host)
@@ -248,7 +261,8 @@ static int access_linear(struct vcpu *vcpu, gva_t la, u8 *buf, unsigned size, u3
 
 int guest_read_linear(struct vcpu *vcpu, gva_t la, void *buf, unsigned size, u32 access)
 {
-    return access_linear(vcpu, la, buf, size, access | (vcpu_cpl(vcpu) == 3 ? WALK_USER : 0), copy_out);
+    return access_linear(vcpu, la, buf, size, access | (vcpu_cpl(vcpu) == 3 ? WALK_USER : 0),
+                         copy_out);
 }
 
 int guest_write_linear(struct vcpu *vcpu, gva_t la, const void *buf, unsigned size, u32 access)
@@ -258,7 +272,8 @@ int guest_write_linear(struct vcpu *vcpu, gva_t la, const void *buf, unsigned si
     if (size > sizeof(copy))
         return -E_INVAL;
     memcpy(copy, buf, size);
-    return access_linear(vcpu, la, copy, size, access | WALK_WRITE | (vcpu_cpl(vcpu) == 3 ? WALK_USER : 0), copy_in);
+    return access_linear(vcpu, la, copy, size,
+                         access | WALK_WRITE | (vcpu_cpl(vcpu) == 3 ? WALK_USER : 0), copy_in);
 }
 
 // --- instructions ---
@@ -307,7 +322,8 @@ static enum insn_mode decode_mode(struct vcpu *vcpu)
     return size == 8 ? INSN_MODE_64 : size == 4 ? INSN_MODE_32 : INSN_MODE_16;
 }
 
-// What an exit of this kind was made by: its usual bytes without prefixes (mod 0), and the decoder's names for it.
+// What an exit of this kind was made by: its usual bytes without prefixes (mod 0), and the
+// decoder's names for it.
 struct exit_opcode {
     u8 length;
     u8 bytes[3];
@@ -385,13 +401,15 @@ static unsigned exit_length(struct vcpu *vcpu, const struct vm_exit *exit)
     status = insn_decode(&insn, bytes, (unsigned)n, decode_mode(vcpu));
     if (status == INSN_OK && op_expected(expected, insn.op))
         return insn.length;
-    // An emulator may exit before it looks at LOCK and length (QEMU 7.2 does): the fault is the CPU's to give.
+    // An emulator may exit before it looks at LOCK and length (QEMU 7.2 does): the fault is the
+    // CPU's to give.
     if (status == INSN_INVALID)
         vcpu_inject_ud(vcpu);
     else if (status == INSN_TOO_LONG)
         vcpu_inject_gp0(vcpu);
     else
-        vm_stop(vcpu->vm, vcpu, "exit %s by an instruction that is none such", exit_kind_names[exit->kind]);
+        vm_stop(vcpu->vm, vcpu, "exit %s by an instruction that is none such",
+                exit_kind_names[exit->kind]);
     return 0;
 }
 

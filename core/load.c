@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // Copyright (c) 2026 The Nestor authors
 //
-// vm_load: finds a guest's files among the modules, lets a loader place them, and gives vCPU 0 its first state in the model. Also
-// at a guest's reset. The state satisfies VM entry's checks (SDM vol. 3 "Checks on the Guest State Area").
+// vm_load: finds a guest's files among the modules, lets a loader place them, and gives vCPU 0 its
+// first state in the model. Also at a guest's reset. The state satisfies VM entry's checks (SDM
+// vol. 3 "Checks on the Guest State Area").
 
 #include <arch/x86/regs.h>
 #include <nestor/device.h>

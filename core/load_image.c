@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // Copyright (c) 2026 The Nestor authors
 //
-// What the guest loaders share: telling kinds of kernels apart, checked access to guest RAM, the memory map and a flat GDT. Pure.
+// What the guest loaders share: telling kinds of kernels apart, checked access to guest RAM, the
+// memory map and a flat GDT. Pure.
 
 #include <arch/x86/regs.h>
 #include <nestor/load.h>

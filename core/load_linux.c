@@ -1,14 +1,16 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // Copyright (c) 2026 The Nestor authors
 //
-// Loads a Linux bzImage by the 64-bit boot protocol (kernel tree, Documentation/arch/x86/boot.rst and zero-page.rst): setup header
-// 2.12 or newer, entry at 0x200 of the protected-mode part in long mode, RSI = zero page. Pure.
+// Loads a Linux bzImage by the 64-bit boot protocol (kernel tree, Documentation/arch/x86/boot.rst
+// and zero-page.rst): setup header 2.12 or newer, entry at 0x200 of the protected-mode part in long
+// mode, RSI = zero page. Pure.
 
 #include <arch/x86/regs.h>
 #include <nestor/load.h>
 #include <nestor/string.h>
 
-// Where things go in the guest's low RAM; the kernel copies them before it uses that memory for itself.
+// Where things go in the guest's low RAM; the kernel copies them before it uses that memory for
+// itself.
 enum low_memory {
     GDT_GPA = 0x9000,
     ZERO_PAGE_GPA = 0xa000,

@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // Copyright (c) 2026 The Nestor authors
 //
-// Loads a Multiboot image (Multiboot Specification 0.6.96): by its address fields, else by the program headers of an ELF file for
-// the 386 or x86-64 (System V ABI, "Program Header"). The guest starts in 32-bit protected mode, EAX = magic, EBX = information. Pure.
+// Loads a Multiboot image (Multiboot Specification 0.6.96): by its address fields, else by the
+// program headers of an ELF file for the 386 or x86-64 (System V ABI, "Program Header"). The guest
+// starts in 32-bit protected mode, EAX = magic, EBX = information. Pure.
 
 #include <arch/x86/regs.h>
 #include <nestor/load.h>
@@ -10,7 +11,8 @@
 
 enum { SEGMENT_MAX = 32, SEARCH = 8192 };
 
-// The loader's own part of low memory, which no segment may touch: GDT, information, lists and strings.
+// The loader's own part of low memory, which no segment may touch: GDT, information, lists and
+// strings.
 enum { INFO_GPA = 0x90000, INFO_END = LOAD_EBDA };
 
 struct multiboot_header {

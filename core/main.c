@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // Copyright (c) 2026 The Nestor authors
 //
-// What Nestor does once the machine is up: reads the configuration, places each guest's vCPUs on CPUs, starts them, and powers
-// the machine off when the last guest has ended.
+// What Nestor does once the machine is up: reads the configuration, places each guest's vCPUs on
+// CPUs, starts them, and powers the machine off when the last guest has ended.
 
 #include <nestor/cpu.h>
 #include <nestor/host.h>
@@ -33,7 +33,8 @@ static int read_config(void)
     const void *dtb = module ? module->data : builtin_dtb_start;
     u64 size = module ? module->size : (u64)(builtin_dtb_end - builtin_dtb_start);
 
-    log_info("configuration: %s, %llu bytes", module ? "Multiboot2 module 'config'" : "built in", (unsigned long long)size);
+    log_info("configuration: %s, %llu bytes", module ? "Multiboot2 module 'config'" : "built in",
+             (unsigned long long)size);
     return config_parse(&config, dtb, size, report_config_line);
 }
 
@@ -47,11 +48,13 @@ static bool place_pinned(const struct vm_config *guest, struct cpu **on)
         u32 id = guest->cpus[i];
 
         if (id >= cpu_count) {
-            log_error("/guests/%s: cpus: found CPU %u, expected 0..%u: the machine has no more", guest->name, id, cpu_count - 1);
+            log_error("/guests/%s: cpus: found CPU %u, expected 0..%u: the machine has no more",
+                      guest->name, id, cpu_count - 1);
             return false;
         }
         if (cpu_taken[id]) {
-            log_error("/guests/%s: cpus: found CPU %u, expected one that no other guest has", guest->name, id);
+            log_error("/guests/%s: cpus: found CPU %u, expected one that no other guest has",
+                      guest->name, id);
             return false;
         }
         on[i] = cpus[id];
@@ -68,20 +71,24 @@ static bool place_anywhere(const struct vm_config *guest, struct cpu **on)
             on[found++] = cpus[id];
     if (found == guest->vcpus)
         return true;
-    log_error("/guests/%s: vcpus: found %u, expected at most %u: each vCPU needs a CPU of its own, and so many are free",
-              guest->name, guest->vcpus, found);
+    log_error(
+        "/guests/%s: vcpus: found %u, expected at most %u: each vCPU needs a CPU of its own, and so many are free",
+        guest->name, guest->vcpus, found);
     return false;
 }
 
-// Nestor's own pages for a guest (tables, vCPUs, devices) come out of the same memory: 1 % and 2 MiB stay for them.
+// Nestor's own pages for a guest (tables, vCPUs, devices) come out of the same memory: 1 % and 2
+// MiB stay for them.
 static bool enough_memory(const struct vm_config *guest)
 {
-    u64 free = ram_free_bytes(), most = free > SIZE_2M ? ALIGN_DOWN((free - SIZE_2M) / 101 * 100, SIZE_2M) : 0;
+    u64 free = ram_free_bytes(),
+        most = free > SIZE_2M ? ALIGN_DOWN((free - SIZE_2M) / 101 * 100, SIZE_2M) : 0;
 
     if (guest->memory <= most)
         return true;
-    log_error("/guests/%s: memory: found %llu MiB, expected at most %llu MiB: so much is free", guest->name,
-              (unsigned long long)(guest->memory >> 20), (unsigned long long)(most >> 20));
+    log_error("/guests/%s: memory: found %llu MiB, expected at most %llu MiB: so much is free",
+              guest->name, (unsigned long long)(guest->memory >> 20),
+              (unsigned long long)(most >> 20));
     return false;
 }
 
@@ -89,14 +96,16 @@ static bool module_there(const struct vm_config *guest, const char *property, co
 {
     if (!name || boot_module_find(name))
         return true;
-    log_error("/guests/%s: %s: found \"%s\", expected the name of a Multiboot2 module: none is called so", guest->name, property,
-              name);
+    log_error(
+        "/guests/%s: %s: found \"%s\", expected the name of a Multiboot2 module: none is called so",
+        guest->name, property, name);
     return false;
 }
 
 static bool files_there(const struct vm_config *guest)
 {
-    bool ok = module_there(guest, "kernel", guest->kernel) & module_there(guest, "initrd", guest->initrd);
+    bool ok =
+        module_there(guest, "kernel", guest->kernel) & module_there(guest, "initrd", guest->initrd);
 
     for (u32 i = 0; i < guest->module_count; i++)
         ok &= module_there(guest, "modules", guest->modules[i]);
@@ -108,7 +117,8 @@ static void create_guest(u32 id)
     const struct vm_config *guest = &config.guests[id];
     struct cpu *on[CONFIG_VCPU_MAX];
 
-    if (!files_there(guest) || !enough_memory(guest) || !(guest->pinned ? place_pinned(guest, on) : place_anywhere(guest, on)))
+    if (!files_there(guest) || !enough_memory(guest) ||
+        !(guest->pinned ? place_pinned(guest, on) : place_anywhere(guest, on)))
         return;
     guests[id] = vm_create(guest, id, on);
     if (!guests[id])
@@ -119,7 +129,8 @@ static void create_guest(u32 id)
         assigned[on[i]->id] = guests[id]->vcpus[i];
     }
     log_info("guest %s: %u vCPUs from CPU %u, %llu MiB%s%s", guest->name, guest->vcpus, on[0]->id,
-             (unsigned long long)(guest->memory >> 20), guest->nested ? ", nested" : "", guest->test_device ? ", test device" : "");
+             (unsigned long long)(guest->memory >> 20), guest->nested ? ", nested" : "",
+             guest->test_device ? ", test device" : "");
 }
 
 void vm_ended(u32 id, u32 status)
@@ -132,7 +143,8 @@ void vm_ended(u32 id, u32 status)
     log_info("guest %s: ended, status %u", config.guests[id].name, status);
 }
 
-// What is in use must be the same after a guest as before it; pages that Nestor has taken for itself it keeps.
+// What is in use must be the same after a guest as before it; pages that Nestor has taken for
+// itself it keeps.
 static void log_memory(const char *when)
 {
     log_info("memory %s: %llu KiB in use by Nestor, %llu KiB its own or free for guests", when,
@@ -197,7 +209,8 @@ static void arm_stop_guest(void)
     if (!option)
         return;
     for (stop_id = 0; comma && stop_id < config.guest_count; stop_id++)
-        if (is_name(&config.guests[stop_id], option, comma) && !parse_u64(comma + 1, &seconds) && seconds < BIT(20)) {
+        if (is_name(&config.guests[stop_id], option, comma) && !parse_u64(comma + 1, &seconds) &&
+            seconds < BIT(20)) {
             stop_timer.fn = stop_guest;
             timer_arm(&stop_timer, this_cpu()->id, tsc_now() + seconds * tsc_hz);
             return;
@@ -217,8 +230,9 @@ void core_main(void)
     log_memory("before guests");
     for (u32 i = 0; i < config.guest_count; i++)
         create_guest(i);
-    log_info("memory: %u KiB of Nestor's own before guests, %u KiB with them; %llu MiB free for guests", used_before,
-             (u32)(page_used_bytes() >> 10), (unsigned long long)(ram_free_bytes() >> 20));
+    log_info(
+        "memory: %u KiB of Nestor's own before guests, %u KiB with them; %llu MiB free for guests",
+        used_before, (u32)(page_used_bytes() >> 10), (unsigned long long)(ram_free_bytes() >> 20));
     arm_stop_guest();
     options_check();
     if (!guests_alive) {

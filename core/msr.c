@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // Copyright (c) 2026 The Nestor authors
 //
-// The MSR policy as a table: which MSRs a guest has, what it reads, what it may write. What is not in the table raises #GP and is logged
-// once. SDM vol. 4; APM vol. 2 appendix A. Those that no row names but hardware passes through (FS_BASE, STAR, ...) are here too,
-// because emulation and front ends read them by number.
+// The MSR policy as a table: which MSRs a guest has, what it reads, what it may write. What is not
+// in the table raises #GP and is logged once. SDM vol. 4; APM vol. 2 appendix A. Those that no row
+// names but hardware passes through (FS_BASE, STAR, ...) are here too, because emulation and front
+// ends read them by number.
 
 #include <arch/x86/msr.h>
 #include <arch/x86/regs.h>
@@ -18,9 +19,9 @@
 
 enum { MTRR_VARIABLE = 8, MC_BANKS = 1, REPORT_MAX = 32 };
 
-#define MISC_ENABLE_DEFAULT (BIT(0) | BIT(11) | BIT(12)) // fast strings; no BTS, no PEBS
-#define MCG_CAP_VALUE (MC_BANKS | BIT(8))                // MCG_CTL present
-#define MTRRCAP_VALUE (MTRR_VARIABLE | BIT(8) | BIT(10)) // fixed ranges, write-combining
+#define MISC_ENABLE_DEFAULT (BIT(0) | BIT(11) | BIT(12))       // fast strings; no BTS, no PEBS
+#define MCG_CAP_VALUE       (MC_BANKS | BIT(8))                // MCG_CTL present
+#define MTRRCAP_VALUE       (MTRR_VARIABLE | BIT(8) | BIT(10)) // fixed ranges, write-combining
 
 struct vcpu_msrs {
     u64 mtrr_def_type;
@@ -322,7 +323,9 @@ static int read_mtrrcap(struct vcpu *vcpu, u32 msr, u64 *value)
 
 static int read_mcg(struct vcpu *vcpu, u32 msr, u64 *value)
 {
-    *value = msr == MSR_MCG_CAP ? MCG_CAP_VALUE : msr == MSR_MCG_STATUS ? vcpu->msrs->mcg_status : vcpu->msrs->mcg_ctl;
+    *value = msr == MSR_MCG_CAP      ? MCG_CAP_VALUE
+             : msr == MSR_MCG_STATUS ? vcpu->msrs->mcg_status
+                                     : vcpu->msrs->mcg_ctl;
     return 0;
 }
 
@@ -401,7 +404,8 @@ static int write_zero(struct vcpu *vcpu, u32 msr, u64 value) // no bit exists
     return value ? -E_FAULT : 0;
 }
 
-// Microcode revision: the CPU's own, so that guests judge its errata rightly; loading is refused in silence, as KVM does.
+// Microcode revision: the CPU's own, so that guests judge its errata rightly; loading is refused in
+// silence, as KVM does.
 static int read_ucode(struct vcpu *vcpu, u32 msr, u64 *value)
 {
     (void)vcpu;
@@ -434,7 +438,8 @@ static const struct msr_row rows[] = {
     {MSR_MCG_STATUS, MSR_MCG_CTL, read_mcg, write_mcg, VENDOR_ANY},
     {MSR_MISC_ENABLE, MSR_MISC_ENABLE, read_kept, write_kept, VENDOR_INTEL},
     {MSR_DEBUGCTL, MSR_DEBUGCTL, read_state, write_debugctl, VENDOR_ANY},
-    {MSR_MTRR_PHYSBASE0, MSR_MTRR_PHYSBASE0 + MTRR_VARIABLE * 2 - 1, read_mtrr, write_mtrr, VENDOR_ANY},
+    {MSR_MTRR_PHYSBASE0, MSR_MTRR_PHYSBASE0 + MTRR_VARIABLE * 2 - 1, read_mtrr, write_mtrr,
+     VENDOR_ANY},
     {MSR_MTRR_FIX64K, MSR_MTRR_FIX64K, read_mtrr, write_mtrr, VENDOR_ANY},
     {MSR_MTRR_FIX16K_80000, MSR_MTRR_FIX16K_A0000, read_mtrr, write_mtrr, VENDOR_ANY},
     {MSR_MTRR_FIX4K_C0000, MSR_MTRR_FIX4K_C0000 + 7, read_mtrr, write_mtrr, VENDOR_ANY},
@@ -449,7 +454,8 @@ static const struct msr_row rows[] = {
     {MSR_SFMASK, MSR_SFMASK, read_state, write_low32, VENDOR_ANY},
     {MSR_FS_BASE, MSR_KERNEL_GS_BASE, read_state, write_address, VENDOR_ANY},
     {MSR_TSC_AUX, MSR_TSC_AUX, read_tsc_aux, write_tsc_aux, VENDOR_ANY},
-    {0xc0010000, 0xc0010007, read_zero, write_ignored, VENDOR_AMD}, // PerfEvtSel0-3, PerfCtr0-3: count nothing
+    {0xc0010000, 0xc0010007, read_zero, write_ignored,
+     VENDOR_AMD}, // PerfEvtSel0-3, PerfCtr0-3: count nothing
     {MSR_SYSCFG, MSR_SYSCFG, read_zero, write_ignored, VENDOR_AMD},
     {MSR_HWCR, MSR_HWCR, read_kept, write_kept, VENDOR_AMD},
     {0xc001001a, 0xc001001a, read_zero, write_ignored, VENDOR_AMD}, // TOP_MEM
@@ -498,8 +504,8 @@ static void report_unknown(struct vcpu *vcpu, u32 msr, bool write, u64 value)
         known = true;
     spin_unlock(&report_lock);
     if (!known)
-        log_debug("guest %s: %s of unknown MSR %#x (%#llx): #GP", vcpu->vm->config->name, write ? "write" : "read", msr,
-                  (unsigned long long)value);
+        log_debug("guest %s: %s of unknown MSR %#x (%#llx): #GP", vcpu->vm->config->name,
+                  write ? "write" : "read", msr, (unsigned long long)value);
 }
 
 int msr_read_guest(struct vcpu *vcpu, u32 msr, u64 *value)

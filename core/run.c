@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // Copyright (c) 2026 The Nestor authors
 //
-// The run loop (DESIGN.md section 3): requests, events, enter, exit, again; and waiting while the vCPU is halted.
+// The run loop (DESIGN.md section 3): requests, events, enter, exit, again; and waiting while the
+// vCPU is halted.
 
 #include <nestor/cpu.h>
 #include <nestor/host.h>
@@ -24,7 +25,8 @@ static void flush_all(struct vcpu *vcpu)
         vcpu->ctx[i].flush |= TLB_FLUSH_GUEST | TLB_FLUSH_STAGE2;
 }
 
-// While an NMI is in service the CPU latches one more; before, this request may stand for two that came together.
+// While an NMI is in service the CPU latches one more; before, this request may stand for two that
+// came together.
 static void latch_nmi(struct vcpu *vcpu)
 {
     bool in_service = vcpu_state(vcpu, GROUP_BLOCKING)->interruptibility & BLOCK_NMI;
@@ -51,7 +53,8 @@ static bool take_requests(struct vcpu *vcpu)
     return true;
 }
 
-// The hardware timer follows the head of this CPU's queue; a deadline that has passed is run at once rather than by an exit.
+// The hardware timer follows the head of this CPU's queue; a deadline that has passed is run at
+// once rather than by an exit.
 static void follow_deadline(struct vcpu *vcpu)
 {
     struct cpu *cpu = vcpu->cpu;
@@ -90,7 +93,8 @@ static bool handle_host_exit(const struct vm_exit *exit)
             irq_handle(exit->vector);
         cpu_call_poll();
         return true;
-    case EXIT_TIMER: // the deadline's interrupt may still be pending: follow_deadline would wait for it
+    // the deadline's interrupt may still be pending: follow_deadline would wait for it
+    case EXIT_TIMER:
         timer_arm_hardware(timer_poll());
         cpu_call_poll();
         return true;
@@ -111,16 +115,18 @@ static void enter_once(struct vcpu *vcpu, struct vm_exit *exit)
 {
     struct cpu *cpu = vcpu->cpu;
 
-    // The exchange orders the flag before the checks: who posts a request, or arms a deadline of this CPU, either sees in_guest and
-    // kicks, or is seen here.
+    // The exchange orders the flag before the checks: who posts a request, or arms a deadline of
+    // this CPU, either sees in_guest and kicks, or is seen here.
     __atomic_store_n(&cpu->in_guest, 1, __ATOMIC_SEQ_CST);
-    if (unlikely(__atomic_load_n(&vcpu->requests, __ATOMIC_RELAXED) || timer_next() < cpu->timer_armed))
+    if (unlikely(__atomic_load_n(&vcpu->requests, __ATOMIC_RELAXED) ||
+                 timer_next() < cpu->timer_armed))
         vcpu->immediate_exit = true;
     backend->enter(vcpu, exit);
     __atomic_store_n(&cpu->in_guest, 0, __ATOMIC_RELEASE);
     vcpu->immediate_exit = false;
     account(vcpu, exit);
-    // The IRET of an NMI handler that exits has unblocked NMIs although it will run again (SDM vol. 3 "NMI unblocking due to IRET").
+    // The IRET of an NMI handler that exits has unblocked NMIs although it will run again (SDM vol.
+    // 3 "NMI unblocking due to IRET").
     if (unlikely(exit->nmi_unblocked_by_iret) && !exit->interrupted.valid)
         vcpu_modify(vcpu, GROUP_BLOCKING)->interruptibility |= BLOCK_NMI;
     if (unlikely(exit->interrupted.valid))

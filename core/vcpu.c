@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // Copyright (c) 2026 The Nestor authors
 //
-// A vCPU's birth, reset and end, and what its mode is. SDM vol. 3 "Processor Management and Initialization" (table of states following
-// power-up, reset and INIT); APM vol. 2 "Processor Initialization State".
+// A vCPU's birth, reset and end, and what its mode is. SDM vol. 3 "Processor Management and
+// Initialization" (table of states following power-up, reset and INIT); APM vol. 2 "Processor
+// Initialization State".
 
 #include <arch/x86/regs.h>
 #include <nestor/cpu.h>
@@ -20,10 +21,12 @@ static void controls_init(struct vcpu *vcpu, struct controls *ctl)
     struct vm *vm = vcpu->vm;
 
     memset(ctl, 0, sizeof(*ctl));
-    ctl->intercepts = INTERCEPT_HLT | INTERCEPT_MWAIT | INTERCEPT_MONITOR | INTERCEPT_CR8_READ | INTERCEPT_CR8_WRITE |
-                      INTERCEPT_XSETBV | INTERCEPT_TASK_SWITCH | INTERCEPT_RDPMC | INTERCEPT_SVM | INTERCEPT_WBINVD |
-                      INTERCEPT_RDPRU | INTERCEPT_RSM;
-    // #DB and #AC delivery can loop inside the CPU for ever, with no exit, if the guest's own handler raises them anew.
+    ctl->intercepts = INTERCEPT_HLT | INTERCEPT_MWAIT | INTERCEPT_MONITOR | INTERCEPT_CR8_READ |
+                      INTERCEPT_CR8_WRITE | INTERCEPT_XSETBV | INTERCEPT_TASK_SWITCH |
+                      INTERCEPT_RDPMC | INTERCEPT_SVM | INTERCEPT_WBINVD | INTERCEPT_RDPRU |
+                      INTERCEPT_RSM;
+    // #DB and #AC delivery can loop inside the CPU for ever, with no exit, if the guest's own
+    // handler raises them anew.
     ctl->exception_bitmap = BIT(VECTOR_AC) | BIT(VECTOR_DB);
     ctl->stage2_root = vm->stage2.root;
     ctl->stage2_levels = vm->stage2.levels;
@@ -125,7 +128,9 @@ static void reset_power_on(struct vcpu *vcpu)
     vcpu->tsc_aux = 0;
     vcpu->tsc_adjust = 0;
     vcpu->spec_ctrl = 0;
-    memset(vcpu->fpu, 0, (size_t)PAGE_SIZE << FPU_AREA_ORDER); // XSTATE_BV = 0: every component in its initial state
+    memset(
+        vcpu->fpu, 0,
+        (size_t)PAGE_SIZE << FPU_AREA_ORDER); // XSTATE_BV = 0: every component in its initial state
 }
 
 void vcpu_reset(struct vcpu *vcpu, bool init)

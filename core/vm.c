@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // Copyright (c) 2026 The Nestor authors
 //
-// A VM's life: built once on the boot CPU, then carried by the CPUs of its vCPUs through boot, reset and end. vCPU 0's CPU leads:
-// it waits until the others are out of the guest, has everybody zero his part of the RAM, loads the guest, and lets all go.
+// A VM's life: built once on the boot CPU, then carried by the CPUs of its vCPUs through boot,
+// reset and end. vCPU 0's CPU leads: it waits until the others are out of the guest, has everybody
+// zero his part of the RAM, loads the guest, and lets all go.
 
 #include <nestor/cpu.h>
 #include <nestor/device.h>
@@ -25,7 +26,8 @@ static int add_ram(struct vm *vm, gpa_t gpa, u64 size)
     // One extent if there is one, else halves: a server's memory has holes.
     while (size) {
         piece = size;
-        while ((err = ram_alloc(piece, piece >= SIZE_1G ? SIZE_1G : SIZE_2M, &hpa)) && piece > SIZE_2M)
+        while ((err = ram_alloc(piece, piece >= SIZE_1G ? SIZE_1G : SIZE_2M, &hpa)) &&
+               piece > SIZE_2M)
             piece = ALIGN_UP(piece / 2, SIZE_2M);
         if (err)
             return err;
@@ -41,8 +43,9 @@ static int add_ram(struct vm *vm, gpa_t gpa, u64 size)
     return 0;
 }
 
-// The legacy hole (VGA) is left out of stage 2 and of the window alike: no guest ever reaches what lies behind it.
-#define VGA_HOLE 0xa0000ull
+// The legacy hole (VGA) is left out of stage 2 and of the window alike: no guest ever reaches what
+// lies behind it.
+#define VGA_HOLE     0xa0000ull
 #define VGA_HOLE_END 0xc0000ull
 
 static int map_piece(struct vm *vm, gpa_t gpa, hpa_t hpa, u64 size)
@@ -76,7 +79,8 @@ static void split_ram_at_hole(struct vm *vm)
     struct vm_ram *low = &vm->ram[0];
 
     memmove(&vm->ram[2], &vm->ram[1], (vm->ram_count - 1) * sizeof(vm->ram[0]));
-    vm->ram[1] = (struct vm_ram){.gpa = VGA_HOLE_END, .size = low->size - VGA_HOLE_END, .hpa = low->hpa + VGA_HOLE_END};
+    vm->ram[1] = (struct vm_ram){
+        .gpa = VGA_HOLE_END, .size = low->size - VGA_HOLE_END, .hpa = low->hpa + VGA_HOLE_END};
     low->size = VGA_HOLE;
     vm->ram_count++;
 }
@@ -92,7 +96,8 @@ static int create_memory(struct vm *vm)
     if (!err && vm->ram_count >= VM_RAM_MAX)
         err = -E_NOMEM;
     if (!err)
-        err = stage2_create(&vm->stage2, backend->stage2_format, backend->stage2_levels(), backend->stage2_1g);
+        err = stage2_create(&vm->stage2, backend->stage2_format, backend->stage2_levels(),
+                            backend->stage2_1g);
     if (!err)
         err = host_space_create(&vm->space);
     if (!err)
@@ -113,7 +118,8 @@ static void free_memory(struct vm *vm)
 
         if (ram->gpa == VGA_HOLE_END) // the other half of the extent that starts at 0
             continue;
-        ram_free(ram->hpa, ram->gpa || ram->size > VGA_HOLE ? ram->size : ram[1].size + VGA_HOLE_END);
+        ram_free(ram->hpa,
+                 ram->gpa || ram->size > VGA_HOLE ? ram->size : ram[1].size + VGA_HOLE_END);
     }
     vm->ram_count = 0;
 }
@@ -151,8 +157,8 @@ struct vm *vm_create(const struct vm_config *config, u32 id, struct cpu *const *
         err = machine_create(vm);
     if (!err)
         return vm;
-    log_error("guest %s: not created: out of memory (%d; %llu MiB free for guests)", config->name, err,
-              (unsigned long long)(ram_free_bytes() >> 20));
+    log_error("guest %s: not created: out of memory (%d; %llu MiB free for guests)", config->name,
+              err, (unsigned long long)(ram_free_bytes() >> 20));
     free_all(vm);
     return NULL;
 }
@@ -222,7 +228,8 @@ void vm_stop(struct vm *vm, struct vcpu *vcpu, const char *why, ...)
 // Also between two runs: start_guest finds it.
 void vm_kill(struct vm *vm)
 {
-    if (!change_state(vm, BIT(VM_OFF) | BIT(VM_RUNNING) | BIT(VM_RESETTING), VM_STOPPED, STATUS_STOPPED))
+    if (!change_state(vm, BIT(VM_OFF) | BIT(VM_RUNNING) | BIT(VM_RESETTING), VM_STOPPED,
+                      STATUS_STOPPED))
         return;
     log_warn("guest %s: killed", vm->config->name);
     stop_all(vm);
@@ -243,7 +250,8 @@ static void zero_slice(const struct vm *vm, u32 index)
         u64 pages = vm->ram[i].size / PAGE_SIZE;
         u64 first = pages * index / vm->vcpu_count, last = pages * (index + 1) / vm->vcpu_count;
 
-        memset((void *)(VM_WINDOW_BASE + vm->ram[i].gpa + first * PAGE_SIZE), 0, (last - first) * PAGE_SIZE);
+        memset((void *)(VM_WINDOW_BASE + vm->ram[i].gpa + first * PAGE_SIZE), 0,
+               (last - first) * PAGE_SIZE);
     }
 }
 
@@ -251,7 +259,8 @@ static void zero_slice(const struct vm *vm, u32 index)
 static void zero_ram(struct vm *vm, u32 index)
 {
     u64 start = tsc_now();
-    u64 goal = (__atomic_load_n(&vm->zeroed, __ATOMIC_ACQUIRE) / vm->vcpu_count + 1) * vm->vcpu_count;
+    u64 goal =
+        (__atomic_load_n(&vm->zeroed, __ATOMIC_ACQUIRE) / vm->vcpu_count + 1) * vm->vcpu_count;
 
     zero_slice(vm, index);
     __atomic_fetch_add(&vm->zeroed, 1, __ATOMIC_ACQ_REL);
@@ -261,7 +270,8 @@ static void zero_ram(struct vm *vm, u32 index)
     }
     if (index == 0)
         log_info("guest %s: %llu MiB zeroed in %llu us (%llu ticks)", vm->config->name,
-                 (unsigned long long)(vm->ram_size >> 20), (unsigned long long)(tsc_to_ns(tsc_now() - start) / 1000),
+                 (unsigned long long)(vm->ram_size >> 20),
+                 (unsigned long long)(tsc_to_ns(tsc_now() - start) / 1000),
                  (unsigned long long)(tsc_now() - start));
 }
 
@@ -279,8 +289,9 @@ static void start_guest(struct vm *vm)
     else if (vm_load(vm))
         leave_running(vm, VM_STOPPED, STATUS_STOPPED);
     else
-        log_info("guest %s: starts with %u vCPUs, %llu MiB, at tick %llu", vm->config->name, vm->vcpu_count,
-                 (unsigned long long)(vm->ram_size >> 20), (unsigned long long)tsc_now());
+        log_info("guest %s: starts with %u vCPUs, %llu MiB, at tick %llu", vm->config->name,
+                 vm->vcpu_count, (unsigned long long)(vm->ram_size >> 20),
+                 (unsigned long long)tsc_now());
     __atomic_fetch_add(&vm->run_generation, 1, __ATOMIC_RELEASE);
 }
 

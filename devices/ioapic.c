@@ -23,8 +23,8 @@
 enum { IOREGSEL = 0x00, IOWIN = 0x10, IOEOI = 0x40 };
 enum { IOAPIC_ID = 0, IOAPIC_VERSION = 1, IOAPIC_ARBITRATION = 2, IOAPIC_ENTRIES = 0x10 };
 
-// A level that stays asserted after its EOI comes again. On a PC the message takes its time, so that
-// the CPU gets on; here the first few come at once, the others wait a little.
+// A level that stays asserted after its EOI comes again. On a PC the message takes its time, so
+// that the CPU gets on; here the first few come at once, the others wait a little.
 // (REPEAT_TICKS is for machines with a slow TSC, where exits cost more of it.)
 enum { REPEATS_AT_ONCE = 2, REPEAT_NS = 20000, REPEAT_TICKS = 20000 };
 

@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // Copyright (c) 2026 The Nestor authors
 //
-// The guest's paging (SDM vol. 3, chapter "Paging": "32-Bit Paging", "PAE Paging", "4-Level Paging and 5-Level Paging", "Access
-// Rights", "Page-Fault Exceptions", "Accessed and Dirty Flags"; APM vol. 2, "Legacy PAE Mode" under nested paging). A walk collects
-// the entries, then checks the rights, then sets A and D.
+// The guest's paging (SDM vol. 3, chapter "Paging": "32-Bit Paging", "PAE Paging", "4-Level Paging
+// and 5-Level Paging", "Access Rights", "Page-Fault Exceptions", "Accessed and Dirty Flags"; APM
+// vol. 2, "Legacy PAE Mode" under nested paging). A walk collects the entries, then checks the
+// rights, then sets A and D.
 
 #include <arch/x86/regs.h>
 #include <nestor/guest_walk.h>
@@ -180,7 +181,8 @@ static bool fetch_denied(const struct walk *w)
     return w->no_execute || (!(w->access & WALK_USER) && w->user && (w->ps->cr4 & CR4_SMEP));
 }
 
-// A shadow-stack page is dirty and read-only by its last entry alone; user and supervisor have their own.
+// A shadow-stack page is dirty and read-only by its last entry alone; user and supervisor have
+// their own.
 static bool shadow_stack_denied(const struct walk *w)
 {
     u64 entry = w->entry[w->level];

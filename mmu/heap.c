@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // Copyright (c) 2026 The Nestor authors
 //
-// Small objects: pages of equal pieces, with a header at the page's start; a page whose pieces are all free goes back. Larger
-// objects are whole pages.
+// Small objects: pages of equal pieces, with a header at the page's start; a page whose pieces are
+// all free goes back. Larger objects are whole pages.
 
 #include <nestor/log.h>
 #include <nestor/page.h>
@@ -11,7 +11,8 @@
 
 struct slab {
     struct slab *next, *prev; // among those of its class that have a free piece
-    u16 free; // offset in the page of the first free piece, which holds the next one's; 0 ends the list
+    // offset in the page of the first free piece, which holds the next one's; 0 ends the list
+    u16 free;
     u16 used;
     u32 piece; // size
 } ALIGNED(32);

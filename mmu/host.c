@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // Copyright (c) 2026 The Nestor authors
 //
-// Nestor's own address space and those of the VMs: 4- and 5-level tables (SDM vol. 3, "4-Level Paging and 5-Level Paging"). All
-// spaces share the tables of Nestor's half: its PML4 entries are complete before the first VM's space is made and never change
-// after, so that a change below them is seen everywhere. A VM's space has PML4 entries of its own for its window only.
+// Nestor's own address space and those of the VMs: 4- and 5-level tables (SDM vol. 3, "4-Level
+// Paging and 5-Level Paging"). All spaces share the tables of Nestor's half: its PML4 entries are
+// complete before the first VM's space is made and never change after, so that a change below them
+// is seen everywhere. A VM's space has PML4 entries of its own for its window only.
 
 #include <arch/x86/insn.h>
 #include <arch/x86/regs.h>
@@ -43,13 +44,15 @@ typedef void *(*table_source)(void);
 hpa_t host_cr3;
 static u64 *master; // PML4 of Nestor's own space
 
-// The tables that are needed before there are pages: PML5, PML4; a PDPT each for physmap, dynmap and image; PD and PTs of the image
-// (4 MiB); PD and PTs of the first mappings and of the first frame.
+// The tables that are needed before there are pages: PML5, PML4; a PDPT each for physmap, dynmap
+// and image; PD and PTs of the image (4 MiB); PD and PTs of the first mappings and of the first
+// frame.
 static u64 pool[16][ENTRIES] ALIGNED(PAGE_SIZE);
 static u32 pool_used;
 
 static struct spinlock
-    map_lock; // the tables of dynmap; those of the physmap are under the page allocator's, taken after it
+    // the tables of dynmap; those of the physmap are under the page allocator's, taken after it
+    map_lock;
 static u64 map_hint = DYNMAP_BASE;
 
 static u32 index_of(u64 va, unsigned level)
@@ -104,7 +107,8 @@ static void *window_table_alloc(void)
     return page_alloc(0);
 }
 
-// The entry of `va` at `level`; tables that are missing above it are made. NULL if there is no memory for one.
+// The entry of `va` at `level`; tables that are missing above it are made. NULL if there is no
+// memory for one.
 static u64 *walk(u64 *pml4, u64 va, unsigned level, table_source source)
 {
     u64 *table = pml4, *entry, *below;
@@ -220,7 +224,8 @@ static u64 find_run(u64 va, u64 size)
     return MIN(va, end) - start >= size ? start : 0;
 }
 
-// Addresses for `size` bytes, with a free page on either side, in step with hpa for large pages if that pays.
+// Addresses for `size` bytes, with a free page on either side, in step with hpa for large pages if
+// that pays.
 static u64 address_alloc(u64 size, hpa_t hpa)
 {
     u64 room = size + 2 * PAGE_SIZE + (size >= SIZE_2M ? SIZE_2M : 0);

@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // Copyright (c) 2026 The Nestor authors
 //
-// Physical memory. RAM is kept as a sorted list of free extents in 2 MiB frames: whole extents go to guests. Nestor's own pages
-// come from frames taken off that list one at a time, and from the odd pieces that are no whole frame; only those are ever
-// mapped. In a frame a tree of the largest free order below each node finds buddies. All bookkeeping is in Nestor's own pages
-// or .bss, never in memory that is free or a guest's.
+// Physical memory. RAM is kept as a sorted list of free extents in 2 MiB frames: whole extents go
+// to guests. Nestor's own pages come from frames taken off that list one at a time, and from the
+// odd pieces that are no whole frame; only those are ever mapped. In a frame a tree of the largest
+// free order below each node finds buddies. All bookkeeping is in Nestor's own pages or .bss, never
+// in memory that is free or a guest's.
 
 #include <nestor/log.h>
 #include <nestor/page.h>
@@ -21,8 +22,9 @@ struct extent {
     u64 base, size;
 };
 
-// A frame with pages of Nestor's own. tree[1] is the root, tree[2n] and tree[2n + 1] are the halves of tree[n], tree[512 + i] is
-// page i. A node holds 1 + the largest order that is free below it, 0 if there is none; a page that is not Nestor's has NOT_OWN.
+// A frame with pages of Nestor's own. tree[1] is the root, tree[2n] and tree[2n + 1] are the halves
+// of tree[n], tree[512 + i] is page i. A node holds 1 + the largest order that is free below it, 0
+// if there is none; a page that is not Nestor's has NOT_OWN.
 struct frame {
     hpa_t base;
     u8 *tree;
@@ -30,7 +32,8 @@ struct frame {
 
 enum { TREE_SIZE = 2 * FRAME_PAGES, NOT_OWN = 0x80, FREE_MASK = 0x7f };
 
-// Pages that stay free so that one more frame can always be taken: its PD and PT, and a page of trees.
+// Pages that stay free so that one more frame can always be taken: its PD and PT, and a page of
+// trees.
 enum { RESERVE_PAGES = 4 };
 
 static struct spinlock page_lock; // everything below, and the physmap's tables
@@ -91,7 +94,8 @@ static u32 tree_take(u8 *tree, unsigned order)
     return (node << order) - FRAME_PAGES;
 }
 
-// Whether the block at `node` is out: nothing below it is free, and no node above it is free as a whole.
+// Whether the block at `node` is out: nothing below it is free, and no node above it is free as a
+// whole.
 static bool tree_is_taken(const u8 *tree, u32 node, unsigned order)
 {
     if (tree[node] != 0)
@@ -136,7 +140,8 @@ static struct frame *frame_of(hpa_t hpa)
     return i < frame_count && frames[i].base <= hpa ? &frames[i] : NULL;
 }
 
-// Takes pages out of the frames there are. Returns 0 if there is no such block (page 0 is never Nestor's).
+// Takes pages out of the frames there are. Returns 0 if there is no such block (page 0 is never
+// Nestor's).
 static hpa_t frames_take(unsigned order)
 {
     u32 i, n;
@@ -191,7 +196,8 @@ static void *array_double(void *old, const void *initial, size_t size, hpa_t (*t
     return phys_to_virt(hpa);
 }
 
-// Called when a frame has just been added, since there are pages then, and early enough that a failure can be made good later.
+// Called when a frame has just been added, since there are pages then, and early enough that a
+// failure can be made good later.
 static void frames_reserve(void)
 {
     void *array;
@@ -231,7 +237,8 @@ static struct frame *frame_add(hpa_t base)
     return &frames[i];
 }
 
-// Makes [base, +size), within one frame, Nestor's own pages. False if there is no memory for the metadata.
+// Makes [base, +size), within one frame, Nestor's own pages. False if there is no memory for the
+// metadata.
 static bool frame_own(hpa_t base, u64 size)
 {
     hpa_t start = ALIGN_DOWN(base, FRAME_SIZE);
@@ -450,7 +457,8 @@ u64 page_owned_bytes(void)
 
 // --- RAM for guests. ---
 
-// Where [base, +size) with `align` fits in the extent at or above `floor`; 0 if it does not (frame 0 is never free).
+// Where [base, +size) with `align` fits in the extent at or above `floor`; 0 if it does not (frame
+// 0 is never free).
 static hpa_t extent_fit(const struct extent *extent, u64 floor, u64 size, u64 align)
 {
     hpa_t base = ALIGN_UP(MAX(extent->base, floor), align), end = extent->base + extent->size;
@@ -578,7 +586,8 @@ INIT_TEXT static u64 sweep_ram(const struct ram_sweep *sweep, u64 from)
     return best;
 }
 
-// How far the RAM at `start` reaches, over all regions that go on from one another, up to the next blocker.
+// How far the RAM at `start` reaches, over all regions that go on from one another, up to the next
+// blocker.
 INIT_TEXT static u64 sweep_extend(const struct ram_sweep *sweep, u64 start)
 {
     u64 end = start, next;
@@ -601,7 +610,8 @@ INIT_TEXT static u64 sweep_extend(const struct ram_sweep *sweep, u64 start)
     return end;
 }
 
-// The next piece of usable RAM from *at on, in bytes. Needs no memory, whatever the map's size, order and overlaps.
+// The next piece of usable RAM from *at on, in bytes. Needs no memory, whatever the map's size,
+// order and overlaps.
 INIT_TEXT static bool sweep_next(const struct ram_sweep *sweep, u64 *at, struct extent *out)
 {
     u64 start = *at, skipped;
@@ -628,7 +638,8 @@ static void give_frames(u64 base, u64 end)
         frames_free(first, last - first);
 }
 
-// A piece that is no whole frame becomes Nestor's own. Where there is no memory for its metadata it stays unused.
+// A piece that is no whole frame becomes Nestor's own. Where there is no memory for its metadata it
+// stays unused.
 static void give_piece(u64 base, u64 end)
 {
     if (base >= end || end > PHYSMAP_SIZE)

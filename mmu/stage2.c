@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // Copyright (c) 2026 The Nestor authors
 //
-// Stage-2 tables: one walker and builder; a struct stage2_format says how entries look. EPT: SDM vol. 3, "Format of EPT Entries"
-// and "EPT Memory Type"; NPT: APM vol. 2, "Nested Page Tables" and "Long-Mode Page Translation".
-// A change goes over its range twice: first it counts the tables that it needs, then, with these at hand, it cannot fail. A new
-// table is filled before the one store that makes it visible. Tables that fall out of use may still be known to a TLB: they wait
-// on a list for stage2_reap().
+// Stage-2 tables: one walker and builder; a struct stage2_format says how entries look. EPT: SDM
+// vol. 3, "Format of EPT Entries" and "EPT Memory Type"; NPT: APM vol. 2, "Nested Page Tables" and
+// "Long-Mode Page Translation". A change goes over its range twice: first it counts the tables that
+// it needs, then, with these at hand, it cannot fail. A new table is filled before the one store
+// that makes it visible. Tables that fall out of use may still be known to a TLB: they wait on a
+// list for stage2_reap().
 
 #include <nestor/log.h>
 #include <nestor/page.h>
@@ -26,8 +27,8 @@ struct stage2_format {
     u32 type_first;          // where decoding starts, of types with the same encoding
 };
 
-// A and D are preset: nothing uses them yet, and the CPU need not write them. WB has "ignore PAT" set: whatever the guest's PAT
-// says, its RAM is cached as Nestor's own mapping of it is.
+// A and D are preset: nothing uses them yet, and the CPU need not write them. WB has "ignore PAT"
+// set: whatever the guest's PAT says, its RAM is cached as Nestor's own mapping of it is.
 const struct stage2_format stage2_ept = {
     .present = BITS(2, 0),
     .table = BITS(2, 0) | BIT(8),
@@ -46,8 +47,8 @@ const struct stage2_format stage2_ept = {
     .type_first = MEM_UC,
 };
 
-// Types are entries of the host's PAT as the CPU starts: 0 = WB, 1 = WT, 2 = UC-, 3 = UC (PWT is bit 3, PCD bit 4). Every access of
-// the guest counts as a user access.
+// Types are entries of the host's PAT as the CPU starts: 0 = WB, 1 = WT, 2 = UC-, 3 = UC (PWT is
+// bit 3, PCD bit 4). Every access of the guest counts as a user access.
 const struct stage2_format stage2_npt = {
     .present = BIT(0),
     .table = BITS(2, 0) | BIT(5),
@@ -133,7 +134,8 @@ static u64 part_of(const struct stage2_format *format, u64 above, unsigned level
     return level == 1 ? above & ~LEAF : above;
 }
 
-// A table that no entry points to any more, with all that is below it. Its links are 0 in the bits that make an entry present.
+// A table that no entry points to any more, with all that is below it. Its links are 0 in the bits
+// that make an entry present.
 static void retire(struct stage2 *s2, u64 *table, unsigned level)
 {
     u32 i;

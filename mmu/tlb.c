@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // Copyright (c) 2026 The Nestor authors
 //
-// TLB flushes as requests (DESIGN.md section 5): noted per context, carried out by the back end before the next entry. A vCPU's
-// context->flush is written by its own CPU only; others post REQUEST_TLB_FLUSH, and the run loop turns it into notes.
+// TLB flushes as requests (DESIGN.md section 5): noted per context, carried out by the back end
+// before the next entry. A vCPU's context->flush is written by its own CPU only; others post
+// REQUEST_TLB_FLUSH, and the run loop turns it into notes.
 
 #include <nestor/cpu.h>
 #include <nestor/tlb.h>
@@ -14,8 +15,9 @@ void tlb_flush_vcpu(struct vcpu *vcpu, unsigned kinds)
     vcpu->cur->flush |= kinds;
 }
 
-// A CPU that is not in its guest takes the request before it enters again; one that is has been kicked by vcpu_post and
-// leaves. Either way no translation that is older than the request is used after in_guest has been seen clear.
+// A CPU that is not in its guest takes the request before it enters again; one that is has been
+// kicked by vcpu_post and leaves. Either way no translation that is older than the request is used
+// after in_guest has been seen clear.
 static void wait_until_seen(const struct vcpu *vcpu)
 {
     while ((__atomic_load_n(&vcpu->requests, __ATOMIC_ACQUIRE) & REQUEST_TLB_FLUSH) &&
@@ -26,7 +28,9 @@ static void wait_until_seen(const struct vcpu *vcpu)
 void tlb_flush_vm(struct vm *vm, unsigned kinds)
 {
     (void)
-        kinds; // each vCPU flushes both kinds: remote flushes are rare, and the request has no room for them
+        // each vCPU flushes both kinds: remote flushes are rare, and the request has no room for
+        // them
+        kinds;
     for (u32 i = 0; i < vm->vcpu_count; i++)
         vcpu_post(vm->vcpus[i], REQUEST_TLB_FLUSH);
     for (u32 i = 0; i < vm->vcpu_count; i++)

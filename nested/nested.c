@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // Copyright (c) 2026 The Nestor authors
 //
-// What both front ends share: choosing one, changing the level of a vCPU, and the answers where nesting is off (DESIGN.md section 1).
+// What both front ends share: choosing one, changing the level of a vCPU, and the answers where
+// nesting is off (DESIGN.md section 1).
 
 #include "nested.h"
 #include <nestor/page.h>

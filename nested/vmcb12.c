@@ -1,13 +1,15 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // Copyright (c) 2026 The Nestor authors
 //
-// SVM for guests: VMRUN with the VMCB that L1 wrote (VMCB12), VMLOAD, VMSAVE, STGI, CLGI, and the #VMEXIT back to L1. APM vol. 2 chapter 15
-// ("VMRUN and #VMEXIT", "Intercept Operation", "Event Injection", "Global Interrupt Flag"). What is not offered is refused: an entry
-// that asks for nested paging, virtual interrupts, virtual GIF, LBR virtualization or an instruction's intercept that Nestor can't set
-// ends in VMEXIT_INVALID.
+// SVM for guests: VMRUN with the VMCB that L1 wrote (VMCB12), VMLOAD, VMSAVE, STGI, CLGI, and the
+// #VMEXIT back to L1. APM vol. 2 chapter 15 ("VMRUN and #VMEXIT", "Intercept Operation", "Event
+// Injection", "Global Interrupt Flag"). What is not offered is refused: an entry that asks for
+// nested paging, virtual interrupts, virtual GIF, LBR virtualization or an instruction's intercept
+// that Nestor can't set ends in VMEXIT_INVALID.
 //
-// Not exact: a CR8 access by an L2 with V_INTR_MASKING reaches the physical TPR, not V_TPR; an interrupt that L1 neither intercepts nor
-// masks by its IF waits for L2's IF also with V_INTR_MASKING.
+// Not exact: a CR8 access by an L2 with V_INTR_MASKING reaches the physical TPR, not V_TPR; an
+// interrupt that L1 neither intercepts nor masks by its IF waits for L2's IF also with
+// V_INTR_MASKING.
 
 #include "nested.h"
 #include <arch/x86/msr.h>
@@ -22,8 +24,9 @@ enum { MSRPM_SIZE = 0x2000, IOPM_SIZE = 0x3000, MSRPM_USED = 0x1800 };
 struct nested {
     u64 hsave_pa;
     gpa_t vmcb12_gpa;
-    bool host_if;     // L1's RFLAGS.IF at VMRUN
-    struct vmcb vmcb; // VMCB12 as it was read at VMRUN: checked and used from here, never read twice
+    bool host_if; // L1's RFLAGS.IF at VMRUN
+    struct vmcb
+        vmcb; // VMCB12 as it was read at VMRUN: checked and used from here, never read twice
 };
 
 // --- between VMCB12's layout and the model's ---
@@ -58,7 +61,8 @@ static void state_from_vmcb(struct vcpu *vcpu, const struct vmcb *v)
     s->seg[SEG_SS] = segment_from_vmcb(&v->ss);
     s->seg[SEG_DS] = segment_from_vmcb(&v->ds);
     // The CPL field counts; the model keeps it in SS.DPL.
-    s->seg[SEG_SS].access = (s->seg[SEG_SS].access & ~(u32)SEG_DPL) | (u32)(v->cpl & 3) << SEG_DPL_SHIFT;
+    s->seg[SEG_SS].access = (s->seg[SEG_SS].access & ~(u32)SEG_DPL) | (u32)(v->cpl & 3)
+                                                                          << SEG_DPL_SHIFT;
     s->gdtr = (struct table_register){v->gdtr.base, v->gdtr.limit};
     s->idtr = (struct table_register){v->idtr.base, v->idtr.limit};
     s->rip = v->rip;
@@ -80,8 +84,9 @@ static void state_from_vmcb(struct vcpu *vcpu, const struct vmcb *v)
 
 static void state_to_vmcb(struct vcpu *vcpu, struct vmcb *v)
 {
-    const struct guest_state *s = vcpu_state(vcpu, GROUP_RIP | GROUP_CR | GROUP_CODE | GROUP_DATA | GROUP_TABLES | GROUP_EFER_PAT |
-                                                       GROUP_DEBUG | GROUP_BLOCKING | GROUP_CR2 | GROUP_DR);
+    const struct guest_state *s =
+        vcpu_state(vcpu, GROUP_RIP | GROUP_CR | GROUP_CODE | GROUP_DATA | GROUP_TABLES |
+                             GROUP_EFER_PAT | GROUP_DEBUG | GROUP_BLOCKING | GROUP_CR2 | GROUP_DR);
 
     v->es = segment_to_vmcb(&s->seg[SEG_ES]);
     v->cs = segment_to_vmcb(&s->seg[SEG_CS]);
@@ -119,8 +124,9 @@ static void hand_over_vmload_group(const struct guest_state *from, struct guest_
 
 static bool wants_unoffered(const struct vmcb *v)
 {
-    return v->np_enable || v->lbr_control || (v->v_irq & SVM_V_IRQ) || (v->v_ctl & SVM_V_GIF_ENABLE) ||
-           (v->intercept[SVM_WORD_4] & BITS(31, 15)) || (v->intercept[SVM_WORD_5] & ~(u32)SVM_INTERCEPT_INVPCID);
+    return v->np_enable || v->lbr_control || (v->v_irq & SVM_V_IRQ) ||
+           (v->v_ctl & SVM_V_GIF_ENABLE) || (v->intercept[SVM_WORD_4] & BITS(31, 15)) ||
+           (v->intercept[SVM_WORD_5] & ~(u32)SVM_INTERCEPT_INVPCID);
 }
 
 static bool bad_control_registers(struct vcpu *vcpu, const struct vmcb *v)
@@ -145,7 +151,8 @@ static bool bad_eventinj(u64 eventinj)
 
     if (!(eventinj & SVM_EVENT_V))
         return false;
-    return type == 1 || type > SVM_EVENT_SOFT_INT || (type == SVM_EVENT_EXCEPTION && (vector > 31 || vector == VECTOR_NMI));
+    return type == 1 || type > SVM_EVENT_SOFT_INT ||
+           (type == SVM_EVENT_EXCEPTION && (vector > 31 || vector == VECTOR_NMI));
 }
 
 static bool beyond_memory(struct vcpu *vcpu, u64 address, u64 size)
@@ -164,7 +171,8 @@ static bool is_illegal(struct vcpu *vcpu, const struct vmcb *v)
         return true;
     if (!(v->intercept[SVM_WORD_4] & SVM_INTERCEPT_VMRUN) || !v->guest_asid)
         return true;
-    if (beyond_memory(vcpu, v->msrpm_base_pa & PAGE_MASK, MSRPM_SIZE) || beyond_memory(vcpu, v->iopm_base_pa & PAGE_MASK, IOPM_SIZE))
+    if (beyond_memory(vcpu, v->msrpm_base_pa & PAGE_MASK, MSRPM_SIZE) ||
+        beyond_memory(vcpu, v->iopm_base_pa & PAGE_MASK, IOPM_SIZE))
         return true;
     return bad_eventinj(v->eventinj) || wants_unoffered(v);
 }
@@ -193,7 +201,9 @@ static void take_eventinj(struct vcpu *vcpu, u64 eventinj)
 
 static u64 exitintinfo(const struct event *event)
 {
-    u8 type = event->type == EVENT_SOFT_EXCEPTION || event->type == EVENT_INT1 ? (u8)SVM_EVENT_EXCEPTION : event->type;
+    u8 type = event->type == EVENT_SOFT_EXCEPTION || event->type == EVENT_INT1
+                  ? (u8)SVM_EVENT_EXCEPTION
+                  : event->type;
 
     if (!event->valid)
         return 0;
@@ -201,7 +211,8 @@ static u64 exitintinfo(const struct event *event)
            (event->has_error ? SVM_EVENT_EV | (u64)event->error << 32 : 0);
 }
 
-// L2's own MSR map: what Nestor passes, less what L1 intercepts. The last 2 KiB of both are not used.
+// L2's own MSR map: what Nestor passes, less what L1 intercepts. The last 2 KiB of both are not
+// used.
 static void merge_msrpm(struct vcpu *vcpu, const struct vmcb *v)
 {
     struct controls *ctl = &vcpu->ctx[1].ctl;
@@ -216,7 +227,8 @@ static void merge_msrpm(struct vcpu *vcpu, const struct vmcb *v)
     ctl->msr_bitmap = merged;
 }
 
-// What L1 wants beside what Nestor needs; the neutral controls name it, the answer is looked up in VMCB12 at the exit.
+// What L1 wants beside what Nestor needs; the neutral controls name it, the answer is looked up in
+// VMCB12 at the exit.
 static const struct {
     u8 word;
     u32 bits;
@@ -313,7 +325,8 @@ static void do_vmrun(struct vcpu *vcpu)
 {
     struct nested *n = vcpu->nested;
     const struct vmcb *v = &n->vmcb;
-    const struct guest_state *l1 = vcpu_state(vcpu, GROUP_RIP | GROUP_SYSTEM | GROUP_SYSENTER | GROUP_EFER_PAT);
+    const struct guest_state *l1 =
+        vcpu_state(vcpu, GROUP_RIP | GROUP_SYSTEM | GROUP_SYSENTER | GROUP_EFER_PAT);
 
     n->host_if = l1->rflags & RFLAGS_IF;
     if (is_illegal(vcpu, v)) {
@@ -374,7 +387,8 @@ static gpa_t operand(struct vcpu *vcpu)
     return vcpu_mode_64bit(vcpu) ? vcpu->gpr[GPR_RAX] : (u32)vcpu->gpr[GPR_RAX];
 }
 
-// #UD without SVME or outside protected mode, then #GP for CPL and, where rAX is an address, for a bad one. True: go on.
+// #UD without SVME or outside protected mode, then #GP for CPL and, where rAX is an address, for a
+// bad one. True: go on.
 static bool may_execute(struct vcpu *vcpu, bool has_address)
 {
     const struct guest_state *s = vcpu_state(vcpu, GROUP_CR | GROUP_EFER_PAT | GROUP_RIP);
@@ -384,7 +398,8 @@ static bool may_execute(struct vcpu *vcpu, bool has_address)
         vcpu_inject_ud(vcpu);
         return false;
     }
-    if (vcpu_cpl(vcpu) || (has_address && (!IS_ALIGNED(address, PAGE_SIZE) || !vm_ram_ptr(vcpu->vm, address, PAGE_SIZE)))) {
+    if (vcpu_cpl(vcpu) || (has_address && (!IS_ALIGNED(address, PAGE_SIZE) ||
+                                           !vm_ram_ptr(vcpu->vm, address, PAGE_SIZE)))) {
         vcpu_inject_gp0(vcpu);
         return false;
     }
@@ -506,7 +521,8 @@ static const struct exit_row exit_rows[] = {
 // SGDT and the like: word 3 has their bits, appendix C their codes, in one order.
 static bool reflect_tables(struct vcpu *vcpu, const struct vm_exit *exit)
 {
-    static const u8 order[2][4] = {{1, 0, 5, 4}, {2, 3, 6, 7}}; // by `identity`: GDTR and IDTR, LDTR and TR
+    static const u8 order[2][4] = {{1, 0, 5, 4},
+                                   {2, 3, 6, 7}}; // by `identity`: GDTR and IDTR, LDTR and TR
     unsigned n = order[exit->kind == EXIT_LDTR_TR][exit->operand.identity & 3];
 
     if (!(vcpu->nested->vmcb.intercept[SVM_WORD_3] & (u32)SVM_INTERCEPT_IDTR_READ << n))
@@ -558,7 +574,8 @@ static bool reflect_msr(struct vcpu *vcpu, const struct vm_exit *exit)
         return false;
     for (unsigned i = 0; i < ARRAY_SIZE(bases); i++)
         if (msr - bases[i] < 0x2000)
-            guest_read_gpa(vcpu, (v->msrpm_base_pa & PAGE_MASK) + i * 0x800 + (msr - bases[i]) / 4, &byte, 1);
+            guest_read_gpa(vcpu, (v->msrpm_base_pa & PAGE_MASK) + i * 0x800 + (msr - bases[i]) / 4,
+                           &byte, 1);
     if (!(byte >> (msr % 4 * 2 + write) & 1))
         return false;
     vmexit(vcpu, VMEXIT_MSR, write, 0);
@@ -587,7 +604,8 @@ static bool reflect_dr(struct vcpu *vcpu, const struct vm_exit *exit)
 
     if (!(vcpu->nested->vmcb.intercept[SVM_WORD_DR] & bit))
         return false;
-    vmexit(vcpu, (u64)(exit->dr.write ? VMEXIT_DR0_WRITE : VMEXIT_DR0_READ) + exit->dr.number, 0, 0);
+    vmexit(vcpu, (u64)(exit->dr.write ? VMEXIT_DR0_WRITE : VMEXIT_DR0_READ) + exit->dr.number, 0,
+           0);
     return true;
 }
 
@@ -596,9 +614,11 @@ static bool vmcb12_wants_exception(struct vcpu *vcpu, const struct event *event)
     u64 info2 = event->vector == VECTOR_PF ? event->payload : 0;
     struct guest_state *s;
 
-    if (event->type == EVENT_SOFT_INTERRUPT || !(vcpu->nested->vmcb.intercept[SVM_WORD_EXCEPTIONS] & BIT(event->vector)))
+    if (event->type == EVENT_SOFT_INTERRUPT ||
+        !(vcpu->nested->vmcb.intercept[SVM_WORD_EXCEPTIONS] & BIT(event->vector)))
         return false;
-    if (event->vector == VECTOR_DB && event->has_payload) { // DR6 and DR7 are what the handler would see ("#DB (Debug)")
+    if (event->vector == VECTOR_DB &&
+        event->has_payload) { // DR6 and DR7 are what the handler would see ("#DB (Debug)")
         s = vcpu_modify(vcpu, GROUP_DR | GROUP_DEBUG);
         vcpu->dr6 = event_db_dr6(vcpu->dr6, event->payload);
         s->dr7 &= ~DR7_GD;
@@ -634,7 +654,8 @@ static bool vmcb12_reflect(struct vcpu *vcpu, struct vm_exit *exit)
             vcpu_inject_ud(vcpu);
         return true;
     case EXIT_ENTRY_FAILED:
-        log_error("guest %s: the CPU refused an L2 that Nestor's checks passed", vcpu->vm->config->name);
+        log_error("guest %s: the CPU refused an L2 that Nestor's checks passed",
+                  vcpu->vm->config->name);
         vmexit(vcpu, VMEXIT_INVALID, 0, 0);
         return true;
     default:
@@ -707,8 +728,8 @@ static void vmcb12_cpuid(u32 leaf, u32 regs[4])
     if (leaf == 0x80000001)
         regs[2] |= BIT(2); // SVM
     if (leaf == 0x8000000a) {
-        regs[0] = 1;  // revision
-        regs[1] = 16; // ASIDs
+        regs[0] = 1;           // revision
+        regs[1] = 16;          // ASIDs
         regs[2] = regs[3] = 0; // no optional feature yet
     }
 }

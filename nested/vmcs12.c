@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // Copyright (c) 2026 The Nestor authors
 //
-// VMX for guests: the VMX instructions as L1 executes them, and the capability MSRs that say exactly what is offered: pin-based,
-// primary, entry and exit controls; no secondary controls yet (no EPT, VPID or unrestricted guest). SDM vol. 3 "VMX Instruction
-// Reference", appendices A and B.
+// VMX for guests: the VMX instructions as L1 executes them, and the capability MSRs that say
+// exactly what is offered: pin-based, primary, entry and exit controls; no secondary controls yet
+// (no EPT, VPID or unrestricted guest). SDM vol. 3 "VMX Instruction Reference", appendices A and B.
 
 #include "vmcs12.h"
 #include <arch/x86/msr.h>
@@ -77,37 +77,41 @@ u64 *vmcs12_field(struct nested *n, u32 encoding)
 // --- capability MSRs ---
 
 #define CONTROLS(must, may) ((u64)((must) | (may)) << 32 | (must))
-#define PIN_DEFAULT1 0x16u
-#define PRIMARY_DEFAULT1 0x0401e172u
-#define EXIT_DEFAULT1 0x00036dffu
-#define ENTRY_DEFAULT1 0x000011ffu
+#define PIN_DEFAULT1        0x16u
+#define PRIMARY_DEFAULT1    0x0401e172u
+#define EXIT_DEFAULT1       0x00036dffu
+#define ENTRY_DEFAULT1      0x000011ffu
 
 #define PIN_OFFERED ((u32)(PIN_EXTERNAL_INTERRUPT | PIN_NMI))
-#define PRIMARY_OFFERED                                                                            \
-    ((u32)(PRIMARY_INTERRUPT_WINDOW | PRIMARY_TSC_OFFSETTING | PRIMARY_HLT | PRIMARY_INVLPG | PRIMARY_MWAIT | PRIMARY_RDPMC |      \
-           PRIMARY_RDTSC | PRIMARY_CR3_LOAD | PRIMARY_CR3_STORE | PRIMARY_CR8_LOAD | PRIMARY_CR8_STORE | PRIMARY_MOV_DR |          \
-           PRIMARY_UNCONDITIONAL_IO | PRIMARY_IO_BITMAPS | PRIMARY_MSR_BITMAPS | PRIMARY_MONITOR | PRIMARY_PAUSE))
-#define EXIT_OFFERED                                                                               \
-    ((u32)(EXIT_CTL_SAVE_DEBUG | EXIT_CTL_HOST_64 | EXIT_CTL_ACK_INTERRUPT | EXIT_CTL_SAVE_PAT | EXIT_CTL_LOAD_PAT |               \
-           EXIT_CTL_SAVE_EFER | EXIT_CTL_LOAD_EFER))
-#define ENTRY_OFFERED ((u32)(ENTRY_CTL_LOAD_DEBUG | ENTRY_CTL_IA32E_GUEST | ENTRY_CTL_LOAD_PAT | ENTRY_CTL_LOAD_EFER))
+#define PRIMARY_OFFERED                                                                           \
+    ((u32)(PRIMARY_INTERRUPT_WINDOW | PRIMARY_TSC_OFFSETTING | PRIMARY_HLT | PRIMARY_INVLPG |     \
+           PRIMARY_MWAIT | PRIMARY_RDPMC | PRIMARY_RDTSC | PRIMARY_CR3_LOAD | PRIMARY_CR3_STORE | \
+           PRIMARY_CR8_LOAD | PRIMARY_CR8_STORE | PRIMARY_MOV_DR | PRIMARY_UNCONDITIONAL_IO |     \
+           PRIMARY_IO_BITMAPS | PRIMARY_MSR_BITMAPS | PRIMARY_MONITOR | PRIMARY_PAUSE))
+#define EXIT_OFFERED                                                                             \
+    ((u32)(EXIT_CTL_SAVE_DEBUG | EXIT_CTL_HOST_64 | EXIT_CTL_ACK_INTERRUPT | EXIT_CTL_SAVE_PAT | \
+           EXIT_CTL_LOAD_PAT | EXIT_CTL_SAVE_EFER | EXIT_CTL_LOAD_EFER))
+#define ENTRY_OFFERED \
+    ((u32)(ENTRY_CTL_LOAD_DEBUG | ENTRY_CTL_IA32E_GUEST | ENTRY_CTL_LOAD_PAT | ENTRY_CTL_LOAD_EFER))
 
 #define CR0_FIXED0_VALUE (CR0_PE | CR0_NE | CR0_PG)
 #define CR4_FIXED0_VALUE CR4_VMXE
-#define VMX_MEMORY_WB (6ull << 50)
+#define VMX_MEMORY_WB    (6ull << 50)
 
 u64 vmcs12_capability(u32 msr)
 {
     switch (msr) {
     case MSR_VMX_BASIC:
-        return VMCS12_REVISION | PAGE_SIZE << 32 | VMX_MEMORY_WB | VMX_BASIC_INS_OUTS_INFO | VMX_BASIC_TRUE_CTLS;
+        return VMCS12_REVISION | PAGE_SIZE << 32 | VMX_MEMORY_WB | VMX_BASIC_INS_OUTS_INFO |
+               VMX_BASIC_TRUE_CTLS;
     case MSR_VMX_PINBASED_CTLS:
     case MSR_VMX_TRUE_PINBASED_CTLS:
         return CONTROLS(PIN_DEFAULT1, PIN_OFFERED);
     case MSR_VMX_PROCBASED_CTLS:
         return CONTROLS(PRIMARY_DEFAULT1, PRIMARY_OFFERED);
     case MSR_VMX_TRUE_PROCBASED_CTLS: // the CR3 exits may be 0
-        return CONTROLS(PRIMARY_DEFAULT1 & ~(u32)(PRIMARY_CR3_LOAD | PRIMARY_CR3_STORE), PRIMARY_OFFERED);
+        return CONTROLS(PRIMARY_DEFAULT1 & ~(u32)(PRIMARY_CR3_LOAD | PRIMARY_CR3_STORE),
+                        PRIMARY_OFFERED);
     case MSR_VMX_EXIT_CTLS:
         return CONTROLS(EXIT_DEFAULT1, EXIT_OFFERED);
     case MSR_VMX_TRUE_EXIT_CTLS:
@@ -153,7 +157,8 @@ static int vmcs12_write_msr(struct vcpu *vcpu, u32 msr, u64 value)
 
     if (msr != MSR_FEATURE_CONTROL)
         return msr >= MSR_VMX_BASIC && msr <= MSR_VMX_TRUE_ENTRY_CTLS ? -E_FAULT : -E_NOENT;
-    if ((n->feature_control & FEATURE_CONTROL_LOCK) || (value & ~(FEATURE_CONTROL_LOCK | FEATURE_CONTROL_VMX_OUTSIDE_SMX)))
+    if ((n->feature_control & FEATURE_CONTROL_LOCK) ||
+        (value & ~(FEATURE_CONTROL_LOCK | FEATURE_CONTROL_VMX_OUTSIDE_SMX)))
         return -E_FAULT;
     n->feature_control = value;
     return 0;
@@ -232,7 +237,8 @@ static bool is_canonical(struct vcpu *vcpu, u64 la)
 }
 
 // Reads or writes the memory operand; false: a fault is injected.
-static bool operand_access(struct vcpu *vcpu, const struct exit_operand *op, u64 *value, unsigned size, bool write)
+static bool operand_access(struct vcpu *vcpu, const struct exit_operand *op, u64 *value,
+                           unsigned size, bool write)
 {
     u64 la = operand_address(vcpu, op);
     int err;
@@ -241,7 +247,8 @@ static bool operand_access(struct vcpu *vcpu, const struct exit_operand *op, u64
         vcpu_inject_exception(vcpu, op->seg == SEG_SS ? VECTOR_SS : VECTOR_GP, true, 0);
         return false;
     }
-    err = write ? guest_write_linear(vcpu, la, value, size, 0) : guest_read_linear(vcpu, la, value, size, 0);
+    err = write ? guest_write_linear(vcpu, la, value, size, 0)
+                : guest_read_linear(vcpu, la, value, size, 0);
     if (err && !vcpu->events.exception.valid)
         vm_stop(vcpu->vm, vcpu, "operand of a VMX instruction is not in RAM");
     return !err;
@@ -277,7 +284,8 @@ static void run_vmxon(struct vcpu *vcpu, struct vm_exit *exit)
     gpa_t gpa = 0;
     u32 revision = 0;
 
-    if (!(s->cr0 & CR0_PE) || !(s->cr4 & CR4_VMXE) || (s->rflags & RFLAGS_VM) || (vcpu_mode_long(vcpu) && !vcpu_mode_64bit(vcpu))) {
+    if (!(s->cr0 & CR0_PE) || !(s->cr4 & CR4_VMXE) || (s->rflags & RFLAGS_VM) ||
+        (vcpu_mode_long(vcpu) && !vcpu_mode_64bit(vcpu))) {
         vcpu_inject_ud(vcpu);
         return;
     }
@@ -295,7 +303,8 @@ static void run_vmxon(struct vcpu *vcpu, struct vm_exit *exit)
     }
     if (!operand_access(vcpu, &exit->operand, &gpa, 8, false))
         return;
-    if (bad_region(vcpu, gpa) || guest_read_gpa(vcpu, gpa, &revision, 4) || revision != VMCS12_REVISION) {
+    if (bad_region(vcpu, gpa) || guest_read_gpa(vcpu, gpa, &revision, 4) ||
+        revision != VMCS12_REVISION) {
         finish(vcpu, exit, RFLAGS_CF);
         return;
     }
@@ -451,7 +460,8 @@ static void run_vmwrite(struct vcpu *vcpu, struct vm_exit *exit)
     vm_succeed(vcpu, exit);
 }
 
-// VMLAUNCH, VMRESUME: the checks in the SDM's order ("Basic VM-Entry Checks"), then the controls, host state, guest state.
+// VMLAUNCH, VMRESUME: the checks in the SDM's order ("Basic VM-Entry Checks"), then the controls,
+// host state, guest state.
 static void run_entry(struct vcpu *vcpu, struct vm_exit *exit)
 {
     struct nested *n = vcpu->nested;
@@ -477,7 +487,8 @@ static void run_entry(struct vcpu *vcpu, struct vm_exit *exit)
         vm_fail(vcpu, exit, VMX_ERROR_HOST_STATE);
         return;
     }
-    vm_succeed(vcpu, exit); // L1's RIP is behind the instruction; the exit loads it from VMCS12 anyway
+    vm_succeed(vcpu,
+               exit); // L1's RIP is behind the instruction; the exit loads it from VMCS12 anyway
     if (vmcs12_check_guest(vcpu))
         vmcs12_entry_failed(vcpu, REASON_INVALID_GUEST_STATE, 0);
     else
@@ -487,8 +498,9 @@ static void run_entry(struct vcpu *vcpu, struct vm_exit *exit)
 typedef void (*instruction_fn)(struct vcpu *vcpu, struct vm_exit *exit);
 
 static const instruction_fn instructions[EXIT_KIND_COUNT] = {
-    [EXIT_VMXOFF] = run_vmxoff,   [EXIT_VMCLEAR] = run_vmclear, [EXIT_VMPTRLD] = run_vmptrld,  [EXIT_VMPTRST] = run_vmptrst,
-    [EXIT_VMREAD] = run_vmread,   [EXIT_VMWRITE] = run_vmwrite, [EXIT_VMLAUNCH] = run_entry,   [EXIT_VMRESUME] = run_entry,
+    [EXIT_VMXOFF] = run_vmxoff,   [EXIT_VMCLEAR] = run_vmclear, [EXIT_VMPTRLD] = run_vmptrld,
+    [EXIT_VMPTRST] = run_vmptrst, [EXIT_VMREAD] = run_vmread,   [EXIT_VMWRITE] = run_vmwrite,
+    [EXIT_VMLAUNCH] = run_entry,  [EXIT_VMRESUME] = run_entry,
 };
 
 static void vmcs12_instruction(struct vcpu *vcpu, struct vm_exit *exit)

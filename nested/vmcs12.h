@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // Copyright (c) 2026 The Nestor authors
 //
-// VMCS12: the VMCS of a guest hypervisor, as Nestor keeps it (fields by encoding, SDM vol. 3 appendix B), the controls that
-// Nestor offers, and what vmcs12's three files share. nested/vmcs12.c: instructions and MSRs; vmcs12_check.c: the checks of
-// VM entry; vmcs12_switch.c: entering L2 and the exit to L1.
+// VMCS12: the VMCS of a guest hypervisor, as Nestor keeps it (fields by encoding, SDM vol. 3
+// appendix B), the controls that Nestor offers, and what vmcs12's three files share.
+// nested/vmcs12.c: instructions and MSRs; vmcs12_check.c: the checks of VM entry; vmcs12_switch.c:
+// entering L2 and the exit to L1.
 
 #pragma once
 

@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // Copyright (c) 2026 The Nestor authors
 //
-// The checks of VM entry on VMCS12, in the SDM's groups and order (vol. 3 "VM Entries": checks on VMX controls, host state, guest
-// state). Each row is one check; a row that returns true refuses the entry.
+// The checks of VM entry on VMCS12, in the SDM's groups and order (vol. 3 "VM Entries": checks on
+// VMX controls, host state, guest state). Each row is one check; a row that returns true refuses
+// the entry.
 
 #include "vmcs12.h"
 #include <arch/x86/regs.h>
@@ -62,7 +63,8 @@ static bool msr_bitmap(const struct check_context *c)
 
 static bool nmi_controls(const struct check_context *c)
 {
-    return get(c, PRIMARY_CONTROLS) & PRIMARY_NMI_WINDOW; // needs virtual NMIs, which are not offered
+    return get(c, PRIMARY_CONTROLS) &
+           PRIMARY_NMI_WINDOW; // needs virtual NMIs, which are not offered
 }
 
 static bool exit_bits(const struct check_context *c)
@@ -70,10 +72,12 @@ static bool exit_bits(const struct check_context *c)
     return outside(get(c, EXIT_CONTROLS), MSR_VMX_TRUE_EXIT_CTLS);
 }
 
-// MSR areas are not walked yet; an L1 that wants one is refused rather than misled (IA32_VMX_MISC would recommend 512).
+// MSR areas are not walked yet; an L1 that wants one is refused rather than misled (IA32_VMX_MISC
+// would recommend 512).
 static bool msr_areas(const struct check_context *c)
 {
-    return get(c, EXIT_MSR_STORE_COUNT) || get(c, EXIT_MSR_LOAD_COUNT) || get(c, ENTRY_MSR_LOAD_COUNT);
+    return get(c, EXIT_MSR_STORE_COUNT) || get(c, EXIT_MSR_LOAD_COUNT) ||
+           get(c, ENTRY_MSR_LOAD_COUNT);
 }
 
 static bool entry_bits(const struct check_context *c)
@@ -83,8 +87,8 @@ static bool entry_bits(const struct check_context *c)
 
 static bool has_error_code(u8 vector)
 {
-    return BIT(vector) & (BIT(VECTOR_DF) | BIT(VECTOR_TS) | BIT(VECTOR_NP) | BIT(VECTOR_SS) | BIT(VECTOR_GP) | BIT(VECTOR_PF) |
-                          BIT(VECTOR_AC));
+    return BIT(vector) & (BIT(VECTOR_DF) | BIT(VECTOR_TS) | BIT(VECTOR_NP) | BIT(VECTOR_SS) |
+                          BIT(VECTOR_GP) | BIT(VECTOR_PF) | BIT(VECTOR_AC));
 }
 
 static bool injection(const struct check_context *c)
@@ -99,7 +103,8 @@ static bool injection(const struct check_context *c)
         return true;
     if ((type == EVENT_NMI && vector != VECTOR_NMI) || (type == EVENT_EXCEPTION && vector > 31))
         return true;
-    wants_error = type == EVENT_EXCEPTION && has_error_code(vector); // L2 always has CR0.PE = 1: no unrestricted guest
+    wants_error = type == EVENT_EXCEPTION &&
+                  has_error_code(vector); // L2 always has CR0.PE = 1: no unrestricted guest
     if (!!(info & INFO_ERROR_CODE) != wants_error)
         return true;
     if ((info & INFO_ERROR_CODE) && (get(c, ENTRY_EXCEPTION_ERROR_CODE) & BITS(31, 16)))
@@ -108,10 +113,12 @@ static bool injection(const struct check_context *c)
 }
 
 static const check_fn control_checks[] = {
-    pin_bits, primary_bits, cr3_targets, io_bitmaps, msr_bitmap, nmi_controls, exit_bits, entry_bits, msr_areas, injection,
+    pin_bits,     primary_bits, cr3_targets, io_bitmaps, msr_bitmap,
+    nmi_controls, exit_bits,    entry_bits,  msr_areas,  injection,
 };
 
-// --- host state ("Checks on Host Control Registers, MSRs, Segment and Descriptor-Table Registers, Address-Space Size") ---
+// --- host state ("Checks on Host Control Registers, MSRs, Segment and Descriptor-Table Registers,
+// Address-Space Size") ---
 
 static bool not_canonical(const struct check_context *c, u64 address)
 {
@@ -122,26 +129,30 @@ static bool not_canonical(const struct check_context *c, u64 address)
 
 static bool bad_cr0(u64 value)
 {
-    u64 fixed0 = vmcs12_capability(MSR_VMX_CR0_FIXED0), fixed1 = vmcs12_capability(MSR_VMX_CR0_FIXED1);
+    u64 fixed0 = vmcs12_capability(MSR_VMX_CR0_FIXED0),
+        fixed1 = vmcs12_capability(MSR_VMX_CR0_FIXED1);
 
     return (~value & fixed0) || (value & ~fixed1);
 }
 
 static bool bad_cr4(u64 value)
 {
-    u64 fixed0 = vmcs12_capability(MSR_VMX_CR4_FIXED0), fixed1 = vmcs12_capability(MSR_VMX_CR4_FIXED1);
+    u64 fixed0 = vmcs12_capability(MSR_VMX_CR4_FIXED0),
+        fixed1 = vmcs12_capability(MSR_VMX_CR4_FIXED1);
 
     return (~value & fixed0) || (value & ~fixed1);
 }
 
 static bool host_control_registers(const struct check_context *c)
 {
-    return bad_cr0(get(c, HOST_CR0)) || bad_cr4(get(c, HOST_CR4)) || get(c, HOST_CR3) >> cpuid_phys_bits(c->vcpu->vm);
+    return bad_cr0(get(c, HOST_CR0)) || bad_cr4(get(c, HOST_CR4)) ||
+           get(c, HOST_CR3) >> cpuid_phys_bits(c->vcpu->vm);
 }
 
 static bool host_sysenter(const struct check_context *c)
 {
-    return not_canonical(c, get(c, HOST_SYSENTER_ESP)) || not_canonical(c, get(c, HOST_SYSENTER_EIP));
+    return not_canonical(c, get(c, HOST_SYSENTER_ESP)) ||
+           not_canonical(c, get(c, HOST_SYSENTER_EIP));
 }
 
 static bool bad_pat(u64 pat)
@@ -164,15 +175,18 @@ static bool host_pat(const struct check_context *c)
 
 static bool host_efer(const struct check_context *c)
 {
-    u64 efer = get(c, HOST_EFER), size = get(c, EXIT_CONTROLS) & EXIT_CTL_HOST_64 ? EFER_LMA | EFER_LME : 0;
+    u64 efer = get(c, HOST_EFER),
+        size = get(c, EXIT_CONTROLS) & EXIT_CTL_HOST_64 ? EFER_LMA | EFER_LME : 0;
 
-    return (get(c, EXIT_CONTROLS) & EXIT_CTL_LOAD_EFER) && ((efer & ~EFER_KNOWN) || (efer & (EFER_LMA | EFER_LME)) != size);
+    return (get(c, EXIT_CONTROLS) & EXIT_CTL_LOAD_EFER) &&
+           ((efer & ~EFER_KNOWN) || (efer & (EFER_LMA | EFER_LME)) != size);
 }
 
 static bool host_selectors(const struct check_context *c)
 {
-    static const u16 fields[] = {HOST_ES_SELECTOR, HOST_CS_SELECTOR, HOST_SS_SELECTOR, HOST_DS_SELECTOR,
-                                 HOST_FS_SELECTOR, HOST_GS_SELECTOR, HOST_TR_SELECTOR};
+    static const u16 fields[] = {HOST_ES_SELECTOR, HOST_CS_SELECTOR, HOST_SS_SELECTOR,
+                                 HOST_DS_SELECTOR, HOST_FS_SELECTOR, HOST_GS_SELECTOR,
+                                 HOST_TR_SELECTOR};
 
     for (unsigned i = 0; i < ARRAY_SIZE(fields); i++)
         if (get(c, fields[i]) & 7)
@@ -183,7 +197,8 @@ static bool host_selectors(const struct check_context *c)
 
 static bool host_bases(const struct check_context *c)
 {
-    static const u16 fields[] = {HOST_FS_BASE, HOST_GS_BASE, HOST_GDTR_BASE, HOST_IDTR_BASE, HOST_TR_BASE};
+    static const u16 fields[] = {HOST_FS_BASE, HOST_GS_BASE, HOST_GDTR_BASE, HOST_IDTR_BASE,
+                                 HOST_TR_BASE};
 
     for (unsigned i = 0; i < ARRAY_SIZE(fields); i++)
         if (not_canonical(c, get(c, fields[i])))
@@ -203,7 +218,8 @@ static bool host_address_space(const struct check_context *c)
 }
 
 static const check_fn host_checks[] = {
-    host_control_registers, host_sysenter, host_pat, host_efer, host_selectors, host_bases, host_address_space,
+    host_control_registers, host_sysenter, host_pat,           host_efer,
+    host_selectors,         host_bases,    host_address_space,
 };
 
 // --- guest state ("Checks on the Guest State Area") ---
@@ -232,7 +248,8 @@ static bool guest_debug(const struct check_context *c)
 
 static bool guest_sysenter(const struct check_context *c)
 {
-    return not_canonical(c, get(c, GUEST_SYSENTER_ESP)) || not_canonical(c, get(c, GUEST_SYSENTER_EIP));
+    return not_canonical(c, get(c, GUEST_SYSENTER_ESP)) ||
+           not_canonical(c, get(c, GUEST_SYSENTER_EIP));
 }
 
 static bool guest_pat(const struct check_context *c)
@@ -247,7 +264,8 @@ static bool guest_efer(const struct check_context *c)
     if (!(get(c, ENTRY_CONTROLS) & ENTRY_CTL_LOAD_EFER))
         return false;
     // CR0.PG is 1, so LMA and LME must both be what "IA-32e mode guest" says.
-    return (efer & ~EFER_KNOWN) || !!(efer & EFER_LMA) != ia32e(c) || !!(efer & EFER_LME) != ia32e(c);
+    return (efer & ~EFER_KNOWN) || !!(efer & EFER_LMA) != ia32e(c) ||
+           !!(efer & EFER_LME) != ia32e(c);
 }
 
 static u32 access_of(const struct check_context *c, unsigned seg)
@@ -277,8 +295,8 @@ static bool segment_common(const struct check_context *c, unsigned seg)
 
     if (access & SEG_UNUSABLE)
         return seg == SEG_CS;
-    return !(access & SEG_S) || !(access & SEG_P) || !(access & 1) || (access & (BITS(11, 8) | BITS(31, 17))) ||
-           granularity_wrong(limit_of(c, seg), access);
+    return !(access & SEG_S) || !(access & SEG_P) || !(access & 1) ||
+           (access & (BITS(11, 8) | BITS(31, 17))) || granularity_wrong(limit_of(c, seg), access);
 }
 
 static bool guest_code_segment(const struct check_context *c)
@@ -311,7 +329,8 @@ static bool guest_v8086_segments(const struct check_context *c)
         return false;
     for (unsigned seg = SEG_ES; seg <= SEG_GS; seg++)
         if (access_of(c, seg) != 0xf3 || limit_of(c, seg) != 0xffff ||
-            get(c, (enum vmcs_field)(GUEST_ES_BASE + 2 * seg)) != get(c, (enum vmcs_field)(GUEST_ES_SELECTOR + 2 * seg)) << 4)
+            get(c, (enum vmcs_field)(GUEST_ES_BASE + 2 * seg)) !=
+                get(c, (enum vmcs_field)(GUEST_ES_SELECTOR + 2 * seg)) << 4)
             return true;
     return false;
 }
@@ -320,20 +339,24 @@ static bool guest_system_segments(const struct check_context *c)
 {
     u32 tr = access_of(c, SEG_TR), ldtr = access_of(c, SEG_LDTR);
 
-    if ((tr & SEG_UNUSABLE) || (tr & SEG_S) || !(tr & SEG_P) || (get(c, GUEST_TR_SELECTOR) & 4) || not_canonical(c, get(c, GUEST_TR_BASE)))
+    if ((tr & SEG_UNUSABLE) || (tr & SEG_S) || !(tr & SEG_P) || (get(c, GUEST_TR_SELECTOR) & 4) ||
+        not_canonical(c, get(c, GUEST_TR_BASE)))
         return true;
-    if (((tr & 0xf) != 11 && (ia32e(c) || (tr & 0xf) != 3)) || granularity_wrong(limit_of(c, SEG_TR), tr))
+    if (((tr & 0xf) != 11 && (ia32e(c) || (tr & 0xf) != 3)) ||
+        granularity_wrong(limit_of(c, SEG_TR), tr))
         return true;
     if (ldtr & SEG_UNUSABLE)
         return false;
-    return (get(c, GUEST_LDTR_SELECTOR) & 4) || (ldtr & 0x1f) != 2 || !(ldtr & SEG_P) || granularity_wrong(limit_of(c, SEG_LDTR), ldtr) ||
+    return (get(c, GUEST_LDTR_SELECTOR) & 4) || (ldtr & 0x1f) != 2 || !(ldtr & SEG_P) ||
+           granularity_wrong(limit_of(c, SEG_LDTR), ldtr) ||
            not_canonical(c, get(c, GUEST_LDTR_BASE));
 }
 
 static bool guest_bases(const struct check_context *c)
 {
-    return not_canonical(c, get(c, GUEST_FS_BASE)) || not_canonical(c, get(c, GUEST_GS_BASE)) || get(c, GUEST_CS_BASE) >> 32 ||
-           not_canonical(c, get(c, GUEST_GDTR_BASE)) || not_canonical(c, get(c, GUEST_IDTR_BASE)) || get(c, GUEST_GDTR_LIMIT) >> 16 ||
+    return not_canonical(c, get(c, GUEST_FS_BASE)) || not_canonical(c, get(c, GUEST_GS_BASE)) ||
+           get(c, GUEST_CS_BASE) >> 32 || not_canonical(c, get(c, GUEST_GDTR_BASE)) ||
+           not_canonical(c, get(c, GUEST_IDTR_BASE)) || get(c, GUEST_GDTR_LIMIT) >> 16 ||
            get(c, GUEST_IDTR_LIMIT) >> 16;
 }
 
@@ -344,9 +367,11 @@ static bool guest_rip_rflags(const struct check_context *c)
 
     if (code64 ? not_canonical(c, get(c, GUEST_RIP)) : get(c, GUEST_RIP) >> 32 != 0)
         return true;
-    if ((rflags & (BITS(63, 22) | BIT(15) | BIT(5) | BIT(3))) || !(rflags & RFLAGS_FIXED) || ((rflags & RFLAGS_VM) && ia32e(c)))
+    if ((rflags & (BITS(63, 22) | BIT(15) | BIT(5) | BIT(3))) || !(rflags & RFLAGS_FIXED) ||
+        ((rflags & RFLAGS_VM) && ia32e(c)))
         return true;
-    return (info & INFO_VALID) && (info >> INFO_TYPE_SHIFT & 7) == EVENT_INTERRUPT && !(rflags & RFLAGS_IF);
+    return (info & INFO_VALID) && (info >> INFO_TYPE_SHIFT & 7) == EVENT_INTERRUPT &&
+           !(rflags & RFLAGS_IF);
 }
 
 static bool guest_activity(const struct check_context *c)
@@ -359,11 +384,13 @@ static bool guest_interruptibility(const struct check_context *c)
     u64 blocking = get(c, GUEST_INTERRUPTIBILITY), info = get(c, ENTRY_INTERRUPTION_INFO);
     u8 type = info >> INFO_TYPE_SHIFT & 7;
 
-    if ((blocking & ~(u64)0xf) || (blocking & (BLOCK_STI | BLOCK_MOV_SS)) == (BLOCK_STI | BLOCK_MOV_SS))
+    if ((blocking & ~(u64)0xf) ||
+        (blocking & (BLOCK_STI | BLOCK_MOV_SS)) == (BLOCK_STI | BLOCK_MOV_SS))
         return true;
     if ((blocking & BLOCK_STI) && !(get(c, GUEST_RFLAGS) & RFLAGS_IF))
         return true;
-    if ((info & INFO_VALID) && (type == EVENT_INTERRUPT || type == EVENT_NMI) && (blocking & (BLOCK_STI | BLOCK_MOV_SS)))
+    if ((info & INFO_VALID) && (type == EVENT_INTERRUPT || type == EVENT_NMI) &&
+        (blocking & (BLOCK_STI | BLOCK_MOV_SS)))
         return type == EVENT_INTERRUPT || (blocking & BLOCK_MOV_SS);
     return blocking & BLOCK_SMI;
 }
@@ -386,9 +413,21 @@ static bool guest_link_pointer(const struct check_context *c)
 }
 
 static const check_fn guest_checks[] = {
-    guest_control_registers, guest_debug,          guest_sysenter,        guest_pat,   guest_efer,
-    guest_code_segment,      guest_data_segments,  guest_v8086_segments,  guest_system_segments, guest_bases,
-    guest_rip_rflags,        guest_activity,       guest_interruptibility, guest_pending_debug,  guest_link_pointer,
+    guest_control_registers,
+    guest_debug,
+    guest_sysenter,
+    guest_pat,
+    guest_efer,
+    guest_code_segment,
+    guest_data_segments,
+    guest_v8086_segments,
+    guest_system_segments,
+    guest_bases,
+    guest_rip_rflags,
+    guest_activity,
+    guest_interruptibility,
+    guest_pending_debug,
+    guest_link_pointer,
 };
 
 static int run_checks(struct vcpu *vcpu, const check_fn *checks, unsigned count, int result)

@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // Copyright (c) 2026 The Nestor authors
 //
-// From L1 to L2 and back: VMCS12's guest state and controls into the model, the model and an exit into VMCS12, L1's host state
-// (SDM vol. 3 "VM Entries" from "Loading Guest State" on, "VM Exits"). What L1 wants is looked up in VMCS12 at the exit.
+// From L1 to L2 and back: VMCS12's guest state and controls into the model, the model and an exit
+// into VMCS12, L1's host state (SDM vol. 3 "VM Entries" from "Loading Guest State" on, "VM Exits").
+// What L1 wants is looked up in VMCS12 at the exit.
 
 #include "vmcs12.h"
 #include <arch/x86/regs.h>
@@ -41,7 +42,10 @@ static void segments_to_vmcs12(struct nested *n, const struct guest_state *s)
 static const struct {
     u16 field, offset;
 } plain[] = {
-#define PLAIN(field, member) {field, offsetof(struct guest_state, member)}
+#define PLAIN(field, member)                        \
+    {                                               \
+        field, offsetof(struct guest_state, member) \
+    }
     PLAIN(GUEST_RIP, rip),
     PLAIN(GUEST_RSP, rsp),
     PLAIN(GUEST_RFLAGS, rflags),
@@ -80,14 +84,16 @@ static void load_guest_state(struct vcpu *vcpu)
     s->dr7 = (entry & ENTRY_CTL_LOAD_DEBUG ? vmcs12_read(n, GUEST_DR7) : l1->dr7) | DR7_FIXED;
     s->debugctl = entry & ENTRY_CTL_LOAD_DEBUG ? vmcs12_read(n, GUEST_DEBUGCTL) : l1->debugctl;
     s->pat = entry & ENTRY_CTL_LOAD_PAT ? vmcs12_read(n, GUEST_PAT) : l1->pat;
-    s->efer = entry & ENTRY_CTL_LOAD_EFER ? vmcs12_read(n, GUEST_EFER) : l1->efer & ~(EFER_LMA | EFER_LME);
+    s->efer = entry & ENTRY_CTL_LOAD_EFER ? vmcs12_read(n, GUEST_EFER)
+                                          : l1->efer & ~(EFER_LMA | EFER_LME);
     if (!(entry & ENTRY_CTL_LOAD_EFER) && (entry & ENTRY_CTL_IA32E_GUEST))
         s->efer |= EFER_LMA | EFER_LME;
     s->interruptibility = (u32)vmcs12_read(n, GUEST_INTERRUPTIBILITY);
     s->activity = ACTIVITY_ACTIVE;
 }
 
-// PAE paging loads its pointers at the entry, from memory, as L1 has no EPT. Returns false if one is reserved.
+// PAE paging loads its pointers at the entry, from memory, as L1 has no EPT. Returns false if one
+// is reserved.
 static bool load_pdptes(struct vcpu *vcpu)
 {
     struct guest_state *s = &vcpu->ctx[1].state;
@@ -125,8 +131,9 @@ static void save_guest_state(struct vcpu *vcpu)
         vmcs12_write(n, GUEST_PAT, s->pat);
     if (exit & EXIT_CTL_SAVE_EFER)
         vmcs12_write(n, GUEST_EFER, s->efer);
-    vmcs12_write(n, ENTRY_CONTROLS, (vmcs12_read(n, ENTRY_CONTROLS) & ~(u64)ENTRY_CTL_IA32E_GUEST) |
-                                        (s->efer & EFER_LMA ? (u64)ENTRY_CTL_IA32E_GUEST : 0));
+    vmcs12_write(n, ENTRY_CONTROLS,
+                 (vmcs12_read(n, ENTRY_CONTROLS) & ~(u64)ENTRY_CTL_IA32E_GUEST) |
+                     (s->efer & EFER_LMA ? (u64)ENTRY_CTL_IA32E_GUEST : 0));
 }
 
 // --- entry ---
@@ -137,10 +144,18 @@ static void merge_controls(struct vcpu *vcpu)
         u32 bit;
         u64 intercept;
     } rows[] = {
-        {PRIMARY_HLT, INTERCEPT_HLT},           {PRIMARY_INVLPG, INTERCEPT_INVLPG},     {PRIMARY_MWAIT, INTERCEPT_MWAIT},
-        {PRIMARY_RDPMC, INTERCEPT_RDPMC},       {PRIMARY_RDTSC, INTERCEPT_RDTSC},       {PRIMARY_CR3_LOAD, INTERCEPT_CR3_WRITE},
-        {PRIMARY_CR3_STORE, INTERCEPT_CR3_READ}, {PRIMARY_CR8_LOAD, INTERCEPT_CR8_WRITE}, {PRIMARY_CR8_STORE, INTERCEPT_CR8_READ},
-        {PRIMARY_MOV_DR, INTERCEPT_DR_READ | INTERCEPT_DR_WRITE}, {PRIMARY_MONITOR, INTERCEPT_MONITOR}, {PRIMARY_PAUSE, INTERCEPT_PAUSE},
+        {PRIMARY_HLT, INTERCEPT_HLT},
+        {PRIMARY_INVLPG, INTERCEPT_INVLPG},
+        {PRIMARY_MWAIT, INTERCEPT_MWAIT},
+        {PRIMARY_RDPMC, INTERCEPT_RDPMC},
+        {PRIMARY_RDTSC, INTERCEPT_RDTSC},
+        {PRIMARY_CR3_LOAD, INTERCEPT_CR3_WRITE},
+        {PRIMARY_CR3_STORE, INTERCEPT_CR3_READ},
+        {PRIMARY_CR8_LOAD, INTERCEPT_CR8_WRITE},
+        {PRIMARY_CR8_STORE, INTERCEPT_CR8_READ},
+        {PRIMARY_MOV_DR, INTERCEPT_DR_READ | INTERCEPT_DR_WRITE},
+        {PRIMARY_MONITOR, INTERCEPT_MONITOR},
+        {PRIMARY_PAUSE, INTERCEPT_PAUSE},
     };
     struct nested *n = vcpu->nested;
     struct controls *ctl = &vcpu->ctx[1].ctl;
@@ -196,7 +211,8 @@ void vmcs12_enter(struct vcpu *vcpu)
 
 static void host_segment(struct guest_state *s, unsigned seg, u64 selector, u64 base, u32 access)
 {
-    s->seg[seg] = (struct segment){.selector = (u16)selector, .base = base, .limit = 0xffffffff, .access = access};
+    s->seg[seg] = (struct segment){
+        .selector = (u16)selector, .base = base, .limit = 0xffffffff, .access = access};
     if (!selector && seg != SEG_CS)
         s->seg[seg].access |= SEG_UNUSABLE;
 }
@@ -212,25 +228,32 @@ static void load_host_state(struct vcpu *vcpu)
     s->rip = vmcs12_read(n, HOST_RIP);
     s->rsp = vmcs12_read(n, HOST_RSP);
     s->rflags = RFLAGS_FIXED;
-    s->cr0 = (vmcs12_read(n, HOST_CR0) & ~(CR0_CD | CR0_NW)) | (s->cr0 & (CR0_CD | CR0_NW)) | CR0_ET;
+    s->cr0 =
+        (vmcs12_read(n, HOST_CR0) & ~(CR0_CD | CR0_NW)) | (s->cr0 & (CR0_CD | CR0_NW)) | CR0_ET;
     s->cr3 = vmcs12_read(n, HOST_CR3);
     s->cr4 = vmcs12_read(n, HOST_CR4) | (host64 ? CR4_PAE : 0);
     if (!host64)
         s->cr4 &= ~(u64)CR4_PCIDE;
-    s->efer = controls & EXIT_CTL_LOAD_EFER ? vmcs12_read(n, HOST_EFER) : s->efer & ~(EFER_LMA | EFER_LME);
+    s->efer = controls & EXIT_CTL_LOAD_EFER ? vmcs12_read(n, HOST_EFER)
+                                            : s->efer & ~(EFER_LMA | EFER_LME);
     s->efer |= host64 ? EFER_LMA | EFER_LME : 0;
     if (controls & EXIT_CTL_LOAD_PAT)
         s->pat = vmcs12_read(n, HOST_PAT);
     s->dr7 = DR7_FIXED;
     s->debugctl = 0;
-    host_segment(s, SEG_CS, vmcs12_read(n, HOST_CS_SELECTOR), 0, 0x9b | SEG_P | SEG_G | (host64 ? SEG_L : SEG_DB));
+    host_segment(s, SEG_CS, vmcs12_read(n, HOST_CS_SELECTOR), 0,
+                 0x9b | SEG_P | SEG_G | (host64 ? SEG_L : SEG_DB));
     host_segment(s, SEG_SS, vmcs12_read(n, HOST_SS_SELECTOR), 0, 0x93 | SEG_G | SEG_DB);
     host_segment(s, SEG_DS, vmcs12_read(n, HOST_DS_SELECTOR), 0, 0x93 | SEG_G | SEG_DB);
     host_segment(s, SEG_ES, vmcs12_read(n, HOST_ES_SELECTOR), 0, 0x93 | SEG_G | SEG_DB);
-    host_segment(s, SEG_FS, vmcs12_read(n, HOST_FS_SELECTOR), vmcs12_read(n, HOST_FS_BASE), 0x93 | SEG_G | SEG_DB);
-    host_segment(s, SEG_GS, vmcs12_read(n, HOST_GS_SELECTOR), vmcs12_read(n, HOST_GS_BASE), 0x93 | SEG_G | SEG_DB);
-    s->seg[SEG_TR] = (struct segment){
-        .selector = (u16)vmcs12_read(n, HOST_TR_SELECTOR), .base = vmcs12_read(n, HOST_TR_BASE), .limit = 0x67, .access = 0x8b};
+    host_segment(s, SEG_FS, vmcs12_read(n, HOST_FS_SELECTOR), vmcs12_read(n, HOST_FS_BASE),
+                 0x93 | SEG_G | SEG_DB);
+    host_segment(s, SEG_GS, vmcs12_read(n, HOST_GS_SELECTOR), vmcs12_read(n, HOST_GS_BASE),
+                 0x93 | SEG_G | SEG_DB);
+    s->seg[SEG_TR] = (struct segment){.selector = (u16)vmcs12_read(n, HOST_TR_SELECTOR),
+                                      .base = vmcs12_read(n, HOST_TR_BASE),
+                                      .limit = 0x67,
+                                      .access = 0x8b};
     s->seg[SEG_LDTR] = (struct segment){.access = SEG_UNUSABLE};
     s->gdtr = (struct table_register){vmcs12_read(n, HOST_GDTR_BASE), 0xffff};
     s->idtr = (struct table_register){vmcs12_read(n, HOST_IDTR_BASE), 0xffff};
@@ -247,14 +270,17 @@ static u64 event_info(const struct event *event)
 {
     if (!event->valid)
         return 0;
-    return event->vector | (u64)event->type << INFO_TYPE_SHIFT | (event->has_error ? (u64)INFO_ERROR_CODE : 0) | INFO_VALID;
+    return event->vector | (u64)event->type << INFO_TYPE_SHIFT |
+           (event->has_error ? (u64)INFO_ERROR_CODE : 0) | INFO_VALID;
 }
 
-static void save_exit_information(struct vcpu *vcpu, u32 reason, u64 qualification, const struct vm_exit *exit)
+static void save_exit_information(struct vcpu *vcpu, u32 reason, u64 qualification,
+                                  const struct vm_exit *exit)
 {
     struct nested *n = vcpu->nested;
     const struct event *event = &exit->event, *vectoring = &vcpu->events.reinject;
-    bool has_event = exit->kind == EXIT_EXCEPTION || exit->kind == EXIT_NMI || exit->kind == EXIT_EXTERNAL_INTERRUPT;
+    bool has_event = exit->kind == EXIT_EXCEPTION || exit->kind == EXIT_NMI ||
+                     exit->kind == EXIT_EXTERNAL_INTERRUPT;
 
     vmcs12_write(n, EXIT_REASON, reason);
     vmcs12_write(n, EXIT_QUALIFICATION, qualification);
@@ -265,7 +291,8 @@ static void save_exit_information(struct vcpu *vcpu, u32 reason, u64 qualificati
     vmcs12_write(n, EXIT_INSTRUCTION_LENGTH, exit->insn_len);
     vmcs12_write(n, EXIT_INSTRUCTION_INFO, 0);
     vmcs12_write(n, GUEST_LINEAR_ADDRESS, 0);
-    vmcs12_write(n, ENTRY_INTERRUPTION_INFO, vmcs12_read(n, ENTRY_INTERRUPTION_INFO) & ~(u64)INFO_VALID);
+    vmcs12_write(n, ENTRY_INTERRUPTION_INFO,
+                 vmcs12_read(n, ENTRY_INTERRUPTION_INFO) & ~(u64)INFO_VALID);
 }
 
 void vmcs12_exit(struct vcpu *vcpu, u32 reason, u64 qualification, const struct vm_exit *exit)
@@ -278,7 +305,8 @@ void vmcs12_exit(struct vcpu *vcpu, u32 reason, u64 qualification, const struct 
     load_host_state(vcpu);
 }
 
-// "VM-Entry Failures During or After Loading Guest State": no guest state is saved, host state is loaded as by an exit.
+// "VM-Entry Failures During or After Loading Guest State": no guest state is saved, host state is
+// loaded as by an exit.
 void vmcs12_entry_failed(struct vcpu *vcpu, u32 reason, u64 qualification)
 {
     vmcs12_write(vcpu->nested, EXIT_REASON, reason | EXIT_REASON_ENTRY_FAILURE);
@@ -357,7 +385,8 @@ static bool wants_io(struct vcpu *vcpu, const struct exit_io *io)
 
         if (port > 0xffff) // wraps around: exits
             return true;
-        if (bitmap_bit(vcpu, vmcs12_read(n, port & 0x8000 ? IO_BITMAP_B : IO_BITMAP_A), port & 0x7fff))
+        if (bitmap_bit(vcpu, vmcs12_read(n, port & 0x8000 ? IO_BITMAP_B : IO_BITMAP_A),
+                       port & 0x7fff))
             return true;
     }
     return false;
@@ -365,8 +394,8 @@ static bool wants_io(struct vcpu *vcpu, const struct exit_io *io)
 
 static u64 io_qualification(const struct exit_io *io)
 {
-    return (u64)(io->size - 1) | (u64)io->in << 3 | (u64)io->string << 4 | (u64)io->rep << 5 | (u64)io->immediate << 6 |
-           (u64)io->port << 16;
+    return (u64)(io->size - 1) | (u64)io->in << 3 | (u64)io->string << 4 | (u64)io->rep << 5 |
+           (u64)io->immediate << 6 | (u64)io->port << 16;
 }
 
 static bool wants_cr_write(struct vcpu *vcpu, const struct exit_cr *cr)
@@ -407,7 +436,8 @@ static bool wants_cr(struct vcpu *vcpu, const struct exit_cr *cr)
 
 static u64 cr_qualification(const struct exit_cr *cr)
 {
-    return cr->number | (u64)cr->access << 4 | (cr->access == CR_LMSW ? (u64)cr->lmsw_memory << 6 : (u64)(cr->gpr & 0xf) << 8) |
+    return cr->number | (u64)cr->access << 4 |
+           (cr->access == CR_LMSW ? (u64)cr->lmsw_memory << 6 : (u64)(cr->gpr & 0xf) << 8) |
            (u64)cr->lmsw_source << 16;
 }
 
@@ -430,7 +460,8 @@ bool vmcs12_wants_exception(struct vcpu *vcpu, const struct event *event)
     return true;
 }
 
-static bool exit_if(struct vcpu *vcpu, bool wanted, u32 reason, u64 qualification, const struct vm_exit *exit)
+static bool exit_if(struct vcpu *vcpu, bool wanted, u32 reason, u64 qualification,
+                    const struct vm_exit *exit)
 {
     if (wanted)
         vmcs12_exit(vcpu, reason, qualification, exit);
@@ -447,8 +478,10 @@ static bool reflect_by_row(struct vcpu *vcpu, const struct vm_exit *exit)
         if (exit->kind == EXIT_INVLPG)
             qualification = exit->linear;
         else if (exit->kind == EXIT_DR)
-            qualification = exit->dr.number | (exit->dr.write ? 0 : BIT(4)) | (u64)exit->dr.gpr << 8;
-        return exit_if(vcpu, !rows[i].primary || (primary & rows[i].primary), rows[i].reason, qualification, exit);
+            qualification =
+                exit->dr.number | (exit->dr.write ? 0 : BIT(4)) | (u64)exit->dr.gpr << 8;
+        return exit_if(vcpu, !rows[i].primary || (primary & rows[i].primary), rows[i].reason,
+                       qualification, exit);
     }
     return false;
 }
@@ -463,16 +496,20 @@ bool vmcs12_reflect(struct vcpu *vcpu, struct vm_exit *exit)
     case EXIT_WRMSR:
         return exit_if(vcpu, wants_msr(vcpu, true), REASON_WRMSR, 0, exit);
     case EXIT_IO:
-        return exit_if(vcpu, wants_io(vcpu, &exit->io), REASON_IO, io_qualification(&exit->io), exit);
+        return exit_if(vcpu, wants_io(vcpu, &exit->io), REASON_IO, io_qualification(&exit->io),
+                       exit);
     case EXIT_CR:
-        return exit_if(vcpu, wants_cr(vcpu, &exit->cr), REASON_CR_ACCESS, cr_qualification(&exit->cr), exit);
+        return exit_if(vcpu, wants_cr(vcpu, &exit->cr), REASON_CR_ACCESS,
+                       cr_qualification(&exit->cr), exit);
     case EXIT_INTERRUPT_WINDOW:
-        return exit_if(vcpu, vmcs12_read(vcpu->nested, PRIMARY_CONTROLS) & PRIMARY_INTERRUPT_WINDOW, REASON_INTERRUPT_WINDOW, 0, exit);
+        return exit_if(vcpu, vmcs12_read(vcpu->nested, PRIMARY_CONTROLS) & PRIMARY_INTERRUPT_WINDOW,
+                       REASON_INTERRUPT_WINDOW, 0, exit);
     case EXIT_TASK_SWITCH:
-        return exit_if(vcpu, true, REASON_TASK_SWITCH, exit->task.selector | (u64)exit->task.source << 30, exit);
+        return exit_if(vcpu, true, REASON_TASK_SWITCH,
+                       exit->task.selector | (u64)exit->task.source << 30, exit);
     case EXIT_ENTRY_FAILED:
-        log_error("guest %s: the CPU refused an L2 that Nestor's checks passed (%#llx)", vcpu->vm->config->name,
-                  (unsigned long long)exit->raw_reason);
+        log_error("guest %s: the CPU refused an L2 that Nestor's checks passed (%#llx)",
+                  vcpu->vm->config->name, (unsigned long long)exit->raw_reason);
         nested_leave_l2(vcpu);
         vmcs12_entry_failed(vcpu, REASON_INVALID_GUEST_STATE, 0);
         return true;
@@ -507,7 +544,8 @@ enum nested_answer vmcs12_event(struct vcpu *vcpu, enum nested_event event)
             int vector = irq_ack(vcpu);
 
             exit.kind = EXIT_EXTERNAL_INTERRUPT;
-            exit.event = (struct event){.valid = vector >= 0, .vector = (u8)vector, .type = EVENT_INTERRUPT};
+            exit.event =
+                (struct event){.valid = vector >= 0, .vector = (u8)vector, .type = EVENT_INTERRUPT};
         }
         vmcs12_exit(vcpu, REASON_EXTERNAL_INTERRUPT, 0, &exit);
         return NESTED_EXITED;

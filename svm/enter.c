@@ -245,8 +245,8 @@ static void take_back_injection(struct vcpu_ctx *ctx, struct vm_exit *exit)
 
     if (event->type == EVENT_NMI)
         ctx->state.interruptibility &= ~(u32)BLOCK_NMI; // core injects it anew
-    event->rip_is_next = ctx->ctl.inject.valid && ctx->ctl.inject.rip_is_next && is_software(event) &&
-                         event->vector == ctx->ctl.inject.vector;
+    event->rip_is_next = ctx->ctl.inject.valid && ctx->ctl.inject.rip_is_next &&
+                         is_software(event) && event->vector == ctx->ctl.inject.vector;
     if (!hw->soft_len || event->vector != ctx->ctl.inject.vector)
         return;
     // EXITINTINFO cannot tell what was injected from what the guest did in its place, so RIP must

@@ -15,6 +15,7 @@
 #include <arch/x86/msr.h>
 #include <arch/x86/regs.h>
 #include <nestor/cpu.h>
+#include <nestor/string.h>
 #include <nestor/tlb.h>
 
 #include "svm.h"
@@ -44,11 +45,20 @@ static struct vmcb_segment pack(const struct segment *seg)
 }
 
 // The model's CPL is SS.DPL, as in VMX; the VMCB has a field of its own, and SS may be a null
-// segment with any DPL.
-static void pull_code(struct guest_state *state, const struct vmcb *vmcb)
+// segment with any DPL. Most often the guest is where the model saw it last.
+static void pull_code(struct backend_ctx *hw, struct guest_state *state)
 {
+    const struct vmcb *vmcb = hw->vmcb;
     struct segment *ss = &state->seg[SEG_SS];
 
+    if (likely(hw->seen_known && vmcb->cpl == hw->seen_cpl &&
+               !memcmp(&vmcb->cs, &hw->seen_cs, sizeof(vmcb->cs)) &&
+               !memcmp(&vmcb->ss, &hw->seen_ss, sizeof(vmcb->ss))))
+        return;
+    hw->seen_cs = vmcb->cs;
+    hw->seen_ss = vmcb->ss;
+    hw->seen_cpl = vmcb->cpl;
+    hw->seen_known = true;
     unpack(&state->seg[SEG_CS], &vmcb->cs);
     unpack(ss, &vmcb->ss);
     ss->access = (ss->access & ~(u32)SEG_DPL) | (u32)vmcb->cpl << SEG_DPL_SHIFT;
@@ -99,15 +109,18 @@ static void write_tables(const struct guest_state *state, struct vmcb *vmcb)
 // The groups that say in which mode the guest is: who needs one needs the others next.
 #define MODE_GROUPS (GROUP_CR | GROUP_CODE | GROUP_EFER_PAT)
 
-static void pull_mode(struct guest_state *state, const struct vmcb *vmcb, u32 groups)
+static inline void pull_mode(struct vcpu_ctx *ctx, u32 groups)
 {
+    const struct vmcb *vmcb = ctx->hw->vmcb;
+    struct guest_state *state = &ctx->state;
+
     if (groups & GROUP_CR) {
         state->cr0 = vmcb->cr0;
         state->cr3 = vmcb->cr3;
         state->cr4 = vmcb->cr4;
     }
     if (groups & GROUP_CODE)
-        pull_code(state, vmcb);
+        pull_code(ctx->hw, state);
     if (groups & GROUP_EFER_PAT) {
         // SVME is always set in hardware; the guest's own bit lives in the model, because WRMSR to
         // EFER exits.
@@ -123,7 +136,7 @@ static void pull_ctx(struct vcpu_ctx *ctx, u32 groups)
 
     if (groups & MODE_GROUPS) {
         groups |= MODE_GROUPS & ~ctx->valid;
-        pull_mode(state, vmcb, groups);
+        pull_mode(ctx, groups);
         ctx->valid |= MODE_GROUPS;
         if (!(groups &= ~(u32)MODE_GROUPS))
             return;
@@ -190,9 +203,12 @@ static u32 write_control_registers(struct vcpu_ctx *ctx, struct vmcb *vmcb)
     return SVM_CLEAN_CRX;
 }
 
-static u32 write_segments(const struct guest_state *state, struct vmcb *vmcb, u32 dirty)
+static u32 write_segments(struct backend_ctx *hw, const struct guest_state *state, u32 dirty)
 {
-    if (dirty & GROUP_CODE) {
+    struct vmcb *vmcb = hw->vmcb;
+
+    if (dirty & GROUP_CODE) { // what is packed need not come back as it was
+        hw->seen_known = false;
         vmcb->cs = pack(&state->seg[SEG_CS]);
         vmcb->ss = pack(&state->seg[SEG_SS]);
     }
@@ -212,7 +228,7 @@ static u32 write_ctx(struct vcpu_ctx *ctx, struct vmcb *vmcb, u32 dirty)
     if (dirty & GROUP_CR)
         touched |= write_control_registers(ctx, vmcb);
     if (dirty & (GROUP_CODE | GROUP_DATA))
-        touched |= write_segments(state, vmcb, dirty);
+        touched |= write_segments(ctx->hw, state, dirty);
     if (dirty & GROUP_CODE) // CR0 is written before, and RFLAGS is always valid
         vmcb->cpl = cpl_of(state, vmcb->cr0);
     if (dirty & GROUP_SYSTEM)

@@ -45,6 +45,10 @@ struct backend_ctx {
     // Intercepts that the controls ask for; the VMCB's differ while NMIs are blocked or a step is
     // made.
     u32 exceptions, word3;
+    // CS, SS and CPL as they were when the model's were taken from them.
+    struct vmcb_segment seen_cs, seen_ss;
+    u8 seen_cpl;
+    bool seen_known;
     bool prepare; // the next entry must look at events and windows although core asks for nothing
     bool adjust;  // prepare() ran for this entry: its traces go
     u8 blocking;  // BLOCK_NMI, BLOCK_SMI over the entry

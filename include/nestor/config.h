@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // Copyright (c) 2026 The Nestor authors
 //
-// The configuration: which guests there are (core/config.c reads the device tree; DESIGN.md section 7).
+// The configuration: which guests there are (core/config.c reads the device tree; DESIGN.md section
+// 7).
 
 #pragma once
 
@@ -30,7 +31,9 @@ struct config {
     u32 guest_count;
 };
 
-// Reads the dtb: checks the meaning of everything; a wrong guest is left out with a line that names the node's path, the property, what
-// was found and what was expected. Strings point into the dtb, which must stay. `report` gets each such line.
-// Returns the number of guests that are right, or -E_INVAL if the whole tree is unusable (report says why).
-int config_parse(struct config *config, const void *dtb, u64 dtb_size, void (*report)(const char *line));
+// Reads the dtb: checks the meaning of everything; a wrong guest is left out with a line that names
+// the node's path, the property, what was found and what was expected. Strings point into the dtb,
+// which must stay. `report` gets each such line. Returns the number of guests that are right, or
+// -E_INVAL if the whole tree is unusable (report says why).
+int config_parse(struct config *config, const void *dtb, u64 dtb_size,
+                 void (*report)(const char *line));

@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // Copyright (c) 2026 The Nestor authors
 //
-// The guest's machine: the bus that finds a device by port or address, and what core asks of the devices. A device's lock is its VM's own;
-// nothing here is shared between VMs but the physical console.
+// The guest's machine: the bus that finds a device by port or address, and what core asks of the
+// devices. A device's lock is its VM's own; nothing here is shared between VMs but the physical
+// console.
 
 #pragma once
 
@@ -11,41 +12,52 @@
 struct vm;
 struct vcpu;
 
-// A device's register access. `value` is read for writes and filled for reads (all ones beforehand); size in bytes (1, 2, 4; MMIO also 8).
-typedef void (*pio_fn)(void *device, struct vcpu *vcpu, u16 port, unsigned size, bool write, u32 *value);
-typedef void (*mmio_fn)(void *device, struct vcpu *vcpu, gpa_t gpa, unsigned size, bool write, u64 *value);
+// A device's register access. `value` is read for writes and filled for reads (all ones
+// beforehand); size in bytes (1, 2, 4; MMIO also 8).
+typedef void (*pio_fn)(void *device, struct vcpu *vcpu, u16 port, unsigned size, bool write,
+                       u32 *value);
+typedef void (*mmio_fn)(void *device, struct vcpu *vcpu, gpa_t gpa, unsigned size, bool write,
+                        u64 *value);
 
-// --- the bus (devices/bus.c). Registration: while the VM is built. 0, -E_EXIST (overlap) or -E_NOSPC. ---
+// --- the bus (devices/bus.c). Registration: while the VM is built. 0, -E_EXIST (overlap) or
+// -E_NOSPC. ---
 int bus_add_pio(struct vm *vm, u16 first, u16 last, pio_fn fn, void *device, const char *name);
 int bus_add_mmio(struct vm *vm, gpa_t first, u64 size, mmio_fn fn, void *device, const char *name);
 enum bus_flags {
     BUS_BYTE = BIT(0),     // the device's data path is 8 bits wide: fn sees single bytes only
     BUS_UNLOCKED = BIT(1), // fn is called without the machine's lock
 };
-int bus_add_pio_flags(struct vm *vm, u16 first, u16 last, pio_fn fn, void *device, const char *name, u32 flags);
-// Performs an access. An unknown port or address reads all ones, drops writes, and is logged once. Cheap.
+int bus_add_pio_flags(struct vm *vm, u16 first, u16 last, pio_fn fn, void *device, const char *name,
+                      u32 flags);
+// Performs an access. An unknown port or address reads all ones, drops writes, and is logged once.
+// Cheap.
 void bus_pio(struct vcpu *vcpu, u16 port, unsigned size, bool write, u32 *value);
 void bus_mmio(struct vcpu *vcpu, gpa_t gpa, unsigned size, bool write, u64 *value);
 
 // --- the whole machine (devices/machine.c) ---
-// Allocates every device, registers it; LAPICs into vcpu->lapic. The vCPUs are there, with their CPUs. machine_reset
-// is due before they run. 0 or -E_*.
+// Allocates every device, registers it; LAPICs into vcpu->lapic. The vCPUs are there, with their
+// CPUs. machine_reset is due before they run. 0 or -E_*.
 int machine_create(struct vm *vm);
-void machine_destroy(struct vm *vm); // timers cancelled first; nothing to do if the VM has no machine
-void machine_reset(struct vm *vm);  // as after power-on; no vCPU runs
-// Writes the ACPI tables, SMBIOS-free, into guest RAM (0xe0000..0xfffff and below) and returns the RSDP's GPA. The VM's space is loaded.
+void machine_destroy(
+    struct vm *vm);                // timers cancelled first; nothing to do if the VM has no machine
+void machine_reset(struct vm *vm); // as after power-on; no vCPU runs
+// Writes the ACPI tables, SMBIOS-free, into guest RAM (0xe0000..0xfffff and below) and returns the
+// RSDP's GPA. The VM's space is loaded.
 gpa_t machine_write_tables(struct vm *vm);
 
 // --- interrupts, from the vCPU's own pCPU (devices/lapic.c, pic.c) ---
-// Whether an interrupt is there that would be taken if RFLAGS.IF and the shadow allowed: PPR is taken into account; ExtINT included.
+// Whether an interrupt is there that would be taken if RFLAGS.IF and the shadow allowed: PPR is
+// taken into account; ExtINT included.
 bool irq_pending(struct vcpu *vcpu);
-// Acknowledges and returns the vector, or -E_NOENT if it has gone meanwhile (PIC spurious ones return their vector).
+// Acknowledges and returns the vector, or -E_NOENT if it has gone meanwhile (PIC spurious ones
+// return their vector).
 int irq_ack(struct vcpu *vcpu);
 
 void lapic_reset(struct vcpu *vcpu, bool init); // power-on or INIT
 u64 lapic_read_cr8(struct vcpu *vcpu);
 void lapic_write_cr8(struct vcpu *vcpu, u64 value);
-// IA32_APIC_BASE, x2APIC registers (800h-8FFh), TSC_DEADLINE. 0, or -E_FAULT where the manual says #GP.
+// IA32_APIC_BASE, x2APIC registers (800h-8FFh), TSC_DEADLINE. 0, or -E_FAULT where the manual says
+// #GP.
 int lapic_read_msr(struct vcpu *vcpu, u32 msr, u64 *value);
 int lapic_write_msr(struct vcpu *vcpu, u32 msr, u64 value);
 // The guest's TSC jumped (TSC written, offset changed): deadlines are computed again.

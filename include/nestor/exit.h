@@ -1,15 +1,16 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // Copyright (c) 2026 The Nestor authors
 //
-// struct vm_exit: why a guest stopped, in neutral terms. A back end fills it from hardware; core builds the same struct for what it
-// emulates itself; a front end turns it into VMCS12's or VMCB12's exit fields. (SDM vol. 3 "VM Exits", APM vol. 2 "Intercept
-// Operation".)
+// struct vm_exit: why a guest stopped, in neutral terms. A back end fills it from hardware; core
+// builds the same struct for what it emulates itself; a front end turns it into VMCS12's or
+// VMCB12's exit fields. (SDM vol. 3 "VM Exits", APM vol. 2 "Intercept Operation".)
 
 #pragma once
 
 #include <nestor/types.h>
 
-// VMX's interruption types (SDM vol. 3, "VM-Entry Controls for Event Injection"); SVM's are mapped to them.
+// VMX's interruption types (SDM vol. 3, "VM-Entry Controls for Event Injection"); SVM's are mapped
+// to them.
 enum event_type {
     EVENT_INTERRUPT = 0,
     EVENT_NMI = 2,
@@ -27,18 +28,22 @@ struct event {
     bool has_error;
     u32 error;
     u8 insn_len; // of INT n, INT1, INT3, INTO; 0 = not known
-    bool rip_is_next; // of the same: RIP is behind the instruction already (SVM without nRIP save injects them so)
+    // of the same: RIP is behind the instruction already (SVM without nRIP save injects them so)
+    bool rip_is_next;
     bool has_payload;
-    u64 payload; // #PF: CR2; #DB: the DR6 bits (B0-3, BD, BS, BT; BLD and RTM positive, as in pending debug exceptions)
+    // #PF: CR2; #DB: the DR6 bits (B0-3, BD, BS, BT; BLD and RTM positive, as in pending debug
+    // exceptions)
+    u64 payload;
 };
 
 enum exit_kind {
-    EXIT_NONE, // nothing for anybody: an immediate exit done, a host interrupt that the back end has served
+    // nothing for anybody: an immediate exit done, a host interrupt that the back end has served
+    EXIT_NONE,
     // Nestor's own, mostly
     EXIT_EXTERNAL_INTERRUPT,
     EXIT_NMI,
     EXIT_MACHINE_CHECK,
-    EXIT_TIMER, // VMX preemption timer
+    EXIT_TIMER,  // VMX preemption timer
     EXIT_STAGE2, // EPT violation, NPF: the translation is missing or forbids the access
     EXIT_STAGE2_MISCONFIG,
     // events
@@ -123,29 +128,32 @@ extern const char *const exit_kind_names[EXIT_KIND_COUNT];
 
 enum { EXIT_GPR_UNKNOWN = 0xff };
 
-// An operand in memory or a register, as the instruction encodes it (VMX instruction information; else Nestor's decoder).
+// An operand in memory or a register, as the instruction encodes it (VMX instruction information;
+// else Nestor's decoder).
 struct exit_operand {
-    bool known;   // false: the hardware did not say (decode the instruction)
-    bool is_reg;  // reg1 is the operand
-    u8 seg;       // enum segment_index
+    bool known;     // false: the hardware did not say (decode the instruction)
+    bool is_reg;    // reg1 is the operand
+    u8 seg;         // enum segment_index
     u8 base, index; // GPR numbers, EXIT_GPR_UNKNOWN = none
-    u8 scale;     // shift: 0..3
-    u8 addr_size; // bytes: 2, 4, 8
-    u8 op_size;   // bytes
+    u8 scale;       // shift: 0..3
+    u8 addr_size;   // bytes: 2, 4, 8
+    u8 op_size;     // bytes
     u8 reg1, reg2;
-    u8 identity; // GDTR_IDTR/LDTR_TR: 0 store GDTR/LDTR, 1 store IDTR/TR, 2 load GDTR/LDTR, 3 load IDTR/TR
+    // GDTR_IDTR/LDTR_TR: 0 store GDTR/LDTR, 1 store IDTR/TR, 2 load GDTR/LDTR, 3 load IDTR/TR
+    u8 identity;
     s64 displacement;
 };
 
 struct exit_stage2 {
     gpa_t gpa;
     gva_t gla;
-    bool gla_valid, gla_final; // gla_final: the access to the translation's result, not to a paging structure
+    bool gla_valid;
+    bool gla_final; // the access to the translation's result, not to a paging structure
     bool read, write, execute;
-    bool present;    // some translation was there
-    u8 rights;       // EPT: the entry's rights (R 1, W 2, X 4) as the qualification reports them
-    bool user;       // SVM: error code U
-    bool reserved;   // a reserved bit was set
+    bool present;  // some translation was there
+    u8 rights;     // EPT: the entry's rights (R 1, W 2, X 4) as the qualification reports them
+    bool user;     // SVM: error code U
+    bool reserved; // a reserved bit was set
     bool shadow_stack;
 };
 
@@ -184,10 +192,11 @@ struct vm_exit {
     u8 insn_len; // 0 = not known
     u8 bytes_count;
     bool nmi_unblocked_by_iret;
-    bool vector_valid; // EXTERNAL_INTERRUPT: acknowledged, `vector` is it; otherwise the host has taken it already
+    // EXTERNAL_INTERRUPT: acknowledged, `vector` is it; otherwise the host has taken it already
+    bool vector_valid;
     u8 vector;
     u8 bytes[15];
-    u64 next_rip; // 0 = not known
+    u64 next_rip;                         // 0 = not known
     u64 raw_reason, raw_info1, raw_info2; // for reports only
     struct event event;                   // EXCEPTION, NMI, SOFT_INT
     struct event interrupted;             // the delivery that was under way

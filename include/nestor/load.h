@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // Copyright (c) 2026 The Nestor authors
 //
-// Loading a guest: what the loaders (core/load_linux.c, core/load_multiboot.c) get and give. They write guest RAM and the first
-// state of vCPU 0 into struct load and touch nothing else, so that tests can run them on the host. Every number in a file is
-// taken for a lie until it is checked; what fails leaves a sentence in `why` and gives -E_INVAL.
+// Loading a guest: what the loaders (core/load_linux.c, core/load_multiboot.c) get and give. They
+// write guest RAM and the first state of vCPU 0 into struct load and touch nothing else, so that
+// tests can run them on the host. Every number in a file is taken for a lie until it is checked;
+// what fails leaves a sentence in `why` and gives -E_INVAL.
 
 #pragma once
 
@@ -11,7 +12,8 @@
 #include <nestor/types.h>
 
 // The memory of a PC below 1 MiB, as firmware leaves it.
-#define LOAD_EBDA        0x9fc00ull // end of low RAM; from here to 1 MiB all is reserved (ACPI tables)
+// end of low RAM; from here to 1 MiB all is reserved (ACPI tables)
+#define LOAD_EBDA        0x9fc00ull
 #define LOAD_HIGH_MEMORY 0x100000ull // RAM again
 
 enum { LOAD_FILE_MAX = CONFIG_MODULE_MAX + 1, LOAD_REGION_MAX = 4, LOAD_WHY_SIZE = 160 };
@@ -39,7 +41,8 @@ struct load {
     u8 *window;              // GPA 0 as this program sees it
     u64 low_size, high_size; // bytes of RAM from 0, and from VM_HIGH_RAM_BASE
 
-    // The first state of vCPU 0, beside flat segments, an empty IDT, interrupts off and all else zero.
+    // The first state of vCPU 0, beside flat segments, an empty IDT, interrupts off and all else
+    // zero.
     u64 rip, rax, rbx, rsi;
     u64 cr0, cr3, cr4, efer;
     u32 code_access; // CS, struct segment's layout; selector LOAD_GDT_CODE
@@ -65,7 +68,8 @@ int load_multiboot(struct load *load);
 
 // --- what the loaders share (core/load_image.c) ---
 int load_fail(struct load *load, const char *fmt, ...) PRINTF_LIKE(2, 3); // always -E_INVAL
-// Guest RAM below 4 GiB; NULL unless [gpa, +size) is RAM wholly, outside the first page and the reserved part below 1 MiB.
+// Guest RAM below 4 GiB; NULL unless [gpa, +size) is RAM wholly, outside the first page and the
+// reserved part below 1 MiB.
 void *load_ram(const struct load *load, gpa_t gpa, u64 size);
 // Copies `size` bytes to RAM that load_ram has approved, and zeroes up to `memory_size`.
 void load_copy(const struct load *load, gpa_t gpa, const void *data, u64 size, u64 memory_size);

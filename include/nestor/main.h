@@ -7,7 +7,8 @@
 
 #include <nestor/types.h>
 
-extern const u8 builtin_dtb_start[], builtin_dtb_end[]; // the built-in configuration, compiled by dtc
+extern const u8 builtin_dtb_start[],
+    builtin_dtb_end[]; // the built-in configuration, compiled by dtc
 
 // On the boot CPU, when every CPU is up: starts the guests.
 void core_main(void);

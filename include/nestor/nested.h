@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // Copyright (c) 2026 The Nestor authors
 //
-// What core asks of the nested front ends (nested/). One front end per VM, of the CPU's own vendor, chosen when nested is on.
+// What core asks of the nested front ends (nested/). One front end per VM, of the CPU's own vendor,
+// chosen when nested is on.
 
 #pragma once
 
@@ -15,9 +16,11 @@ int nested_create(struct vcpu *vcpu); // 0 when nested is off; else ctx[1] and t
 void nested_destroy(struct vcpu *vcpu);
 void nested_reset(struct vcpu *vcpu);
 
-// An L2 exited: if L1 wants it, makes L1's exit (the vCPU is at level 0 afterwards) and returns true.
+// An L2 exited: if L1 wants it, makes L1's exit (the vCPU is at level 0 afterwards) and returns
+// true.
 bool nested_reflect(struct vcpu *vcpu, struct vm_exit *exit);
-// A hypervisor instruction by L1 (or by L2, which then goes through nested_reflect first): emulated wholly.
+// A hypervisor instruction by L1 (or by L2, which then goes through nested_reflect first): emulated
+// wholly.
 void nested_instruction(struct vcpu *vcpu, struct vm_exit *exit);
 
 // Events at a boundary while L2 runs, in DESIGN.md's order; core/event.c asks before it delivers.
@@ -28,14 +31,16 @@ enum nested_answer {
     NESTED_BLOCKED, // it waits until L2 exits (SVM: V_INTR_MASKING with L1's IF clear)
 };
 enum nested_answer nested_event(struct vcpu *vcpu, enum nested_event event);
-// An exception that would be delivered to L2 (raised by emulation, or re-injected from an exit of Nestor's own): true if L1's
-// exception intercept took it and the exit to L1 was made.
+// An exception that would be delivered to L2 (raised by emulation, or re-injected from an exit of
+// Nestor's own): true if L1's exception intercept took it and the exit to L1 was made.
 bool nested_wants_exception(struct vcpu *vcpu, const struct event *event);
 
-// An L2's guest-physical address into L1's, through L1's nested paging if it uses it: 0 or -E_FAULT.
+// An L2's guest-physical address into L1's, through L1's nested paging if it uses it: 0 or
+// -E_FAULT.
 int nested_translate(struct vcpu *vcpu, u64 *gpa);
 
-// MSRs of the VMX capability range / VM_CR, VM_HSAVE_PA. -E_NOENT: not one of them (or nested is off); -E_FAULT: #GP.
+// MSRs of the VMX capability range / VM_CR, VM_HSAVE_PA. -E_NOENT: not one of them (or nested is
+// off); -E_FAULT: #GP.
 int nested_read_msr(struct vcpu *vcpu, u32 msr, u64 *value);
 int nested_write_msr(struct vcpu *vcpu, u32 msr, u64 value);
 // Bits that nesting adds to what L1 may set: CR4.VMXE or EFER.SVME.

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // Copyright (c) 2026 The Nestor authors
 //
-// core's own rooms, seen by each other and by nested/: the run loop, the exit table, events, CPUID and MSR policies, instruction fetch and
-// emulation. Everything here runs on the vCPU's own pCPU.
+// core's own rooms, seen by each other and by nested/: the run loop, the exit table, events, CPUID
+// and MSR policies, instruction fetch and emulation. Everything here runs on the vCPU's own pCPU.
 
 #pragma once
 
@@ -13,11 +13,11 @@
 // --- vCPU (core/vcpu.c) ---
 int vcpu_create(struct vm *vm, u32 id, struct cpu *cpu);
 void vcpu_destroy(struct vcpu *vcpu);
-// The state after RESET (SDM vol. 3 table "IA-32 Processor States Following Power-up, Reset, or INIT"); init: after INIT, which keeps the
-// FPU, most MSRs and CR0.CD/NW.
+// The state after RESET (SDM vol. 3 table "IA-32 Processor States Following Power-up, Reset, or
+// INIT"); init: after INIT, which keeps the FPU, most MSRs and CR0.CD/NW.
 void vcpu_reset(struct vcpu *vcpu, bool init);
-bool vcpu_mode_long(struct vcpu *vcpu);   // IA-32e mode
-bool vcpu_mode_64bit(struct vcpu *vcpu);  // 64-bit code
+bool vcpu_mode_long(struct vcpu *vcpu);  // IA-32e mode
+bool vcpu_mode_64bit(struct vcpu *vcpu); // 64-bit code
 
 // --- run loop (core/run.c) ---
 // Runs the vCPU until REQUEST_STOP.
@@ -35,7 +35,8 @@ void events_take_interrupted(struct vcpu *vcpu, const struct event *event);
 // Whether a halted vCPU has something to wake up for.
 bool events_wake(struct vcpu *vcpu);
 void events_reset(struct vcpu *vcpu);
-// The combination of a second exception with one that is being delivered (SDM vol. 3 "Interrupt 8"): pure.
+// The combination of a second exception with one that is being delivered (SDM vol. 3 "Interrupt
+// 8"): pure.
 enum event_merge { MERGE_SECOND, MERGE_DOUBLE_FAULT, MERGE_TRIPLE_FAULT };
 enum event_merge event_merge_exceptions(u8 first, u8 second);
 // What delivering a #DB with this payload leaves in DR6 (SDM vol. 3 "Debug Status Register"): pure.
@@ -60,18 +61,20 @@ int msr_write_guest(struct vcpu *vcpu, u32 msr, u64 value);
 int cr_write_guest(struct vcpu *vcpu, unsigned number, u64 value);
 u64 cr_read_guest(struct vcpu *vcpu, unsigned number);
 u64 cr4_allowed(const struct vcpu *vcpu); // the bits that this guest's CPUID offers
-// Whether XSETBV of XCR0 raises #GP (SDM vol. 1 "XCR0"); the components offered are CPUID leaf Dh's.
+// Whether XSETBV of XCR0 raises #GP (SDM vol. 1 "XCR0"); the components offered are CPUID leaf
+// Dh's.
 bool xcr0_refused(struct vcpu *vcpu, u64 value);
 
 // --- memory and instructions (core/insn.c) ---
 int insn_cache_create(struct vcpu *vcpu); // 0 or -E_NOMEM
 void insn_cache_destroy(struct vcpu *vcpu);
-// Reads the instruction at RIP: bytes in buf, returns their number (1..15), or -E_FAULT with the fault injected already.
+// Reads the instruction at RIP: bytes in buf, returns their number (1..15), or -E_FAULT with the
+// fault injected already.
 int insn_fetch(struct vcpu *vcpu, u8 buf[15]);
 // The same for a report: injects nothing, sets no A bits; 0 if nothing can be read.
 int insn_peek(struct vcpu *vcpu, u8 buf[15]);
-// Sets exit->insn_len of an instruction's exit where the hardware did not say it. False: it is no such instruction; the guest has its
-// fault, or is stopped.
+// Sets exit->insn_len of an instruction's exit where the hardware did not say it. False: it is no
+// such instruction; the guest has its fault, or is stopped.
 bool insn_find_length(struct vcpu *vcpu, struct vm_exit *exit);
 // Guest-physical accesses to RAM: 0 or -E_FAULT.
 int guest_read_gpa(struct vcpu *vcpu, gpa_t gpa, void *buf, u64 size);
@@ -83,10 +86,13 @@ int guest_write_linear(struct vcpu *vcpu, gva_t la, const void *buf, unsigned si
 // Fetches and decodes the instruction at RIP; false: a fault is injected, or it is no instruction.
 struct insn;
 bool insn_decode_current(struct vcpu *vcpu, struct insn *insn);
-// Translates `la` as guest_walk does for `access` (WALK_*, guest_walk.h). host is NULL where there is no RAM. -E_FAULT with *fault.
+// Translates `la` as guest_walk does for `access` (WALK_*, guest_walk.h). host is NULL where there
+// is no RAM. -E_FAULT with *fault.
 struct walk_fault;
-int guest_translate(struct vcpu *vcpu, gva_t la, u32 access, gpa_t *gpa, u8 **host, struct walk_fault *fault);
+int guest_translate(struct vcpu *vcpu, gva_t la, u32 access, gpa_t *gpa, u8 **host,
+                    struct walk_fault *fault);
 
 // --- emulation (core/emulation.c) ---
-// Emulates the instruction at RIP (string I/O, MMIO). Injects its faults, advances RIP, stops the guest if it is unknown.
+// Emulates the instruction at RIP (string I/O, MMIO). Injects its faults, advances RIP, stops the
+// guest if it is unknown.
 void vcpu_emulate(struct vcpu *vcpu, struct vm_exit *exit);

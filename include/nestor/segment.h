@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // Copyright (c) 2026 The Nestor authors
 //
-// Segment registers: their numbers (the six in encoding order, then LDTR and TR) and what the CPU holds of each.
+// Segment registers: their numbers (the six in encoding order, then LDTR and TR) and what the CPU
+// holds of each.
 
 #pragma once
 

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // Copyright (c) 2026 The Nestor authors
 //
-// A ticket lock, fair between CPUs. Nestor runs with interrupts off everywhere but in its idle HLT, so a lock never has to
-// save RFLAGS.IF. NMI and #MC handlers take no locks.
+// A ticket lock, fair between CPUs. Nestor runs with interrupts off everywhere but in its idle HLT,
+// so a lock never has to save RFLAGS.IF. NMI and #MC handlers take no locks.
 
 #pragma once
 

@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // Copyright (c) 2026 The Nestor authors
 //
-// Stage-2 tables: guest-physical to host-physical, in EPT format (SDM vol. 3, "The Extended Page Table Mechanism") or NPT format (APM
-// vol. 2, "Nested Paging"), by one walker and builder that a const struct describes. Nestor's own pages are never in one.
+// Stage-2 tables: guest-physical to host-physical, in EPT format (SDM vol. 3, "The Extended Page
+// Table Mechanism") or NPT format (APM vol. 2, "Nested Paging"), by one walker and builder that a
+// const struct describes. Nestor's own pages are never in one.
 
 #pragma once
 
@@ -22,27 +23,32 @@ struct stage2 {
     const struct stage2_format *format;
     struct spinlock lock; // serialises changes; walks by hardware and stage2_lookup take no lock
     hpa_t root;
-    u8 levels;   // 4 or 5
-    bool has_1g; // the hardware allows 1 GiB leaves
-    u32 pages;   // table pages in use
+    u8 levels;    // 4 or 5
+    bool has_1g;  // the hardware allows 1 GiB leaves
+    u32 pages;    // table pages in use
     u64 *retired; // tables out of use, until stage2_reap; under lock
 };
 
 // levels: 4 or 5. Returns 0 or -E_NOMEM.
-int stage2_create(struct stage2 *s2, const struct stage2_format *format, unsigned levels, bool has_1g);
+int stage2_create(struct stage2 *s2, const struct stage2_format *format, unsigned levels,
+                  bool has_1g);
 void stage2_destroy(struct stage2 *s2);
-// Maps [gpa, +size) to [hpa, +size) with the largest pages that fit (page-granular). Replaces what is there.
-// Returns >= 0: bit 0 (STAGE2_FLUSH) set if something that was present changed, so that the caller owes a tlb_flush_stage2();
-// or -E_NOMEM / -E_INVAL (unaligned, beyond the levels' reach or 52 bits, rights that the format cannot say: none, W or WX without R,
-// with NPT anything without R) with nothing changed that the guest can see.
-// WB maps RAM cached whatever the guest's PAT says where the hardware can (EPT); other types combine with the guest's PAT.
+// Maps [gpa, +size) to [hpa, +size) with the largest pages that fit (page-granular). Replaces what
+// is there. Returns >= 0: bit 0 (STAGE2_FLUSH) set if something that was present changed, so that
+// the caller owes a tlb_flush_stage2(); or -E_NOMEM / -E_INVAL (unaligned, beyond the levels' reach
+// or 52 bits, rights that the format cannot say: none, W or WX without R, with NPT anything without
+// R) with nothing changed that the guest can see. WB maps RAM cached whatever the guest's PAT says
+// where the hardware can (EPT); other types combine with the guest's PAT.
 enum { STAGE2_FLUSH = 1 };
-int stage2_map(struct stage2 *s2, gpa_t gpa, hpa_t hpa, u64 size, unsigned rights, enum mem_type type);
-// What is not mapped stays so. Both return as stage2_map does; unmapping needs memory only where it splits a large page.
+int stage2_map(struct stage2 *s2, gpa_t gpa, hpa_t hpa, u64 size, unsigned rights,
+               enum mem_type type);
+// What is not mapped stays so. Both return as stage2_map does; unmapping needs memory only where it
+// splits a large page.
 int stage2_unmap(struct stage2 *s2, gpa_t gpa, u64 size);
 int stage2_protect(struct stage2 *s2, gpa_t gpa, u64 size, unsigned rights);
-// Frees the tables that changes have put out of use, and that stay allocated until this or stage2_destroy: call it when no CPU can
-// use them any more, that is after the flush that STAGE2_FLUSH asked for, and with no stage2_lookup under way.
+// Frees the tables that changes have put out of use, and that stay allocated until this or
+// stage2_destroy: call it when no CPU can use them any more, that is after the flush that
+// STAGE2_FLUSH asked for, and with no stage2_lookup under way.
 void stage2_reap(struct stage2 *s2);
 
 struct stage2_entry {

@@ -7,7 +7,7 @@
 
 #include <nestor/types.h>
 
-extern u64 tsc_hz; // calibrated at boot by CPUID 15h, the PM timer or the PIT
+extern u64 tsc_hz;   // calibrated at boot by CPUID 15h, the PM timer or the PIT
 extern u64 boot_tsc; // when Nestor began: the log's zero
 
 static inline u64 tsc_now(void)
@@ -43,8 +43,9 @@ u64 time_wall_seconds(void);
 // Busy-waits.
 void time_delay_us(u32 us);
 
-// A deadline. It fires once, on the CPU that it was armed for, from the run loop or from idle (never inside an interrupt
-// handler), with no lock held: fn may arm again. Owned by whoever embeds it.
+// A deadline. It fires once, on the CPU that it was armed for, from the run loop or from idle
+// (never inside an interrupt handler), with no lock held: fn may arm again. Owned by whoever embeds
+// it.
 struct timer {
     u64 deadline; // host TSC
     void (*fn)(struct timer *timer);
@@ -53,16 +54,19 @@ struct timer {
     bool armed;
 };
 
-// Arms (or moves) the timer to fire on CPU `cpu` at host TSC `deadline`; the past fires at once. Any CPU; kicks `cpu` if its
-// earliest deadline changed.
+// Arms (or moves) the timer to fire on CPU `cpu` at host TSC `deadline`; the past fires at once.
+// Any CPU; kicks `cpu` if its earliest deadline changed.
 void timer_arm(struct timer *timer, u32 cpu, u64 deadline);
-// After it returns, fn will not be called until armed again (it may be running on its CPU at this moment).
+// After it returns, fn will not be called until armed again (it may be running on its CPU at this
+// moment).
 void timer_cancel(struct timer *timer);
-// Runs this CPU's due timers and returns the next deadline, ~0 if none. Cheap when nothing is due (no lock).
+// Runs this CPU's due timers and returns the next deadline, ~0 if none. Cheap when nothing is due
+// (no lock).
 u64 timer_poll(void);
 // This CPU's next deadline without running anything.
 u64 timer_next(void);
-// Has the hardware interrupt this CPU (HOST_VECTOR_TIMER) at `deadline`; ~0 disarms. Does nothing if it is armed so already.
-// A back end with a timer of its own (the VMX preemption timer) needs it only for idle.
+// Has the hardware interrupt this CPU (HOST_VECTOR_TIMER) at `deadline`; ~0 disarms. Does nothing
+// if it is armed so already. A back end with a timer of its own (the VMX preemption timer) needs it
+// only for idle.
 void timer_arm_hardware(u64 deadline);
 void timer_init_cpu(void);

@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // Copyright (c) 2026 The Nestor authors
 //
-// The one entry point for flushing translations (DESIGN.md section 5). A flush is a request: it is carried out by the CPU that next
-// enters with the tag or the stage-2 in question, before it enters; CPUs that are in a guest are kicked and waited for.
+// The one entry point for flushing translations (DESIGN.md section 5). A flush is a request: it is
+// carried out by the CPU that next enters with the tag or the stage-2 in question, before it
+// enters; CPUs that are in a guest are kicked and waited for.
 
 #pragma once
 
@@ -19,6 +20,6 @@ enum tlb_flush_kind {
 
 // This vCPU, before its next entry. From its own CPU. Nothing is done but to note it.
 void tlb_flush_vcpu(struct vcpu *vcpu, unsigned kinds);
-// All vCPUs of the VM, and returns when none of them can use the old mappings any more. Any CPU; not with a lock held that a
-// vCPU's exit handling takes.
+// All vCPUs of the VM, and returns when none of them can use the old mappings any more. Any CPU;
+// not with a lock held that a vCPU's exit handling takes.
 void tlb_flush_vm(struct vm *vm, unsigned kinds);

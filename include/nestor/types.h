@@ -23,31 +23,31 @@ typedef u64 gpa_t; // guest-physical address (of an L1, or nested: of an L2 wher
 typedef u64 gva_t; // guest-linear address
 
 #define PAGE_SHIFT 12
-#define PAGE_SIZE 4096ull
-#define PAGE_MASK (~(PAGE_SIZE - 1))
-#define SIZE_2M (2ull << 20)
-#define SIZE_1G (1ull << 30)
-#define KIB(n) ((u64)(n) << 10)
-#define MIB(n) ((u64)(n) << 20)
+#define PAGE_SIZE  4096ull
+#define PAGE_MASK  (~(PAGE_SIZE - 1))
+#define SIZE_2M    (2ull << 20)
+#define SIZE_1G    (1ull << 30)
+#define KIB(n)     ((u64)(n) << 10)
+#define MIB(n)     ((u64)(n) << 20)
 
-#define BIT(n) (1ull << (n))
-#define BITS(high, low) ((~0ull >> (63 - (high))) & (~0ull << (low)))
-#define ALIGN_DOWN(x, a) ((x) & ~((a)-1))
-#define ALIGN_UP(x, a) (((x) + (a)-1) & ~((a)-1))
-#define IS_ALIGNED(x, a) (((x) & ((a)-1)) == 0)
-#define MIN(a, b) ((a) < (b) ? (a) : (b))
-#define MAX(a, b) ((a) > (b) ? (a) : (b))
-#define ARRAY_SIZE(a) (sizeof(a) / sizeof((a)[0]))
+#define BIT(n)                          (1ull << (n))
+#define BITS(high, low)                 ((~0ull >> (63 - (high))) & (~0ull << (low)))
+#define ALIGN_DOWN(x, a)                ((x) & ~((a)-1))
+#define ALIGN_UP(x, a)                  (((x) + (a)-1) & ~((a)-1))
+#define IS_ALIGNED(x, a)                (((x) & ((a)-1)) == 0)
+#define MIN(a, b)                       ((a) < (b) ? (a) : (b))
+#define MAX(a, b)                       ((a) > (b) ? (a) : (b))
+#define ARRAY_SIZE(a)                   (sizeof(a) / sizeof((a)[0]))
 #define CONTAINER_OF(ptr, type, member) ((type *)((char *)(ptr)-offsetof(type, member)))
 
-#define likely(x) __builtin_expect(!!(x), 1)
-#define unlikely(x) __builtin_expect(!!(x), 0)
+#define likely(x)              __builtin_expect(!!(x), 1)
+#define unlikely(x)            __builtin_expect(!!(x), 0)
 #define PRINTF_LIKE(fmt, args) __attribute__((format(printf, fmt, args)))
-#define PACKED __attribute__((packed))
-#define ALIGNED(n) __attribute__((aligned(n)))
-#define INIT_TEXT __attribute__((section(".init.text"), cold))
-#define INIT_DATA __attribute__((section(".init.data")))
-#define INIT_BSS __attribute__((section(".bss.init"))) // zeroed
+#define PACKED                 __attribute__((packed))
+#define ALIGNED(n)             __attribute__((aligned(n)))
+#define INIT_TEXT              __attribute__((section(".init.text"), cold))
+#define INIT_DATA              __attribute__((section(".init.data")))
+#define INIT_BSS               __attribute__((section(".bss.init"))) // zeroed
 
 // Functions that can fail return 0 or a positive result, or one of these negated.
 enum nestor_error {

@@ -1,10 +1,12 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // Copyright (c) 2026 The Nestor authors
 //
-// The vendor-neutral vCPU: two contexts (ctx[0] = L1 or a plain guest, ctx[1] = L2), each with the guest state in groups, the controls as
-// data, and an opaque part of the back end; plus what both contexts share. DESIGN.md sections 1 and 6.
+// The vendor-neutral vCPU: two contexts (ctx[0] = L1 or a plain guest, ctx[1] = L2), each with the
+// guest state in groups, the controls as data, and an opaque part of the back end; plus what both
+// contexts share. DESIGN.md sections 1 and 6.
 //
-// Who writes: the vCPU's own pCPU writes everything but `requests` (atomic, any CPU) and the LAPIC's posted bits.
+// Who writes: the vCPU's own pCPU writes everything but `requests` (atomic, any CPU) and the
+// LAPIC's posted bits.
 
 #pragma once
 
@@ -16,14 +18,26 @@ struct vm;
 struct lapic;
 struct cpu;
 
-enum gpr { GPR_RAX, GPR_RCX, GPR_RDX, GPR_RBX, GPR_RSP, GPR_RBP, GPR_RSI, GPR_RDI, GPR_R8, GPR_R15 = 15 };
+enum gpr {
+    GPR_RAX,
+    GPR_RCX,
+    GPR_RDX,
+    GPR_RBX,
+    GPR_RSP,
+    GPR_RBP,
+    GPR_RSI,
+    GPR_RDI,
+    GPR_R8,
+    GPR_R15 = 15
+};
 
 struct table_register {
     u64 base;
     u32 limit;
 };
 
-// The groups of guest state. A group is `valid` when the model holds it, `dirty` when the model's value is newer than the hardware's.
+// The groups of guest state. A group is `valid` when the model holds it, `dirty` when the model's
+// value is newer than the hardware's.
 enum state_group {
     GROUP_RIP = BIT(0),      // rip, rsp, rflags: always valid after an exit
     GROUP_CR = BIT(1),       // cr0, cr3, cr4
@@ -46,7 +60,8 @@ enum state_group {
     GROUP_ALL_SHARED = BITS(18, 16),
 };
 
-enum interruptibility { // SDM vol. 3 "Guest Non-Register State"; SVM's one interrupt shadow is BLOCK_STI
+// SDM vol. 3 "Guest Non-Register State"; SVM's one interrupt shadow is BLOCK_STI
+enum interruptibility {
     BLOCK_STI = BIT(0),
     BLOCK_MOV_SS = BIT(1),
     BLOCK_SMI = BIT(2),
@@ -55,8 +70,8 @@ enum interruptibility { // SDM vol. 3 "Guest Non-Register State"; SVM's one inte
 
 enum activity { ACTIVITY_ACTIVE, ACTIVITY_HLT, ACTIVITY_SHUTDOWN, ACTIVITY_WAIT_SIPI };
 
-// What the guest of this context architecturally has. CR0/CR4 are its effective values without what the back end adds for itself
-// (VMX: CR0.NE, CR4.VMXE; SVM: EFER.SVME).
+// What the guest of this context architecturally has. CR0/CR4 are its effective values without what
+// the back end adds for itself (VMX: CR0.NE, CR4.VMXE; SVM: EFER.SVME).
 struct guest_state {
     u64 rip, rsp, rflags;
     u64 cr0, cr3, cr4;
@@ -68,10 +83,12 @@ struct guest_state {
     u64 dr7, debugctl;
     u64 s_cet, ssp, interrupt_ssp_table;
     u32 interruptibility, activity;
-    u64 pending_dbg; // SDM "Pending Debug Exceptions": B0-3, bit 12 enabled breakpoint, BS (14), RTM (16)
+    // SDM "Pending Debug Exceptions": B0-3, bit 12 enabled breakpoint, BS (14), RTM (16)
+    u64 pending_dbg;
 };
 
-enum intercept { // controls.intercepts: instructions and events that exit beside those that always must
+// controls.intercepts: instructions and events that exit beside those that always must
+enum intercept {
     INTERCEPT_HLT = BIT(0),
     INTERCEPT_PAUSE = BIT(1),
     INTERCEPT_RDTSC = BIT(2), // (VMX: and RDTSCP)
@@ -80,7 +97,7 @@ enum intercept { // controls.intercepts: instructions and events that exit besid
     INTERCEPT_INVPCID = BIT(5),
     INTERCEPT_MWAIT = BIT(6),
     INTERCEPT_MONITOR = BIT(7),
-    INTERCEPT_WBINVD = BIT(8), // and INVD (VMX: INVD always exits)
+    INTERCEPT_WBINVD = BIT(8),  // and INVD (VMX: INVD always exits)
     INTERCEPT_DR_READ = BIT(9), // MOV DR (VMX: both directions)
     INTERCEPT_DR_WRITE = BIT(10),
     INTERCEPT_CR3_READ = BIT(11),
@@ -92,7 +109,8 @@ enum intercept { // controls.intercepts: instructions and events that exit besid
     INTERCEPT_TASK_SWITCH = BIT(17),
     INTERCEPT_MTF = BIT(18),
     INTERCEPT_XSETBV = BIT(19),
-    INTERCEPT_SVM = BIT(20), // VMRUN VMLOAD VMSAVE STGI CLGI SKINIT INVLPGA (SVM back end: VMRUN always)
+    INTERCEPT_SVM =
+        BIT(20), // VMRUN VMLOAD VMSAVE STGI CLGI SKINIT INVLPGA (SVM back end: VMRUN always)
     INTERCEPT_RDPRU = BIT(21),
     INTERCEPT_IRET = BIT(22),
     INTERCEPT_PUSHF = BIT(23),
@@ -115,7 +133,7 @@ enum intercept { // controls.intercepts: instructions and events that exit besid
     INTERCEPT_TR_WRITE = BIT(40),
 };
 
-enum control_group { // which part of the controls the back end must write again
+enum control_group {         // which part of the controls the back end must write again
     CTL_INTERCEPTS = BIT(0), // intercepts, exception_bitmap, cr masks and shadows
     CTL_STAGE2 = BIT(1),
     CTL_TSC = BIT(2),
@@ -126,17 +144,21 @@ enum control_group { // which part of the controls the back end must write again
 struct controls {
     u64 intercepts;       // enum intercept
     u32 exception_bitmap; // beside #MC, which always exits
-    u32 cr_intercepts, dr_intercepts; // SVM, beside the others: by number, reads in bits 15:0, writes in bits 31:16
+    u32 cr_intercepts,
+        // SVM, beside the others: by number, reads in bits 15:0, writes in bits 31:16
+        dr_intercepts;
     u64 cr0_mask, cr4_mask;     // bits whose change exits (guest/host mask)
     u64 cr0_shadow, cr4_shadow; // what the guest reads for those bits
     u8 cr3_target_count;        // reserved for front ends
     hpa_t stage2_root;
     u8 stage2_levels;
-    bool stage2_ad; // EPT: A/D bits enabled
+    bool stage2_ad;  // EPT: A/D bits enabled
     bool efer_lmsle; // unused by Nestor; kept so that front ends have a place for it
     u64 tsc_offset;
     u64 tsc_multiplier; // 0 = none; VMX's fixed point (48 fraction bits)
-    const void *msr_bitmap; // an L2's merged bitmap in the vendor's format (page_alloc'd), NULL: the VM's own policy
+    const void *
+        // an L2's merged bitmap in the vendor's format (page_alloc'd), NULL: the VM's own policy
+        msr_bitmap;
     // Decided anew for every entry (core/event.c); no dirty bit.
     struct event inject;
     bool interrupt_window, nmi_window;
@@ -151,10 +173,10 @@ struct vcpu_ctx {
     u32 ctl_dirty;    // enum control_group
     struct controls ctl;
     struct backend_ctx *hw;
-    u32 flush;    // TLB flush owed before the next entry with this context: enum tlb_flush_kind
+    u32 flush; // TLB flush owed before the next entry with this context: enum tlb_flush_kind
 };
 
-enum vcpu_request { // vcpu->requests: set by any CPU with vcpu_post, taken by the run loop
+enum vcpu_request {         // vcpu->requests: set by any CPU with vcpu_post, taken by the run loop
     REQUEST_EVENT = BIT(0), // the LAPIC, PIC or NMI latch has something new: look
     REQUEST_NMI = BIT(1),
     REQUEST_INIT = BIT(2),
@@ -165,47 +187,51 @@ enum vcpu_request { // vcpu->requests: set by any CPU with vcpu_post, taken by t
 
 // Events on their way (core/event.c owns them).
 struct vcpu_events {
-    struct event reinject;  // a delivery that an exit interrupted: goes first, always
-    struct event exception; // raised by emulation; at most one (vcpu_inject_exception merges to #DF)
-    u8 nmi_count;           // 0..2: one may be latched while one is in service
+    struct event reinject; // a delivery that an exit interrupted: goes first, always
+    struct event
+        exception; // raised by emulation; at most one (vcpu_inject_exception merges to #DF)
+    u8 nmi_count;  // 0..2: one may be latched while one is in service
     bool init, sipi;
     u8 sipi_vector;
     bool mtf_pending;
-    bool gif_clear;        // SVM's global interrupt flag of an L1 is 0: INIT, NMI and interrupts wait
-    bool debug_check;      // pending_dbg may have become non-zero
-    bool interrupts_check; // the LAPIC/PIC may have a deliverable interrupt: look before the next entry
+    bool gif_clear;   // SVM's global interrupt flag of an L1 is 0: INIT, NMI and interrupts wait
+    bool debug_check; // pending_dbg may have become non-zero
+    // the LAPIC/PIC may have a deliverable interrupt: look before the next entry
+    bool interrupts_check;
 };
 
 struct vcpu {
-    // Assembly (entry stubs) knows the offsets of gpr[] and spec_ctrl: keep them first. gpr[GPR_RSP] is unused: RSP is in the context.
+    // Assembly (entry stubs) knows the offsets of gpr[] and spec_ctrl: keep them first.
+    // gpr[GPR_RSP] is unused: RSP is in the context.
     u64 gpr[16];
     u64 spec_ctrl;
-    u64 cr2;                          // GROUP_CR2
-    u64 dr[4], dr6;                   // GROUP_DR
+    u64 cr2;                                        // GROUP_CR2
+    u64 dr[4], dr6;                                 // GROUP_DR
     u64 star, lstar, cstar, sfmask, kernel_gs_base; // GROUP_SYSCALL
     u32 shared_valid, shared_dirty;
     struct vcpu_ctx ctx[2];
     struct vcpu_ctx *cur; // &ctx[level]
     u8 level;             // 0: L1 or plain guest, 1: L2
-    bool immediate_exit;  // for the next entry: exit before the guest's first instruction, after an injection
+    // for the next entry: exit before the guest's first instruction, after an injection
+    bool immediate_exit;
     bool launched_once;
-    u32 requests;         // enum vcpu_request, atomic
+    u32 requests; // enum vcpu_request, atomic
     struct vcpu_events events;
 
     struct vm *vm;
     u32 id;          // within the VM
     struct cpu *cpu; // where it runs
-    void *fpu;       // XSAVE area, 64-byte aligned, used only when it does not live in the registers
+    void *fpu; // XSAVE area, 64-byte aligned, used only when it does not live in the registers
     u64 xcr0, xss;
     u64 tsc_aux, tsc_adjust, tsc_offset_base;
     struct lapic *lapic;
-    struct nested *nested; // front end's state, NULL when nested is off
-    void *nested_bitmap;   // page_alloc'd: where the front end merges its L2's MSR bitmap
+    struct nested *nested;  // front end's state, NULL when nested is off
+    void *nested_bitmap;    // page_alloc'd: where the front end merges its L2's MSR bitmap
     struct vcpu_msrs *msrs; // what core/msr.c keeps for MSRs that are only remembered
     struct insn_cache *insn_cache;
     u32 run_state; // enum vcpu_run_state
     u32 asid_generation;
-    u16 tag[2];    // VPID or ASID of each context, private to the back end
+    u16 tag[2]; // VPID or ASID of each context, private to the back end
     u64 exits;
     u64 exit_counts[EXIT_KIND_COUNT];
     struct {
@@ -221,29 +247,33 @@ struct vcpu {
 struct backend {
     const char *name; // "VMX", "SVM"
     const struct stage2_format *stage2_format;
-    // Boot. Logs one line for each thing it needs and does not find, by its manual's name. On every CPU (also before any changes the
-    // machine). Returns 0 or -E_NODEV.
+    // Boot. Logs one line for each thing it needs and does not find, by its manual's name. On every
+    // CPU (also before any changes the machine). Returns 0 or -E_NODEV.
     int (*probe)(void);
     void (*describe)(char *buf, size_t size); // optional features found and used, after cpu_on
-    int (*cpu_on)(void);                      // this CPU; page_alloc'd memory in this_cpu()->backend
+    int (*cpu_on)(void); // this CPU; page_alloc'd memory in this_cpu()->backend
     void (*cpu_off)(void);
-    // Slow path. Creates a context's hardware part with Nestor's host state and default controls. 0 or -E_NOMEM.
+    // Slow path. Creates a context's hardware part with Nestor's host state and default controls. 0
+    // or -E_NOMEM.
     int (*ctx_create)(struct vcpu *vcpu, unsigned level);
     void (*ctx_destroy)(struct vcpu *vcpu, unsigned level);
     // On the vCPU's own pCPU from here on.
-    // Puts the vCPU on this pCPU: loads what lives in registers (shared groups, XCR0/XSS, TSC_AUX, SPEC_CTRL) / takes it off again
-    // (everything of the guest's that lives in hardware is in the model afterwards).
+    // Puts the vCPU on this pCPU: loads what lives in registers (shared groups, XCR0/XSS, TSC_AUX,
+    // SPEC_CTRL) / takes it off again (everything of the guest's that lives in hardware is in the
+    // model afterwards).
     void (*load)(struct vcpu *vcpu);
     void (*put)(struct vcpu *vcpu);
     void (*select)(struct vcpu *vcpu, unsigned level); // vcpu->level and cur are set by it
     void (*pull)(struct vcpu *vcpu, u32 groups);       // reads groups into the model, sets valid
-    // Writes what is dirty, enters, and fills *exit. Interrupts closed. Returns with GROUP_RIP valid (and GROUP_BLOCKING where free).
-    // Moves nothing else: the interrupted event is in exit->interrupted.
+    // Writes what is dirty, enters, and fills *exit. Interrupts closed. Returns with GROUP_RIP
+    // valid (and GROUP_BLOCKING where free). Moves nothing else: the interrupted event is in
+    // exit->interrupted.
     void (*enter)(struct vcpu *vcpu, struct vm_exit *exit);
     u8 (*stage2_levels)(void); // what the hardware will walk for Nestor's own tables: 4 or 5
     bool stage2_1g;
     bool has_mtf;
-    bool holds_pdptes; // PAE's PDPTEs are CPU state (VMX); else they are read from memory (SVM, nested paging)
+    // PAE's PDPTEs are CPU state (VMX); else they are read from memory (SVM, nested paging)
+    bool holds_pdptes;
     // What a guest cannot execute although the CPU can: not offered in CPUID.
     bool lacks_rdtscp, lacks_invpcid;
     void (*report)(struct vcpu *vcpu); // logs the raw control structure, for a guest's end
@@ -304,8 +334,8 @@ static inline void vcpu_inject_ud(struct vcpu *vcpu)
     vcpu_inject_exception(vcpu, 6, false, 0);
 }
 
-// The one place that advances RIP (DESIGN.md section 3): after the instruction's effects. Clears the interrupt shadow, raises
-// the single-step #DB, notes a pending MTF.
+// The one place that advances RIP (DESIGN.md section 3): after the instruction's effects. Clears
+// the interrupt shadow, raises the single-step #DB, notes a pending MTF.
 void vcpu_finish_insn(struct vcpu *vcpu, u64 next_rip);
 // The single-step #DB after an instruction or one repetition of it, if RFLAGS.TF asks for it.
 void vcpu_trap_step(struct vcpu *vcpu);

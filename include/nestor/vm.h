@@ -26,7 +26,13 @@ struct vm_ram {
     hpa_t hpa;
 };
 
-enum vm_state { VM_OFF, VM_RUNNING, VM_RESETTING, VM_POWERED_OFF, VM_STOPPED /* by Nestor, with a report */ };
+enum vm_state {
+    VM_OFF,
+    VM_RUNNING,
+    VM_RESETTING,
+    VM_POWERED_OFF,
+    VM_STOPPED /* by Nestor, with a report */
+};
 
 struct vm {
     u32 id;
@@ -53,21 +59,24 @@ struct vm {
     u64 tsc_base;         // host TSC when the guest's TSC was 0
 };
 
-// RAM at gpa as a host pointer, NULL unless [gpa, +len) is RAM wholly. Valid while the VM's space is loaded on this CPU.
+// RAM at gpa as a host pointer, NULL unless [gpa, +len) is RAM wholly. Valid while the VM's space
+// is loaded on this CPU.
 static inline void *vm_ram_ptr(const struct vm *vm, gpa_t gpa, u64 len)
 {
     for (u32 i = 0; i < vm->ram_count; i++)
         if (gpa - vm->ram[i].gpa < vm->ram[i].size)
-            return len <= vm->ram[i].size - (gpa - vm->ram[i].gpa) ? (void *)(VM_WINDOW_BASE + gpa) : NULL;
+            return len <= vm->ram[i].size - (gpa - vm->ram[i].gpa) ? (void *)(VM_WINDOW_BASE + gpa)
+                                                                   : NULL;
     return NULL;
 }
 
 // Ends a VM's run. Any of its vCPUs, any CPU; returns at once, the vCPUs leave soon.
 void vm_power_off(struct vm *vm, u32 status);
 void vm_reset(struct vm *vm);
-// The guest can't go on: logs the reason, registers and bytes at RIP of `vcpu` (may be NULL) and stops the VM.
+// The guest can't go on: logs the reason, registers and bytes at RIP of `vcpu` (may be NULL) and
+// stops the VM.
 void vm_stop(struct vm *vm, struct vcpu *vcpu, const char *why, ...) PRINTF_LIKE(3, 4);
 
-// Physical placement of what a guest finds at reset, filled by a loader (core/load_*.c) on the pCPU of vCPU 0 in the VM's space.
-// The loader writes vCPU 0's first state through vcpu_modify.
+// Physical placement of what a guest finds at reset, filled by a loader (core/load_*.c) on the pCPU
+// of vCPU 0 in the VM's space. The loader writes vCPU 0's first state through vcpu_modify.
 int vm_load(struct vm *vm);

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // Copyright (c) 2026 The Nestor authors
 //
-// What a counting Nestor (make COUNT=1) has more than the other: the counts of count.inc, and the CPUID leaf that shows them. The
-// linker puts __wrap_cpuid_read in cpuid_read's place.
+// What a counting Nestor (make COUNT=1) has more than the other: the counts of count.inc, and the
+// CPUID leaf that shows them. The linker puts __wrap_cpuid_read in cpuid_read's place.
 
 #include "count.h"
 

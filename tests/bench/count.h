@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // Copyright (c) 2026 The Nestor authors
 //
-// What a counting Nestor (make COUNT=1) tells its guest: CPUID leaf COUNT_LEAF with a number below gives that count in ECX:EAX, and
-// COUNT_SIGNATURE in EBX. The numbers are count.inc's, too.
+// What a counting Nestor (make COUNT=1) tells its guest: CPUID leaf COUNT_LEAF with a number below
+// gives that count in ECX:EAX, and COUNT_SIGNATURE in EBX. The numbers are count.inc's, too.
 
 #pragma once
 

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // Copyright (c) 2026 The Nestor authors
 //
-// The bench guest: what an instruction or an event costs, in ticks of the TSC, which under icount and on Bochs are
-// instructions. Each row runs a round many times; the ticks of an empty round are taken off. A row with an interrupt holds
-// the guest's own handler and its EOI, too. Where the Nestor below counts its instructions (count.h), it also prints how
-// many of them a round took.
+// The bench guest: what an instruction or an event costs, in ticks of the TSC, which under icount
+// and on Bochs are instructions. Each row runs a round many times; the ticks of an empty round are
+// taken off. A row with an interrupt holds the guest's own handler and its EOI, too. Where the
+// Nestor below counts its instructions (count.h), it also prints how many of them a round took.
 //
 //   BENCH row ticks            COUNT row name=number ...            SKIP row
 
@@ -286,7 +286,8 @@ static void bench(const char *name, void (*row)(void), bool there)
 
 // --- the machine ---
 
-// The FADT's PM_TMR_BLK, found as without UEFI (ACPI 6 "Finding the RSDP on IA-PC Systems"); 0: none.
+// The FADT's PM_TMR_BLK, found as without UEFI (ACPI 6 "Finding the RSDP on IA-PC Systems"); 0:
+// none.
 static u16 find_pm_timer(void)
 {
     for (u64 at = 0xe0000; at < 0x100000; at += 16) {

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // Copyright (c) 2026 The Nestor authors
 //
-// Process 1 of the Linux bench: says at which tick it runs and, on a counting Nestor, how many went where; and powers off.
-// No libc: x86-64 Linux's system calls write (1) and reboot (169).
+// Process 1 of the Linux bench: says at which tick it runs and, on a counting Nestor, how many went
+// where; and powers off. No libc: x86-64 Linux's system calls write (1) and reboot (169).
 
 #include "count.h"
 

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // Copyright (c) 2026 The Nestor authors
 //
-// CPUID: what it says agrees with itself and with the machine (SDM vol. 2 "CPUID"; APM vol. 3 appendix E).
+// CPUID: what it says agrees with itself and with the machine (SDM vol. 2 "CPUID"; APM vol. 3
+// appendix E).
 
 #include "guest.h"
 

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // Copyright (c) 2026 The Nestor authors
 //
-// Exceptions through the IDT: every vector that software can raise, its error code, what RIP is saved, CR2 and RF; INT n for all n;
-// double fault (SDM vol. 3 "Interrupt and Exception Handling").
+// Exceptions through the IDT: every vector that software can raise, its error code, what RIP is
+// saved, CR2 and RF; INT n for all n; double fault (SDM vol. 3 "Interrupt and Exception Handling").
 
 #include "guest.h"
 
@@ -60,7 +60,8 @@ static void check(const char *what, int vector, int expected, s64 error, bool fa
     report(vector == expected && last_trap.error == (u64)error && last_trap.rip == expected_rip,
            "%s: vector %d, error %lld, RIP off by %lld", what, vector, (long long)last_trap.error,
            (long long)(last_trap.rip - expected_rip));
-    // SDM vol. 3 "Instruction-Breakpoint Exception Condition": faults push RF = 1; of emulators only Bochs does it
+    // SDM vol. 3 "Instruction-Breakpoint Exception Condition": faults push RF = 1; of emulators
+    // only Bochs does it
     if (fault)
         report_cpu(MACHINE_QEMU, rf, "%s: RF is set in the image of RFLAGS", what);
 }

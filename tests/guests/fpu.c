@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // Copyright (c) 2026 The Nestor authors
 //
-// x87, SSE and AVX state over exits of every common kind, XCR0, CR0.TS (SDM vol. 1 "Managing State Using the XSAVE Feature Set").
+// x87, SSE and AVX state over exits of every common kind, XCR0, CR0.TS (SDM vol. 1 "Managing State
+// Using the XSAVE Feature Set").
 
 #include "guest.h"
 

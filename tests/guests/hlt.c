@@ -65,7 +65,8 @@ static void test_pending(void)
     report(halt() && taken == 1, "one that is pending wakes it at once");
 }
 
-// Interrupts that are not let through don't wake it: the timer comes first at a lower priority, then at a higher one.
+// Interrupts that are not let through don't wake it: the timer comes first at a lower priority,
+// then at a higher one.
 static void test_priority(u32 ticks)
 {
     taken = 0;

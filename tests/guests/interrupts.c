@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // Copyright (c) 2026 The Nestor authors
 //
-// When an interrupt is taken: IF, the shadow of STI, POPF, the task priority and CR8, the order of vectors, what is latched (SDM
-// vol. 3 "Masking Maskable Hardware Interrupts", "Task Priority", "Interrupt Acceptance for Fixed Interrupts").
+// When an interrupt is taken: IF, the shadow of STI, POPF, the task priority and CR8, the order of
+// vectors, what is latched (SDM vol. 3 "Masking Maskable Hardware Interrupts", "Task Priority",
+// "Interrupt Acceptance for Fixed Interrupts").
 
 #include "guest.h"
 

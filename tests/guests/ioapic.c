@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // Copyright (c) 2026 The Nestor authors
 //
-// The IOAPIC: registers, edge and level interrupts, masks, remote IRR and EOI (Intel 82093AA data sheet). Edges come from the PIT
-// (pin 2); levels from the test device, where there is one.
+// The IOAPIC: registers, edge and level interrupts, masks, remote IRR and EOI (Intel 82093AA data
+// sheet). Edges come from the PIT (pin 2); levels from the test device, where there is one.
 
 #include "guest.h"
 

@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // Copyright (c) 2026 The Nestor authors
 //
-// Interprocessor interrupts between CPUs: destinations, NMI, waking from HLT, in xAPIC and in x2APIC mode (SDM vol. 3
-// "Issuing Interprocessor Interrupts", "MP Initialization Protocol Algorithm").
+// Interprocessor interrupts between CPUs: destinations, NMI, waking from HLT, in xAPIC and in
+// x2APIC mode (SDM vol. 3 "Issuing Interprocessor Interrupts", "MP Initialization Protocol
+// Algorithm").
 
 #include "guest.h"
 

@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // Copyright (c) 2026 The Nestor authors
 //
-// Memory-mapped I/O: each instruction below runs twice through the same window, once with RAM behind it, where the CPU itself does
-// all, and once with the test device's memory behind MMIO. Registers, flags and memory must be the same after both. Then the local
-// APIC's registers, and faults in the middle of emulated instructions.
+// Memory-mapped I/O: each instruction below runs twice through the same window, once with RAM
+// behind it, where the CPU itself does all, and once with the test device's memory behind MMIO.
+// Registers, flags and memory must be the same after both. Then the local APIC's registers, and
+// faults in the middle of emulated instructions.
 
 #include "guest.h"
 
@@ -81,7 +82,8 @@ CASE("movabs 0x40000041, %al") CASE("movabs 0x40000042, %ax") CASE("movabs 0x400
 CASE("movabs 0x40000048, %rax") CASE("movabs %al, 0x40000041") CASE("movabs %rax, 0x40000048")
 CASE("addr32 mov 0x40000044, %eax") CASE("movabs %eax, %fs:0x44")
 CASE("mov 1(%r8), %eax") CASE("mov %rax, 3(%r8)") CASE("mov %ax, 7(%r8)") // not aligned
-CASE("mov 0xfbe(%r8), %eax") CASE("mov %rax, 0xfbd(%r8)") CASE("addl $0x1000, 0xfbe(%r8)") // over a page's end
+// over a page's end
+CASE("mov 0xfbe(%r8), %eax") CASE("mov %rax, 0xfbd(%r8)") CASE("addl $0x1000, 0xfbe(%r8)")
 // Extension.
 CASE("movzbw (%r8), %ax") CASE("movzbl (%r8), %eax") CASE("movzbq (%r8), %rax") CASE("movzwl 2(%r8), %eax")
 CASE("movzwq 2(%r8), %rax") CASE("movsbw 1(%r8), %ax") CASE("movsbl 1(%r8), %eax") CASE("movsbq 1(%r8), %rax")

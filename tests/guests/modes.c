@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // Copyright (c) 2026 The Nestor authors
 //
-// Every mode of the CPU: real, with 64 KiB and with 4 GiB segments; protected with 16-bit and 32-bit code, without paging and with
-// 32-bit paging, PSE and PAE; long mode with 4 and 5 levels. In each one memory, MMIO through that mode's page tables, CPUID, ports,
-// MSRs, interrupts, HLT, INTO, BOUND and a page fault (SDM vol. 3 "Mode Switching", "Paging").
+// Every mode of the CPU: real, with 64 KiB and with 4 GiB segments; protected with 16-bit and
+// 32-bit code, without paging and with 32-bit paging, PSE and PAE; long mode with 4 and 5 levels.
+// In each one memory, MMIO through that mode's page tables, CPUID, ports, MSRs, interrupts, HLT,
+// INTO, BOUND and a page fault (SDM vol. 3 "Mode Switching", "Paging").
 
 #include "guest.h"
 

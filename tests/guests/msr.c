@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // Copyright (c) 2026 The Nestor authors
 //
-// RDMSR and WRMSR: values kept, halves of registers, and #GP where the manuals say so (SDM vol. 4; vol. 2 "RDMSR", "WRMSR").
+// RDMSR and WRMSR: values kept, halves of registers, and #GP where the manuals say so (SDM vol. 4;
+// vol. 2 "RDMSR", "WRMSR").
 
 #include "guest.h"
 

@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // Copyright (c) 2026 The Nestor authors
 //
-// A small L1 that runs small L2s by VMRUN without nested paging (APM vol. 2 chapter 15): instructions, exceptions, events, permission
-// maps, interrupts and GIF, the consistency checks, VMLOAD and VMSAVE. An L2 shares L1's paging and GDT and has an IDT of its own,
-// behind whose gates there is a VMMCALL each.
+// A small L1 that runs small L2s by VMRUN without nested paging (APM vol. 2 chapter 15):
+// instructions, exceptions, events, permission maps, interrupts and GIF, the consistency checks,
+// VMLOAD and VMSAVE. An L2 shares L1's paging and GDT and has an IDT of its own, behind whose gates
+// there is a VMMCALL each.
 
 #include "guest.h"
 #include <arch/x86/svm.h>

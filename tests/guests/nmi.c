@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // Copyright (c) 2026 The Nestor authors
 //
-// NMIs, sent by the local APIC to itself: taken whatever IF is, blocked until IRET, one more latched meanwhile (SDM vol. 3
-// "Nonmaskable Interrupt (NMI)", "Handling Multiple NMIs").
+// NMIs, sent by the local APIC to itself: taken whatever IF is, blocked until IRET, one more
+// latched meanwhile (SDM vol. 3 "Nonmaskable Interrupt (NMI)", "Handling Multiple NMIs").
 
 #include "guest.h"
 

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // Copyright (c) 2026 The Nestor authors
 //
-// The two 8259 interrupt controllers and the 8254 timer (Intel's data sheets of both), through the local APIC's LINT0 as ExtINT.
+// The two 8259 interrupt controllers and the 8254 timer (Intel's data sheets of both), through the
+// local APIC's LINT0 as ExtINT.
 
 #include "guest.h"
 

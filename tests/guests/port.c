@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // Copyright (c) 2026 The Nestor authors
 //
-// Port I/O: every instruction form and width, strings in every address size, faults in their middle, and what CPL 3 may do (SDM
-// vol. 1 "Input/Output", vol. 2 "IN", "INS", "OUT", "OUTS").
+// Port I/O: every instruction form and width, strings in every address size, faults in their
+// middle, and what CPL 3 may do (SDM vol. 1 "Input/Output", vol. 2 "IN", "INS", "OUT", "OUTS").
 
 #include "guest.h"
 

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // Copyright (c) 2026 The Nestor authors
 //
-// ACPI's tables as an operating system reads them, its PM timer, and power-off by S5 (ACPI specification 6.5, chapters 4, 5 and 7).
+// ACPI's tables as an operating system reads them, its PM timer, and power-off by S5 (ACPI
+// specification 6.5, chapters 4, 5 and 7).
 
 #include "guest.h"
 
@@ -60,7 +61,8 @@ static const struct table *find_table(const u8 *rsdp, const char *signature, boo
     return NULL;
 }
 
-// The first value of the package \_S5_ in the DSDT's AML: NameOp, name, PackageOp, length, count, an integer.
+// The first value of the package \_S5_ in the DSDT's AML: NameOp, name, PackageOp, length, count,
+// an integer.
 static int s5_type(const struct table *dsdt)
 {
     const u8 *aml = (const u8 *)dsdt;

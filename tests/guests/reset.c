@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // Copyright (c) 2026 The Nestor authors
 //
-// Resets by each way that a PC has: the guest boots again, with registers and devices as at power-on. How far it is stands in three
-// bytes of the RTC's battery-backed memory, which a reset leaves alone.
+// Resets by each way that a PC has: the guest boots again, with registers and devices as at
+// power-on. How far it is stands in three bytes of the RTC's battery-backed memory, which a reset
+// leaves alone.
 
 #include "guest.h"
 

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // Copyright (c) 2026 The Nestor authors
 //
-// INIT and SIPI: a CPU is stopped wherever it is and starts anew, in real mode at the SIPI's page (SDM vol. 3 "MP Initialization
-// Protocol Algorithm", "Processor State After INIT").
+// INIT and SIPI: a CPU is stopped wherever it is and starts anew, in real mode at the SIPI's page
+// (SDM vol. 3 "MP Initialization Protocol Algorithm", "Processor State After INIT").
 
 #include "guest.h"
 

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // Copyright (c) 2026 The Nestor authors
 //
-// Debug exceptions: single-stepping over instructions that a hypervisor intercepts or emulates, MOV SS, string instructions,
-// breakpoints and DR7.GD (SDM vol. 3 "Debug Exceptions").
+// Debug exceptions: single-stepping over instructions that a hypervisor intercepts or emulates, MOV
+// SS, string instructions, breakpoints and DR7.GD (SDM vol. 3 "Debug Exceptions").
 
 #include "guest.h"
 
@@ -61,7 +61,8 @@ STEP("wbinvd") STEP("mov %cr0, %r9") STEP("mov %cr3, %r9") STEP("mov %cr4, %r9")
 STEP("invlpg (%rsi)") STEP("sgdt (%rsi)") STEP("mov %dr7, %r9") STEP("str %r9d")
 STEP_INTO("wrmsr", "rdmsr; 1: wrmsr; 2: nop") STEP_INTO("mov %cr0", "mov %cr0, %rax; 1: mov %rax, %cr0; 2: nop")
 STEP_INTO("mov %cr3", "mov %cr3, %rax; 1: mov %rax, %cr3; 2: nop") STEP_INTO("mov %cr8", "mov %rax, %cr8; 1: nop; 2: nop")
-STEP_INTO("mov %ss", "mov %ebp, %ss; nop; 1: nop; 2: nop") // no trap between MOV SS and what follows it
+// no trap between MOV SS and what follows it
+STEP_INTO("mov %ss", "mov %ebp, %ss; nop; 1: nop; 2: nop")
 STEP_INTO("mov %ss, cpuid", "mov %ebp, %ss; cpuid; 1: nop; 2: nop")
 STEP_INTO("mov %ss, in", "mov %ebp, %ss; in $0x21, %al; 1: nop; 2: nop")
 STEP_INTO("mov %ss, mmio", "mov %ebp, %ss; mov (%rdi), %eax; 1: nop; 2: nop")

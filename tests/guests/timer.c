@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // Copyright (c) 2026 The Nestor authors
 //
-// The local APIC's timer: one-shot, periodic, TSC deadline, divider, mask; in xAPIC and in x2APIC mode (SDM vol. 3 "APIC Timer").
+// The local APIC's timer: one-shot, periodic, TSC deadline, divider, mask; in xAPIC and in x2APIC
+// mode (SDM vol. 3 "APIC Timer").
 
 #include "guest.h"
 

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // Copyright (c) 2026 The Nestor authors
 //
-// A triple fault: Nestor stops the guest with a report, and tests/run's status is 126 (SDM vol. 3 "Double Fault Exception (#DF)").
+// A triple fault: Nestor stops the guest with a report, and tests/run's status is 126 (SDM vol. 3
+// "Double Fault Exception (#DF)").
 
 #include "guest.h"
 

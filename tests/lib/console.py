@@ -145,8 +145,8 @@ class Console:
         readers = [fd for fd in (machine.com1, machine.com2) if fd not in self.closed]
         if self.stdin_open and len(self.to_guest) < 65536:
             readers.append(self.terminal.fd)
-        may_write = machine.com1 not in self.closed and time.monotonic() >= self.next_write
-        writers = [machine.com1] if self.to_guest and may_write else []
+        may_write = machine.com1_input not in self.closed and time.monotonic() >= self.next_write
+        writers = [machine.com1_input] if self.to_guest and may_write else []
         wait = POLL if may_write or not self.to_guest else machine.input_pause
         readable, writable, _ = select.select(readers, writers, [], wait)
         for fd, sink in ((machine.com2, self.log_output), (machine.com1, self.guest_output)):
@@ -159,7 +159,7 @@ class Console:
             self.stdin_open = bool(data)
             self.to_guest += self.terminal.filter(data)
         if writable:
-            self.to_guest = self.to_guest[self.write(machine.com1, self.to_guest):]
+            self.to_guest = self.to_guest[self.write(machine.com1_input, self.to_guest):]
         return machine.com1 in readable or machine.com2 in readable
 
     def read(self, fd):
@@ -185,7 +185,7 @@ class Console:
 
     def run(self):
         """Until the machine is off."""
-        for fd in (self.machine.com1, self.machine.com2):
+        for fd in (self.machine.com1, self.machine.com2, self.machine.com1_input):
             os.set_blocking(fd, False)
         while self.machine.process.poll() is None:
             self.step()

@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: BSD-2-Clause
 # Copyright (c) 2026 The Nestor authors
 """The machines that Nestor runs on here: how each emulator is started with an ISO, and where its
-two serial ports end. A machine has com1 and com2 (file descriptors), and start() and exit_code()."""
+two serial ports end: a machine has com1 and com2 to read what they say, and com1_input to write."""
 
 import ctypes
+import fcntl
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import tempfile
 
@@ -17,6 +17,7 @@ MACHINES = ("qemu-svm", "qemu-kvm", "bochs-vmx", "bochs-svm")
 OVMF = "/usr/share/OVMF/OVMF_CODE.fd"
 DEBUG_EXIT_PORT = 0xF4
 PR_SET_PDEATHSIG = 1
+FIFO_SIZE = 1 << 20
 
 
 def kvm_nests():
@@ -62,11 +63,11 @@ class Emulator:
     def __init__(self, options):
         self.options = options
         self.process = None
-        self.com1 = self.com2 = -1
+        self.com1 = self.com2 = self.com1_input = -1
         self.directory = tempfile.mkdtemp(prefix="nestor-run-")
         self.report = os.path.join(self.directory, "emulator.log")
 
-    def spawn(self, command, pass_fds=(), env=None):
+    def spawn(self, command, env=None):
         libc = ctypes.CDLL(None)
 
         def die_with_parent():
@@ -75,7 +76,7 @@ class Emulator:
         with open(self.report, "wb") as report:
             self.process = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=report, stderr=subprocess.STDOUT,
-                pass_fds=pass_fds, env=env, cwd=self.directory, start_new_session=True,
+                env=env, cwd=self.directory, start_new_session=True,
                 preexec_fn=die_with_parent)
 
     def kill(self):
@@ -89,10 +90,9 @@ class Emulator:
 
     def clean(self):
         self.kill()
-        for fd in (self.com1, self.com2):
-            if fd >= 0:
-                os.close(fd)
-        self.com1 = self.com2 = -1
+        for fd in {self.com1, self.com2, self.com1_input} - {-1}:
+            os.close(fd)
+        self.com1 = self.com2 = self.com1_input = -1
         shutil.rmtree(self.directory, ignore_errors=True)
 
     def report_tail(self, lines=12):
@@ -105,13 +105,27 @@ class Emulator:
 
 
 class Qemu(Emulator):
-    """QEMU, its serial ports being ends of socket pairs."""
+    """QEMU. Its serial ports are FIFOs: QEMU sends byte by byte, of which a FIFO holds a million
+    but a socket only 300; and a guest does not wait for ever until its port takes another."""
+
+    def fifo(self, name):
+        """The path for a chardev, and both ends of it: what QEMU writes, what it reads."""
+        path = os.path.join(self.directory, name)
+        ends = []
+        for suffix in (".out", ".in"):
+            os.mkfifo(path + suffix)
+            ends.append(os.open(path + suffix, os.O_RDWR | os.O_NONBLOCK))
+        try:
+            fcntl.fcntl(ends[0], fcntl.F_SETPIPE_SZ, FIFO_SIZE)
+        except (AttributeError, OSError):
+            pass  # then it has 64 KiB
+        return path, ends[0], ends[1]
 
     def start(self, iso):
         options = self.options
-        com1, child1 = socket.socketpair()
-        com2, child2 = socket.socketpair()
-        self.com1, self.com2 = com1.detach(), com2.detach()
+        path1, self.com1, self.com1_input = self.fifo("com1")
+        path2, self.com2, com2_input = self.fifo("com2")
+        os.close(com2_input)
         command = [find("qemu-system-x86_64"), "-name", "nestor", "-M", "q35", "-nodefaults",
                    "-no-user-config", "-display", "none", "-m", str(options.host_mem),
                    "-smp", str(options.host_cpus)]
@@ -121,8 +135,8 @@ class Qemu(Emulator):
             multi = options.host_cpus > 1 and not options.icount
             command += ["-accel", "tcg,thread=%s" % ("multi" if multi else "single"),
                         "-cpu", options.model or "max"]
-        for number, child in ((1, child1), (2, child2)):
-            command += ["-chardev", "socket,id=com%d,fd=%d" % (number, child.fileno()),
+        for number, path in ((1, path1), (2, path2)):
+            command += ["-chardev", "pipe,id=com%d,path=%s" % (number, path),
                         "-serial", "chardev:com%d" % number]
         command += ["-device", "isa-debug-exit,iobase=0x%x,iosize=4" % DEBUG_EXIT_PORT,
                     "-cdrom", iso]
@@ -138,9 +152,7 @@ class Qemu(Emulator):
             command += ["-icount", "shift=0,sleep=off", "-rtc",
                         "base=2026-01-01T00:00:00,clock=vm", "-seed", "42"]
         command += options.emulator_option
-        self.spawn(command, pass_fds=(child1.fileno(), child2.fileno()))
-        child1.close()
-        child2.close()
+        self.spawn(command)
 
     def guest_code(self):
         """The guest's code after a bare run: isa-debug-exit gives (code << 1) | 1."""
@@ -203,6 +215,7 @@ class Bochs(Emulator):
         path = find(program)
         debugger = self.has_debugger(path)
         self.com1, slave1 = raw_pty()
+        self.com1_input = self.com1
         self.com2, slave2 = raw_pty()
         config = os.path.join(self.directory, "bochsrc")
         with open(config, "w", encoding="utf-8") as file:

@@ -3,8 +3,8 @@
 // unit-sources: core/config.c
 // unit-libs: -lfdt
 //
-// The configuration: what is right is read wholly; each mistake gives its line and leaves the guest out; damaged blobs, cut and
-// with random bytes changed, are refused or read without harm.
+// The configuration: what is right is read wholly; each mistake gives its line and leaves the guest
+// out; damaged blobs, cut and with random bytes changed, are refused or read without harm.
 
 #include <stdarg.h>
 #include <stddef.h>

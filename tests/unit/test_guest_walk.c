@@ -3,9 +3,10 @@
 // unit-sources: mmu/guest_walk.c
 // unit-libs:
 //
-// The guest page-table walker against tables whose builder knows what they mean: each case chooses what every level says, writes
-// the entries as the SDM's figures show them, and works out the outcome from the choices, by the lists of "Determination of Access
-// Rights", never by reading the entries again.
+// The guest page-table walker against tables whose builder knows what they mean: each case chooses
+// what every level says, writes the entries as the SDM's figures show them, and works out the
+// outcome from the choices, by the lists of "Determination of Access Rights", never by reading the
+// entries again.
 
 #include <stdarg.h>
 #include <stddef.h>

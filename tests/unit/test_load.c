@@ -2,8 +2,9 @@
 // Copyright (c) 2026 The Nestor authors
 // unit-sources: core/load_image.c core/load_linux.c core/load_multiboot.c
 //
-// The guest loaders: images made here, right ones whose every byte in guest RAM is looked up, and wrong ones, one lie at a time;
-// then thousands with random bytes changed. Guest RAM and files are malloc'd, so the sanitizer sees each byte too far.
+// The guest loaders: images made here, right ones whose every byte in guest RAM is looked up, and
+// wrong ones, one lie at a time; then thousands with random bytes changed. Guest RAM and files are
+// malloc'd, so the sanitizer sees each byte too far.
 
 #include <stdarg.h>
 #include <stddef.h>

@@ -3,8 +3,9 @@
 // unit-sources:
 // unit-libs:
 //
-// The page allocator, the RAM extents and the heap, with their files included so that each test starts anew. Memory is made where
-// page_map_chunk asks for it, so that a touch of anything unmapped is a crash. The model is one state for each page.
+// The page allocator, the RAM extents and the heap, with their files included so that each test
+// starts anew. Memory is made where page_map_chunk asks for it, so that a touch of anything
+// unmapped is a crash. The model is one state for each page.
 
 #include <stdarg.h>
 #include <stddef.h>
@@ -39,7 +40,8 @@ void panic(const char *fmt, ...)
     abort();
 }
 
-// Tables cost what they cost in host.c: a PD for each GiB, a PT for each frame that is mapped in pieces; a few are static.
+// Tables cost what they cost in host.c: a PD for each GiB, a PT for each frame that is mapped in
+// pieces; a few are static.
 static bool table(u8 *have)
 {
     if (*have)
@@ -117,7 +119,8 @@ static int setup(void **state)
     return 0;
 }
 
-// What a node of a tree must say, worked out from the pages. taken: a node above is an allocated block.
+// What a node of a tree must say, worked out from the pages. taken: a node above is an allocated
+// block.
 static u32 tree_value(const u8 *tree, u32 node, unsigned order)
 {
     u32 left, right;
@@ -274,7 +277,8 @@ static void test_random_maps(void **state)
 
 static void test_wild_map(void **state)
 {
-    // Regions that wrap, reach beyond any address, or are empty; RAM above 4 GiB, 512 GiB and the physmap.
+    // Regions that wrap, reach beyond any address, or are empty; RAM above 4 GiB, 512 GiB and the
+    // physmap.
     const struct mem_region map[] = {
         {~0ull - 4095, 8192, 1},
         {BIT(52) - SIZE_2M, ~0ull, 1},

@@ -3,9 +3,10 @@
 // unit-sources: mmu/stage2.c
 // unit-libs:
 //
-// Stage-2 tables as the hardware reads them: a walker written from the manuals (EPT: SDM vol. 3, tables "Format of an EPT ..."; NPT:
-// APM vol. 2, figures of the long-mode entries), which fails on misconfigured entries, beside a model with one state for each page.
-// Freed tables are filled with ones, so that a walk through one is found.
+// Stage-2 tables as the hardware reads them: a walker written from the manuals (EPT: SDM vol. 3,
+// tables "Format of an EPT ..."; NPT: APM vol. 2, figures of the long-mode entries), which fails on
+// misconfigured entries, beside a model with one state for each page. Freed tables are filled with
+// ones, so that a walk through one is found.
 
 #include <stdarg.h>
 #include <stddef.h>

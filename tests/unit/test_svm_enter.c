@@ -269,7 +269,8 @@ static void test_efer(void **state)
 
 static void test_intercepts(void **state)
 {
-    struct controls ctl = {.intercepts = INTERCEPT_HLT | INTERCEPT_RDTSC | INTERCEPT_RDTSCP | INTERCEPT_CR8_WRITE,
+    struct controls ctl = {.intercepts = INTERCEPT_HLT | INTERCEPT_RDTSC | INTERCEPT_RDTSCP |
+                                         INTERCEPT_CR8_WRITE,
                            .exception_bitmap = BIT(14) | BIT(2)};
     u32 words[SVM_WORD_COUNT];
 

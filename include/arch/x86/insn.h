@@ -43,7 +43,8 @@ DEFINE_DR(6)
 DEFINE_DR(7)
 #undef DEFINE_DR
 
-// Each width has its own text: GCC 12 takes functions whose assembly texts are the same for one, whatever their operands' sizes.
+// Each width has its own text: GCC 12 takes functions whose assembly texts are the same for one,
+// whatever their operands' sizes.
 #define DEFINE_IO(suffix, letter, type)                                              \
     static inline type in##suffix(u16 port)                                          \
     {                                                                                \

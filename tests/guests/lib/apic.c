@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // Copyright (c) 2026 The Nestor authors
 //
-// The small guests' APICs and further CPUs (SDM vol. 3 "Advanced Programmable Interrupt Controller", "Multiple-Processor
-// Initialization").
+// The small guests' APICs and further CPUs (SDM vol. 3 "Advanced Programmable Interrupt
+// Controller", "Multiple-Processor Initialization").
 
 #include "guest.h"
 

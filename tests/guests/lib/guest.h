@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // Copyright (c) 2026 The Nestor authors
 //
-// The library of the small guests. A guest is one C file with guest_main(), which runs in 64-bit mode on CPU 0 with interrupts off,
-// the first 4 GiB mapped to themselves (2 MiB pages, for CPL 3 too), an IDT whose gates lead to C functions, and COM1. It reports
-// what it finds and returns. What a guest expects comes from the manuals; where an emulator without Nestor is known to differ
+// The library of the small guests. A guest is one C file with guest_main(), which runs in 64-bit
+// mode on CPU 0 with interrupts off, the first 4 GiB mapped to themselves (2 MiB pages, for CPL 3
+// too), an IDT whose gates lead to C functions, and COM1. It reports what it finds and returns.
+// What a guest expects comes from the manuals; where an emulator without Nestor is known to differ
 // (MACHINES.md), that one check says so by report_known().
 
 #pragma once
@@ -46,8 +47,8 @@ void tss_load(u32 limit); // with that limit
 void guest_main(void);
 void print(const char *fmt, ...) PRINTF_LIKE(1, 2);
 void report(bool ok, const char *fmt, ...) PRINTF_LIKE(2, 3);
-// Checks that are known to fail on an emulator: shown, not counted. report_known: on that machine without Nestor; report_cpu: also
-// under Nestor there, because the emulator's CPU itself is wrong.
+// Checks that are known to fail on an emulator: shown, not counted. report_known: on that machine
+// without Nestor; report_cpu: also under Nestor there, because the emulator's CPU itself is wrong.
 enum machine { MACHINE_OTHER, MACHINE_QEMU, MACHINE_BOCHS, MACHINE_NONE };
 void report_known(enum machine machine, bool ok, const char *fmt, ...) PRINTF_LIKE(3, 4);
 void report_cpu(enum machine machine, bool ok, const char *fmt, ...) PRINTF_LIKE(3, 4);
@@ -174,7 +175,8 @@ extern volatile u32 cpus_online; // CPU 0 counts
 extern u32 cpu_apic_ids[CPU_MAX];
 // Starts all others by INIT and SIPI; whether `count` CPUs are there in the end.
 bool smp_start(u32 count);
-// Lets a CPU call fn(arg), with interrupts off; smp_wait waits until it is done, and says whether that was within 5 s.
+// Lets a CPU call fn(arg), with interrupts off; smp_wait waits until it is done, and says whether
+// that was within 5 s.
 void smp_call(u32 cpu, void (*fn)(void *), void *arg);
 bool smp_wait(u32 cpu);
 u32 this_cpu_number(void);
@@ -182,7 +184,8 @@ u32 this_cpu_number(void);
 // --- memory ---
 extern u64 pml4[512];
 extern u64 directories[2048]; // of 2 MiB pages
-// A 4 KiB page (no more) mapped at a 1 TiB, the page behind it missing. One at a time; NULL takes it away.
+// A 4 KiB page (no more) mapped at a 1 TiB, the page behind it missing. One at a time; NULL takes
+// it away.
 u8 *map_half(void *page);
 // Zeroed pages from the guest's end on.
 void *pages(unsigned count);
