@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // Copyright (c) 2026 The Nestor authors
 //
-// Files that the build puts into the image: the built-in configuration (make CONFIG=my.dts; empty
-// without) and the AML of the guests' DSDT (devices/dsdt.asl).
+// Files that the build puts into the image: the built-in configuration (core/default.dts, or make
+// CONFIG=my.dts) and the AML of the guests' DSDT (devices/dsdt.asl).
 
         .section .rodata.blobs, "a", @progbits
         .balign 16
