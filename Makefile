@@ -10,7 +10,7 @@
 
 VERSION := 0.1
 BUILD ?= build
-CONFIG ?=
+CONFIG ?= core/default.dts
 CROSS_COMPILE ?= $(if $(shell command -v x86_64-elf-gcc),x86_64-elf-,x86_64-linux-gnu-)
 CC := $(CROSS_COMPILE)gcc
 LD := $(CROSS_COMPILE)ld
@@ -59,10 +59,10 @@ $(BUILD)/%.S.o: %.S $(BUILD)/flags
 	@mkdir -p $(@D)
 	$(call quiet,AS      $<)$(CC) $(CPPFLAGS) -g -MMD -MP -I$(BUILD) -c $< -o $@
 
-# What boot/blobs.S includes: the built-in configuration (empty without CONFIG=) and the guests' DSDT.
+# What boot/blobs.S includes: the built-in configuration and the guests' DSDT.
 $(BUILD)/boot/blobs.S.o: $(BUILD)/builtin.dtb $(BUILD)/dsdt.aml
-$(BUILD)/builtin.dtb: $(CONFIG) $(BUILD)/flags
-	@$(if $(CONFIG),dtc -q -I dts -O dtb -o $@ $(CONFIG),: > $@)
+$(BUILD)/builtin.dtb: $(or $(CONFIG),core/default.dts) $(BUILD)/flags
+	@dtc -q -I dts -O dtb -o $@ $<
 $(BUILD)/dsdt.aml: $(wildcard devices/dsdt.asl) $(BUILD)/flags
 	@$(if $(wildcard devices/dsdt.asl),iasl -vs -ve -p $(BUILD)/dsdt devices/dsdt.asl > $(BUILD)/dsdt.log || { cat $(BUILD)/dsdt.log; exit 1; },: > $@)
 

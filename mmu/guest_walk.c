@@ -101,8 +101,10 @@ static u64 reserved_bits(const struct walk *w, u64 entry, unsigned level)
         return reserved_bits_32(w, entry, level);
     if (w->pae)
         bits |= BITS(62, 52);
+    // With nested paging QEMU 7.2 sets A (bit 5) in the PDPTEs that it reads from memory, and does
+    // not mind it afterwards; the manuals have it reserved.
     if (is_pdpte(w, level))
-        return bits | BITS(2, 1) | BITS(8, 5) | ENTRY_XD;
+        return bits | BITS(2, 1) | BITS(8, w->ps->pdpte_from_memory ? 6 : 5) | ENTRY_XD;
     if (!w->nx)
         bits |= ENTRY_XD;
     if (level > 3 || (level == 3 && !w->ps->page1g))
