@@ -136,33 +136,43 @@ static void bus_pio_split(struct machine *machine, struct vcpu *vcpu, u16 port, 
         *value = (low & (u32)BITS(8 * half - 1, 0)) | high << (8 * half);
 }
 
-static void bus_pio_part(struct machine *machine, struct vcpu *vcpu, u16 port, unsigned size,
-                         bool write, u32 *value)
+// Performs an access that lies in one device and fits it; else returns false.
+static inline bool bus_pio_whole(struct machine *machine, struct vcpu *vcpu, u16 port,
+                                 unsigned size, bool write, u32 *value)
 {
     struct bus *bus = &machine->bus;
     const struct bus_range *range = &bus->ports[bus_port_index(bus, port)];
+    bool locked = !(range->flags & BUS_UNLOCKED);
 
-    if (range->pio && port + size - 1 <= range->last && (size == 1 || !(range->flags & BUS_BYTE))) {
-        if (range->flags & BUS_UNLOCKED) {
-            range->pio(range->device, vcpu, port, size, write, value);
-            return;
-        }
+    if (!range->pio || port + size - 1 > range->last || (size > 1 && range->flags & BUS_BYTE))
+        return false;
+    if (locked)
         spin_lock(&machine->lock);
-        range->pio(range->device, vcpu, port, size, write, value);
+    range->pio(range->device, vcpu, port, size, write, value);
+    if (locked)
         spin_unlock(&machine->lock);
-    } else if (bus_pio_unknown(bus, port, size)) {
+    return true;
+}
+
+static void bus_pio_part(struct machine *machine, struct vcpu *vcpu, u16 port, unsigned size,
+                         bool write, u32 *value)
+{
+    if (bus_pio_whole(machine, vcpu, port, size, write, value))
+        return;
+    if (bus_pio_unknown(&machine->bus, port, size))
         bus_log_port(machine, port, size, write);
-    } else {
+    else
         bus_pio_split(machine, vcpu, port, size, write, value);
-    }
 }
 
 void bus_pio(struct vcpu *vcpu, u16 port, unsigned size, bool write, u32 *value)
 {
-    u32 lanes = (u32)BITS(8 * size - 1, 0);
+    struct machine *machine = vcpu->vm->machine;
+    u32 lanes = ~0u >> (32 - 8 * size);
 
     *value = write ? *value & lanes : lanes;
-    bus_pio_part(vcpu->vm->machine, vcpu, port, size, write, value);
+    if (unlikely(!bus_pio_whole(machine, vcpu, port, size, write, value)))
+        bus_pio_part(machine, vcpu, port, size, write, value);
     *value &= lanes; // whatever else a device has filled in
 }
 

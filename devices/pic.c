@@ -12,10 +12,9 @@ enum { CASCADE = 2, SPURIOUS = 7 };
 // Positions in the order of priority: 0 is the highest. 8 if the mask is empty.
 static unsigned pic_rank(const struct pic_chip *chip, unsigned mask)
 {
-    for (unsigned rank = 0; rank < 8; rank++)
-        if (mask & 1u << ((chip->lowest + 1 + rank) & 7))
-            return rank;
-    return 8;
+    unsigned first = (chip->lowest + 1) & 7, rotated = (mask << 8 | mask) >> first & 0xff;
+
+    return (unsigned)__builtin_ctz(rotated | 1u << 8);
 }
 
 static u8 pic_ir_of_rank(const struct pic_chip *chip, unsigned rank)
@@ -26,17 +25,18 @@ static u8 pic_ir_of_rank(const struct pic_chip *chip, unsigned rank)
 // The IR that would interrupt now, -1 if none does.
 static int pic_request(const struct pic_chip *chip, bool master)
 {
-    unsigned request = pic_rank(chip, chip->irr & ~chip->imr), in_service = chip->isr;
+    unsigned requests = chip->irr & (u8)~chip->imr, in_service = chip->isr, rank;
 
+    if (!requests)
+        return -1;
     // Special mask mode: masked levels in service inhibit nothing. Special fully nested mode: the
     // slave may ask again while it is in service.
     if (chip->special_mask)
         in_service &= ~chip->imr;
     if (master && chip->special_nested)
         in_service &= ~(1u << CASCADE);
-    if (request == 8 || request >= pic_rank(chip, in_service))
-        return -1;
-    return pic_ir_of_rank(chip, request);
+    rank = pic_rank(chip, requests);
+    return rank < pic_rank(chip, in_service) ? pic_ir_of_rank(chip, rank) : -1;
 }
 
 static void pic_chip_set(struct pic_chip *chip, unsigned ir, bool level)
@@ -191,10 +191,16 @@ static u8 pic_read_poll(struct pic_chip *chip, bool master)
     return (u8)(0x80 | ir);
 }
 
-static u8 pic_read(struct pic_chip *chip, bool master, bool odd)
+// A read that is no poll changes nothing.
+static u8 pic_read(struct pic *pic, struct pic_chip *chip, bool master, bool odd)
 {
-    if (chip->poll)
-        return pic_read_poll(chip, master);
+    u8 value;
+
+    if (unlikely(chip->poll)) {
+        value = pic_read_poll(chip, master);
+        pic_update(pic);
+        return value;
+    }
     if (odd)
         return chip->imr;
     return chip->read_isr ? chip->isr : chip->irr;
@@ -206,9 +212,11 @@ void pic_pio(void *device, struct vcpu *vcpu, u16 port, unsigned size, bool writ
     struct pic_chip *chip = &pic->s.chip[port >> 7];
 
     (void)vcpu, (void)size;
-    if (!write)
-        *value = pic_read(chip, port < 0x80, port & 1);
-    else if (port & 1)
+    if (!write) {
+        *value = pic_read(pic, chip, port < 0x80, port & 1);
+        return;
+    }
+    if (port & 1)
         pic_write_odd(chip, (u8)*value);
     else
         pic_write_even(chip, (u8)*value);
