@@ -19,20 +19,26 @@
 
 enum { CACHE_SLOTS = 16, CACHE_ENTRIES = 5 };
 
+// What a translation depends on beside CR3, and RFLAGS.AC for data.
+#define CR0_TRANSLATION (CR0_PG | CR0_WP)
+#define CR4_TRANSLATION \
+    (CR4_PSE | CR4_PAE | CR4_LA57 | CR4_SMEP | CR4_SMAP | CR4_PKE | CR4_PKS | CR4_CET)
+#define EFER_TRANSLATION (EFER_LMA | EFER_NX)
+
 struct translation {
-    u64 page; // linear, | 1 when valid
+    u64 tag; // tag_of(); 0: nothing
     u64 cr0, cr3, cr4, efer;
-    u32 access;
     u32 entries;
-    bool ac;
-    const u64 *entry[CACHE_ENTRIES];
-    u64 value[CACHE_ENTRIES];
-    gpa_t gpa; // of the page
-    u8 *host;  // of the page, NULL: not RAM
+    struct {
+        const u64 *at;
+        u64 value;
+    } entry[CACHE_ENTRIES]; // those behind the last one are nobody's, and true
+    gpa_t gpa;              // of the page
+    u8 *host;               // of the page, NULL: not RAM
 };
 
 struct insn_cache {
-    struct translation slot[CACHE_SLOTS];
+    struct translation data[CACHE_SLOTS], code[CACHE_SLOTS];
 };
 
 int insn_cache_create(struct vcpu *vcpu)
@@ -100,8 +106,8 @@ static int walk_read(void *context, gpa_t gpa, void *value, unsigned size)
     }
     *(u64 *)value = __atomic_load_n((const u64 *)from, __ATOMIC_RELAXED);
     if (record->entries < CACHE_ENTRIES) {
-        record->entry[record->entries] = from;
-        record->value[record->entries] = *(u64 *)value;
+        record->entry[record->entries].at = from;
+        record->entry[record->entries].value = *(u64 *)value;
     }
     record->entries++;
     return 0;
@@ -146,30 +152,88 @@ static void fill_paging_state(struct vcpu *vcpu, struct paging_state *ps)
         memcpy(ps->pdpte, vcpu_state(vcpu, GROUP_PDPTE)->pdpte, sizeof(ps->pdpte));
 }
 
-static bool still_true(const struct translation *t)
+// --- the cache ---
+
+enum { TAG_VALID = BIT(0), TAG_IMPLICIT = BIT(7), TAG_AC = BIT(3), TAG_BITS = BITS(7, 0) };
+_Static_assert(!((WALK_WRITE | WALK_USER | WALK_FETCH | WALK_SHADOW_STACK) &
+                 (TAG_VALID | TAG_IMPLICIT | TAG_AC)),
+               "the bits of an access have their places in a tag");
+
+// A page and a kind of access to it.
+static inline u64 tag_of(const struct guest_state *s, gva_t la, u32 access)
 {
-    for (u32 i = 0; i < t->entries; i++)
-        if (__atomic_load_n(t->entry[i], __ATOMIC_RELAXED) != t->value[i])
-            return false;
-    return true;
+    u64 tag = (la & PAGE_MASK) | (access & TAG_BITS) | TAG_VALID;
+
+    if (access & WALK_IMPLICIT)
+        tag |= TAG_IMPLICIT;
+    if (!(access & WALK_FETCH) && (s->rflags & RFLAGS_AC))
+        tag |= TAG_AC;
+    return tag;
 }
 
-static struct translation *slot_of(struct vcpu *vcpu, gva_t la, u32 access)
+static inline struct translation *slot_of(struct vcpu *vcpu, gva_t la, u32 access)
 {
-    return &vcpu->insn_cache->slot[(la >> PAGE_SHIFT ^ access) % CACHE_SLOTS];
+    u64 page = la >> PAGE_SHIFT;
+
+    if (access & WALK_FETCH)
+        return &vcpu->insn_cache->code[page % CACHE_SLOTS];
+    return &vcpu->insn_cache->data[(page ^ (access & WALK_WRITE)) % CACHE_SLOTS];
 }
 
-// What the cache knows of the page of `la`, NULL if nothing that is still true.
-static const struct translation *cached(struct vcpu *vcpu, gva_t la, u32 access)
+static inline bool same_paging(const struct translation *t, const struct guest_state *s)
 {
-    const struct guest_state *s = vcpu_state(vcpu, GROUP_RIP | GROUP_CR | GROUP_EFER_PAT);
-    const struct translation *t = slot_of(vcpu, la, access);
+    return !(((t->cr0 ^ s->cr0) & CR0_TRANSLATION) | ((t->cr4 ^ s->cr4) & CR4_TRANSLATION) |
+             ((t->efer ^ s->efer) & EFER_TRANSLATION) | (t->cr3 ^ s->cr3));
+}
 
-    if (t->page == (la >> PAGE_SHIFT << 1 | 1) && t->access == access && t->cr3 == s->cr3 &&
-        t->cr0 == s->cr0 && t->cr4 == s->cr4 && t->efer == s->efer &&
-        t->ac == !!(s->rflags & RFLAGS_AC) && still_true(t))
+static inline u64 changed(const struct translation *t, unsigned i)
+{
+    return __atomic_load_n(t->entry[i].at, __ATOMIC_RELAXED) ^ t->entry[i].value;
+}
+
+static inline bool still_true(const struct translation *t)
+{
+    if (unlikely(t->entries > 4) && changed(t, 4))
+        return false;
+    return !(changed(t, 0) | changed(t, 1) | changed(t, 2) | changed(t, 3));
+}
+
+// What the cache knows of the page of `la`, NULL if nothing that is still true. An L2's addresses
+// are translated twice and not remembered.
+static inline struct translation *cached(struct vcpu *vcpu, const struct guest_state *s, gva_t la,
+                                         u32 access)
+{
+    struct translation *t = slot_of(vcpu, la, access);
+
+    if (likely(t->tag == tag_of(s, la, access) && same_paging(t, s) && !vcpu->level &&
+               still_true(t)))
         return t;
     return NULL;
+}
+
+// Whether all that the walk has read is in the record. The PDPTEs that a CPU holds are not.
+static bool is_whole(const struct vcpu *vcpu, const struct paging_state *ps,
+                     const struct translation *t)
+{
+    bool held = !ps->pdpte_from_memory && (ps->cr0 & CR0_PG) && (ps->cr4 & CR4_PAE) &&
+                !(ps->efer & EFER_LMA);
+
+    return t->entries <= CACHE_ENTRIES && !vcpu->level && !held;
+}
+
+static void remember(struct translation *t, const struct guest_state *s, u64 tag)
+{
+    static const u64 nothing;
+
+    for (u32 i = t->entries; i < CACHE_ENTRIES; i++) {
+        t->entry[i].at = &nothing;
+        t->entry[i].value = 0;
+    }
+    t->cr0 = s->cr0;
+    t->cr3 = s->cr3;
+    t->cr4 = s->cr4;
+    t->efer = s->efer;
+    t->tag = tag;
 }
 
 // The page of `la` for `access` (WALK_*): its translation, or NULL with *fault.
@@ -177,29 +241,24 @@ static const struct translation *translate(struct vcpu *vcpu, gva_t la, u32 acce
                                            struct walk_fault *fault)
 {
     const struct guest_state *s = vcpu_state(vcpu, GROUP_RIP | GROUP_CR | GROUP_EFER_PAT);
-    struct translation *t = slot_of(vcpu, la, access);
-    struct walk_context context = {vcpu, t};
+    struct translation *t = cached(vcpu, s, la, access);
+    struct walk_context context = {vcpu, slot_of(vcpu, la, access)};
     const struct walk_memory memory = {walk_read, walk_cmpxchg, &context};
     struct paging_state ps;
     struct walk_result result;
 
-    if (cached(vcpu, la, access))
+    if (likely(t != NULL))
         return t;
-    t->page = 0;
+    t = context.record;
+    t->tag = 0;
     t->entries = 0;
     fill_paging_state(vcpu, &ps);
     if (guest_walk(&ps, &memory, la & PAGE_MASK, access, &result, fault))
         return NULL;
     t->gpa = result.gpa;
     t->host = ram_at(vcpu, result.gpa, PAGE_SIZE);
-    t->access = access;
-    t->cr0 = s->cr0;
-    t->cr3 = s->cr3;
-    t->cr4 = s->cr4;
-    t->efer = s->efer;
-    t->ac = s->rflags & RFLAGS_AC;
-    if (t->entries <= CACHE_ENTRIES && !vcpu->level)
-        t->page = la >> PAGE_SHIFT << 1 | 1;
+    if (is_whole(vcpu, &ps, t))
+        remember(t, s, tag_of(s, la, access));
     return t;
 }
 
@@ -243,10 +302,8 @@ static int access_linear(struct vcpu *vcpu, gva_t la, u8 *buf, unsigned size, u3
             if (!fault.stage2)
                 vcpu_inject_page_fault(vcpu, fault.error_code, la);
             else
-                vcpu_inject_gp0(
-                    // a paging structure that is no RAM: as a machine's bus would leave it,
-                    // undefined
-                    vcpu);
+                // A paging structure that is no RAM: as a machine's bus would leave it, undefined.
+                vcpu_inject_gp0(vcpu);
             return -E_FAULT;
         }
         if (!host)
@@ -278,18 +335,24 @@ int guest_write_linear(struct vcpu *vcpu, gva_t la, const void *buf, unsigned si
 
 // --- instructions ---
 
-static u64 code_address(struct vcpu *vcpu)
-{
-    const struct guest_state *s = vcpu_state(vcpu, GROUP_RIP | GROUP_CODE);
+#define FETCH_GROUPS (GROUP_RIP | GROUP_CR | GROUP_CODE | GROUP_EFER_PAT)
 
-    return vcpu_mode_64bit(vcpu) ? s->rip : (u32)(s->seg[SEG_CS].base + s->rip);
+static inline u64 linear_rip(const struct guest_state *s)
+{
+    return state_is_64bit(s) ? s->rip : (u32)(s->seg[SEG_CS].base + s->rip);
+}
+
+static inline u32 fetch_access(const struct guest_state *s)
+{
+    return WALK_FETCH | (state_cpl(s) == 3 ? (u32)WALK_USER : 0);
 }
 
 int insn_peek(struct vcpu *vcpu, u8 buf[15])
 {
-    u32 access = WALK_FETCH | (vcpu_cpl(vcpu) == 3 ? (u32)WALK_USER : 0);
+    const struct guest_state *s = vcpu_state(vcpu, FETCH_GROUPS);
+    u32 access = fetch_access(s);
     struct walk_fault fault = {0};
-    u64 la = code_address(vcpu);
+    u64 la = linear_rip(s);
     unsigned n = 0;
 
     while (n < 15) {
@@ -307,12 +370,25 @@ int insn_peek(struct vcpu *vcpu, u8 buf[15])
 
 int insn_fetch(struct vcpu *vcpu, u8 buf[15])
 {
+    const struct guest_state *s = &vcpu->cur->state;
     int n = insn_peek(vcpu, buf);
 
     if (n > 0)
         return n;
-    vcpu_inject_page_fault(vcpu, PF_I | (vcpu_cpl(vcpu) == 3 ? PF_U : 0), code_address(vcpu));
+    vcpu_inject_page_fault(vcpu, PF_I | (fetch_access(s) & PF_U), linear_rip(s));
     return -E_FAULT;
+}
+
+bool insn_first_word(struct vcpu *vcpu, u32 *word)
+{
+    const struct guest_state *s = vcpu_state(vcpu, FETCH_GROUPS);
+    u64 la = linear_rip(s), offset = la & ~PAGE_MASK;
+    const struct translation *t = cached(vcpu, s, la, fetch_access(s));
+
+    if (unlikely(!t || !t->host || offset > PAGE_SIZE - sizeof(*word)))
+        return false;
+    memcpy(word, t->host + offset, sizeof(*word));
+    return true;
 }
 
 static enum insn_mode decode_mode(struct vcpu *vcpu)
@@ -322,40 +398,45 @@ static enum insn_mode decode_mode(struct vcpu *vcpu)
     return size == 8 ? INSN_MODE_64 : size == 4 ? INSN_MODE_32 : INSN_MODE_16;
 }
 
-// What an exit of this kind was made by: its usual bytes without prefixes (mod 0), and the
-// decoder's names for it.
+// What an exit of this kind was made by: its usual bytes without prefixes, the first one lowest
+// (mask 0: there are none), and the decoder's names for it.
 struct exit_opcode {
+    u32 bytes, mask;
     u8 length;
-    u8 bytes[3];
-    u8 op[4];
+    u8 op[2];
 };
 
+#define BYTES_0          0, 0, 0
+#define BYTES_1(a)       a, 0xff, 1
+#define BYTES_2(a, b)    (b) << 8 | (a), 0xffff, 2
+#define BYTES_3(a, b, c) (c) << 16 | (b) << 8 | (a), 0xffffff, 3
+
 static const struct exit_opcode exit_opcodes[EXIT_KIND_COUNT] = {
-    [EXIT_CPUID] = {2, {0x0f, 0xa2}, {INSN_CPUID}},
-    [EXIT_HLT] = {1, {0xf4}, {INSN_HLT}},
-    [EXIT_RDMSR] = {2, {0x0f, 0x32}, {INSN_RDMSR}},
-    [EXIT_WRMSR] = {2, {0x0f, 0x30}, {INSN_WRMSR}},
-    [EXIT_INVD] = {2, {0x0f, 0x08}, {INSN_INVD}},
-    [EXIT_WBINVD] = {2, {0x0f, 0x09}, {INSN_WBINVD}},
-    [EXIT_INVLPG] = {0, {0}, {INSN_INVLPG}},
-    [EXIT_INVPCID] = {0, {0}, {INSN_INVPCID}},
-    [EXIT_RDTSC] = {2, {0x0f, 0x31}, {INSN_RDTSC, INSN_RDTSCP}},
-    [EXIT_RDTSCP] = {3, {0x0f, 0x01, 0xf9}, {INSN_RDTSCP}},
-    [EXIT_RDPMC] = {2, {0x0f, 0x33}, {INSN_RDPMC}},
-    [EXIT_RDPRU] = {3, {0x0f, 0x01, 0xfd}, {INSN_OTHER}},
-    [EXIT_PAUSE] = {2, {0xf3, 0x90}, {INSN_PAUSE}},
-    [EXIT_MONITOR] = {3, {0x0f, 0x01, 0xc8}, {INSN_MONITOR}},
-    [EXIT_MWAIT] = {3, {0x0f, 0x01, 0xc9}, {INSN_MWAIT}},
-    [EXIT_XSETBV] = {3, {0x0f, 0x01, 0xd1}, {INSN_XSETBV}},
-    [EXIT_VMCALL] = {3, {0x0f, 0x01, 0xc1}, {INSN_VMCALL}},
-    [EXIT_VMMCALL] = {3, {0x0f, 0x01, 0xd9}, {INSN_VMMCALL}},
-    [EXIT_VMRUN] = {3, {0x0f, 0x01, 0xd8}, {INSN_VMRUN}},
-    [EXIT_VMLOAD] = {3, {0x0f, 0x01, 0xda}, {INSN_VMLOAD}},
-    [EXIT_VMSAVE] = {3, {0x0f, 0x01, 0xdb}, {INSN_VMSAVE}},
-    [EXIT_STGI] = {3, {0x0f, 0x01, 0xdc}, {INSN_STGI}},
-    [EXIT_CLGI] = {3, {0x0f, 0x01, 0xdd}, {INSN_CLGI}},
-    [EXIT_SKINIT] = {3, {0x0f, 0x01, 0xde}, {INSN_SKINIT}},
-    [EXIT_INVLPGA] = {3, {0x0f, 0x01, 0xdf}, {INSN_INVLPGA}},
+    [EXIT_CPUID] = {BYTES_2(0x0f, 0xa2), {INSN_CPUID}},
+    [EXIT_HLT] = {BYTES_1(0xf4), {INSN_HLT}},
+    [EXIT_RDMSR] = {BYTES_2(0x0f, 0x32), {INSN_RDMSR}},
+    [EXIT_WRMSR] = {BYTES_2(0x0f, 0x30), {INSN_WRMSR}},
+    [EXIT_INVD] = {BYTES_2(0x0f, 0x08), {INSN_INVD}},
+    [EXIT_WBINVD] = {BYTES_2(0x0f, 0x09), {INSN_WBINVD}},
+    [EXIT_INVLPG] = {BYTES_0, {INSN_INVLPG}},
+    [EXIT_INVPCID] = {BYTES_0, {INSN_INVPCID}},
+    [EXIT_RDTSC] = {BYTES_2(0x0f, 0x31), {INSN_RDTSC, INSN_RDTSCP}},
+    [EXIT_RDTSCP] = {BYTES_3(0x0f, 0x01, 0xf9), {INSN_RDTSCP}},
+    [EXIT_RDPMC] = {BYTES_2(0x0f, 0x33), {INSN_RDPMC}},
+    [EXIT_RDPRU] = {BYTES_3(0x0f, 0x01, 0xfd), {INSN_OTHER}},
+    [EXIT_PAUSE] = {BYTES_2(0xf3, 0x90), {INSN_PAUSE}},
+    [EXIT_MONITOR] = {BYTES_3(0x0f, 0x01, 0xc8), {INSN_MONITOR}},
+    [EXIT_MWAIT] = {BYTES_3(0x0f, 0x01, 0xc9), {INSN_MWAIT}},
+    [EXIT_XSETBV] = {BYTES_3(0x0f, 0x01, 0xd1), {INSN_XSETBV}},
+    [EXIT_VMCALL] = {BYTES_3(0x0f, 0x01, 0xc1), {INSN_VMCALL}},
+    [EXIT_VMMCALL] = {BYTES_3(0x0f, 0x01, 0xd9), {INSN_VMMCALL}},
+    [EXIT_VMRUN] = {BYTES_3(0x0f, 0x01, 0xd8), {INSN_VMRUN}},
+    [EXIT_VMLOAD] = {BYTES_3(0x0f, 0x01, 0xda), {INSN_VMLOAD}},
+    [EXIT_VMSAVE] = {BYTES_3(0x0f, 0x01, 0xdb), {INSN_VMSAVE}},
+    [EXIT_STGI] = {BYTES_3(0x0f, 0x01, 0xdc), {INSN_STGI}},
+    [EXIT_CLGI] = {BYTES_3(0x0f, 0x01, 0xdd), {INSN_CLGI}},
+    [EXIT_SKINIT] = {BYTES_3(0x0f, 0x01, 0xde), {INSN_SKINIT}},
+    [EXIT_INVLPGA] = {BYTES_3(0x0f, 0x01, 0xdf), {INSN_INVLPGA}},
 };
 
 bool insn_decode_current(struct vcpu *vcpu, struct insn *insn)
@@ -372,21 +453,6 @@ static bool op_expected(const struct exit_opcode *expected, u8 op)
         if (expected->op[i] && expected->op[i] == op)
             return true;
     return false;
-}
-
-// The common case: the usual bytes stand where the cache knows the page of RIP.
-static unsigned usual_length(struct vcpu *vcpu, const struct exit_opcode *expected)
-{
-    u64 la = code_address(vcpu), offset = la & ~PAGE_MASK;
-    u32 access = WALK_FETCH | (vcpu_cpl(vcpu) == 3 ? (u32)WALK_USER : 0);
-    const struct translation *t = cached(vcpu, la, access);
-
-    if (!t || !t->host || offset > PAGE_SIZE - sizeof(expected->bytes))
-        return 0;
-    for (unsigned i = 0; i < expected->length; i++)
-        if (t->host[offset + i] != expected->bytes[i])
-            return 0;
-    return expected->length;
 }
 
 static unsigned exit_length(struct vcpu *vcpu, const struct vm_exit *exit)
@@ -415,10 +481,15 @@ static unsigned exit_length(struct vcpu *vcpu, const struct vm_exit *exit)
 
 bool insn_find_length(struct vcpu *vcpu, struct vm_exit *exit)
 {
-    if (!exit_opcodes[exit->kind].op[0])
+    const struct exit_opcode *expected = &exit_opcodes[exit->kind];
+    u32 word;
+
+    if (!expected->op[0])
         return true; // no instruction, or one that its handler decodes wholly
-    exit->insn_len = (u8)usual_length(vcpu, &exit_opcodes[exit->kind]);
-    if (unlikely(!exit->insn_len))
+    if (likely(expected->mask && insn_first_word(vcpu, &word) &&
+               (word & expected->mask) == expected->bytes))
+        exit->insn_len = expected->length;
+    else
         exit->insn_len = (u8)exit_length(vcpu, exit);
     return exit->insn_len;
 }

@@ -154,7 +154,7 @@ bool vcpu_mode_long(struct vcpu *vcpu)
 
 bool vcpu_mode_64bit(struct vcpu *vcpu)
 {
-    return vcpu_mode_long(vcpu) && (vcpu_state(vcpu, GROUP_CODE)->seg[SEG_CS].access & SEG_L);
+    return state_is_64bit(vcpu_state(vcpu, GROUP_EFER_PAT | GROUP_CODE));
 }
 
 unsigned vcpu_code_size(struct vcpu *vcpu)
@@ -166,13 +166,7 @@ unsigned vcpu_code_size(struct vcpu *vcpu)
 
 unsigned vcpu_cpl(struct vcpu *vcpu)
 {
-    struct guest_state *state = vcpu_state(vcpu, GROUP_RIP | GROUP_CR | GROUP_CODE);
-
-    if (!(state->cr0 & CR0_PE))
-        return 0;
-    if (state->rflags & RFLAGS_VM)
-        return 3;
-    return (state->seg[SEG_SS].access & SEG_DPL) >> SEG_DPL_SHIFT;
+    return state_cpl(vcpu_state(vcpu, GROUP_RIP | GROUP_CR | GROUP_CODE));
 }
 
 u64 vcpu_guest_tsc(struct vcpu *vcpu, u64 host_tsc)

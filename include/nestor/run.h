@@ -6,6 +6,7 @@
 
 #pragma once
 
+#include <arch/x86/regs.h>
 #include <nestor/tlb.h>
 #include <nestor/vcpu.h>
 #include <nestor/vm.h>
@@ -18,6 +19,21 @@ void vcpu_destroy(struct vcpu *vcpu);
 void vcpu_reset(struct vcpu *vcpu, bool init);
 bool vcpu_mode_long(struct vcpu *vcpu);  // IA-32e mode
 bool vcpu_mode_64bit(struct vcpu *vcpu); // 64-bit code
+
+// The same of a state whose groups RIP, CR, CODE and EFER_PAT are valid.
+static inline bool state_is_64bit(const struct guest_state *s)
+{
+    return (s->efer & EFER_LMA) && (s->seg[SEG_CS].access & SEG_L);
+}
+
+static inline unsigned state_cpl(const struct guest_state *s)
+{
+    if (unlikely(!(s->cr0 & CR0_PE)))
+        return 0;
+    if (unlikely(s->rflags & RFLAGS_VM))
+        return 3;
+    return (s->seg[SEG_SS].access & SEG_DPL) >> SEG_DPL_SHIFT;
+}
 
 // --- run loop (core/run.c) ---
 // Runs the vCPU until REQUEST_STOP.
@@ -71,6 +87,8 @@ void insn_cache_destroy(struct vcpu *vcpu);
 // Reads the instruction at RIP: bytes in buf, returns their number (1..15), or -E_FAULT with the
 // fault injected already.
 int insn_fetch(struct vcpu *vcpu, u8 buf[15]);
+// Its first four bytes, the first one lowest, if the cache knows its page and they lie in it.
+bool insn_first_word(struct vcpu *vcpu, u32 *word);
 // The same for a report: injects nothing, sets no A bits; 0 if nothing can be read.
 int insn_peek(struct vcpu *vcpu, u8 buf[15]);
 // Sets exit->insn_len of an instruction's exit where the hardware did not say it. False: it is no
