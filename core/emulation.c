@@ -32,11 +32,16 @@ static enum emulate_result find(struct emulate_ctx *ctx, gva_t la, unsigned acce
                                 u8 **host)
 {
     struct walk_fault fault = {0};
+    int error = guest_translate(ctx->opaque, la, walk_bits(ctx, access), gpa, host, &fault);
 
-    if (!guest_translate(ctx->opaque, la, walk_bits(ctx, access), gpa, host, &fault))
+    if (!error)
         return EMULATE_OK;
     if (fault.stage2)
         return EMULATE_UNHANDLED;
+    if (error == -E_AGAIN) { // no fault: the guest executes the instruction again
+        ctx->fault.valid = false;
+        return EMULATE_FAULT;
+    }
     ctx->fault = (struct event){.valid = true,
                                 .vector = VECTOR_PF,
                                 .type = EVENT_EXCEPTION,
@@ -232,11 +237,15 @@ static void commit_insn(struct vcpu *vcpu, const struct emulate_ctx *ctx)
 }
 
 // A boundary inside REP: the registers have moved, RIP has not; an event taken here pushes RF = 1.
+// A lost LOCK race moves nothing.
 static void commit_repeat(struct vcpu *vcpu, const struct emulate_ctx *ctx)
 {
+    bool moved = ctx->regs->gpr[GPR_RCX] != vcpu->gpr[GPR_RCX];
+
     commit_registers(vcpu, ctx->regs);
     vcpu_modify(vcpu, GROUP_RIP)->rflags = ctx->next_rflags | RFLAGS_RF;
-    vcpu_trap_step(vcpu);
+    if (moved)
+        vcpu_trap_step(vcpu);
 }
 
 void vcpu_emulate(struct vcpu *vcpu, struct vm_exit *exit)
@@ -258,7 +267,8 @@ void vcpu_emulate(struct vcpu *vcpu, struct vm_exit *exit)
         break;
     case EMULATE_FAULT:
         commit_registers(vcpu, &regs);
-        vcpu_inject_event(vcpu, &ctx.fault);
+        if (ctx.fault.valid)
+            vcpu_inject_event(vcpu, &ctx.fault);
         break;
     case EMULATE_INTERCEPTED:
         break;

@@ -124,11 +124,22 @@ static void commit_payload(struct vcpu *vcpu, const struct event *event)
     state->debugctl &= ~(DEBUGCTL_LBR | DEBUGCTL_BTF);
 }
 
+// An interrupt shadow ends with the delivery. Left in force it does no harm to that (SDM vol. 3
+// "Interruptibility State"), but VM
+// entry refuses it together with RFLAGS.TF unless a single step is pending ("Checks on Guest
+// Non-Register State").
+static void end_shadow(struct vcpu *vcpu)
+{
+    if (vcpu_state(vcpu, GROUP_BLOCKING)->interruptibility & (BLOCK_STI | BLOCK_MOV_SS))
+        vcpu_modify(vcpu, GROUP_BLOCKING)->interruptibility &= ~(u32)(BLOCK_STI | BLOCK_MOV_SS);
+}
+
 static void inject(struct vcpu *vcpu, const struct event *event)
 {
     struct event *out = &vcpu->cur->ctl.inject;
 
     *out = *event;
+    end_shadow(vcpu);
     if (out->type == EVENT_EXCEPTION && !(vcpu_state(vcpu, GROUP_CR)->cr0 & CR0_PE))
         out->has_error = false; // real mode pushes none
     commit_payload(vcpu, event);
@@ -170,7 +181,10 @@ static void take_init(struct vcpu *vcpu)
     vcpu->events.init = false;
     if (vcpu->level && nested_event(vcpu, NESTED_INIT) != NESTED_DELIVER)
         return;
-    vcpu_reset(vcpu, true);
+    if (vcpu->id == 0)
+        vm_reset(vcpu->vm); // the boot CPU starts in the firmware, which boots the machine anew
+    else
+        vcpu_reset(vcpu, true);
 }
 
 static void take_sipi(struct vcpu *vcpu)
@@ -190,6 +204,9 @@ static void take_sipi(struct vcpu *vcpu)
     state->activity = ACTIVITY_ACTIVE;
 }
 
+#define PENDING_DB \
+    (BIT(12) | DR6_BS | DR6_RTM) // without one of these, breakpoints that matched are not enabled
+
 // #DB traps that wait: with MOV SS blocking they wait for the next instruction.
 static bool deliver_pending_debug(struct vcpu *vcpu)
 {
@@ -197,13 +214,12 @@ static bool deliver_pending_debug(struct vcpu *vcpu)
     struct event event = {
         .valid = true, .vector = VECTOR_DB, .type = EVENT_EXCEPTION, .has_payload = true};
 
-    if (likely(!state->pending_dbg) || (state->interruptibility & BLOCK_MOV_SS))
+    if (likely(!(state->pending_dbg & PENDING_DB)) || (state->interruptibility & BLOCK_MOV_SS))
         return false;
     event.payload = state->pending_dbg & ~BIT(12); // bit 12 never reaches DR6
     state = vcpu_modify(vcpu, GROUP_PENDING_DBG | GROUP_BLOCKING);
     state->pending_dbg = 0;
     state->activity = ACTIVITY_ACTIVE;
-    state->interruptibility &= ~(u32)BLOCK_STI;
     if (vcpu->level && nested_wants_exception(vcpu, &event))
         return false;
     inject(vcpu, &event);
@@ -323,20 +339,12 @@ void events_take_interrupted(struct vcpu *vcpu, const struct event *event)
     vcpu->events.reinject.has_payload = false; // CR2 and DR6 were written when the delivery began
 }
 
-bool events_wake(struct vcpu *vcpu)
-{
-    return vcpu->events.nmi_count || vcpu->events.init ||
-           (interrupts_open(vcpu) && irq_pending(vcpu));
-}
-
 void events_reset(struct vcpu *vcpu)
 {
-    u8 sipi_vector = vcpu->events.sipi_vector;
     bool sipi = vcpu->events.sipi;
 
-    memset(&vcpu->events, 0, sizeof(vcpu->events));
+    memset(&vcpu->events, 0, offsetof(struct vcpu_events, sipi_vector));
     vcpu->events.sipi = sipi; // posted behind the INIT that resets the CPU
-    vcpu->events.sipi_vector = sipi_vector;
     vcpu->events.interrupts_check = true;
 }
 
@@ -357,8 +365,7 @@ void vcpu_finish_insn(struct vcpu *vcpu, u64 next_rip)
 
     state->rip = next_rip;
     state->rflags &= ~RFLAGS_RF;
-    if (vcpu_state(vcpu, GROUP_BLOCKING)->interruptibility & (BLOCK_STI | BLOCK_MOV_SS))
-        vcpu_modify(vcpu, GROUP_BLOCKING)->interruptibility &= ~(u32)(BLOCK_STI | BLOCK_MOV_SS);
+    end_shadow(vcpu);
     vcpu_trap_step(vcpu);
     if (unlikely(vcpu->cur->ctl.intercepts & INTERCEPT_MTF))
         vcpu->events.mtf_pending = true;

@@ -84,14 +84,15 @@ static void on_wrmsr(struct vcpu *vcpu, struct vm_exit *exit)
 
 // --- control and debug registers ---
 
-// SVM without decode assists says neither the register nor the value.
+// SVM without decode assists says neither the register nor the value; without nRIP save, not the
+// length.
 static bool decode_cr(struct vcpu *vcpu, struct vm_exit *exit)
 {
+    bool told = exit->cr.gpr != EXIT_GPR_UNKNOWN || exit->cr.access == CR_CLTS ||
+                exit->cr.access == CR_LMSW;
     struct insn insn;
 
-    if (exit->cr.gpr != EXIT_GPR_UNKNOWN || exit->cr.access == CR_CLTS)
-        return true;
-    if (exit->cr.access == CR_LMSW && exit->insn_len)
+    if (told && (exit->insn_len || exit->next_rip))
         return true;
     if (!insn_decode_current(vcpu, &insn))
         return false;
@@ -195,21 +196,25 @@ static void on_xsetbv(struct vcpu *vcpu, struct vm_exit *exit)
 
 // --- memory ---
 
-// What stage 2 does not map is a device, or nothing; the emulator finds out which.
+// What stage 2 does not map is a device, or nothing; the emulator finds out which. It knows
+// instructions: the CPU's own accesses when it
+// fetches one or delivers an event are none.
 static void on_stage2(struct vcpu *vcpu, struct vm_exit *exit)
 {
-    if (exit->stage2.execute) {
+    if (exit->stage2.execute)
         vm_stop(vcpu->vm, vcpu, "instruction fetch where there is no RAM, GPA %#llx",
                 LLU(exit->stage2.gpa));
-        return;
-    }
-    vcpu_emulate(vcpu, exit);
+    else if (exit->interrupted.valid)
+        vm_stop(vcpu->vm, vcpu, "delivery of vector %u needs GPA %#llx, where there is no RAM",
+                exit->interrupted.vector, LLU(exit->stage2.gpa));
+    else
+        vcpu_emulate(vcpu, exit);
 }
 
+// A mistake of Nestor's own, but in this guest's tables only.
 static void on_stage2_misconfig(struct vcpu *vcpu, struct vm_exit *exit)
 {
-    panic("stage-2 entry misconfigured, GPA %#llx, guest %s vCPU %u", LLU(exit->stage2.gpa),
-          vcpu->vm->config->name, vcpu->id);
+    vm_stop(vcpu->vm, vcpu, "stage-2 entry misconfigured, GPA %#llx", LLU(exit->stage2.gpa));
 }
 
 static void on_invlpg(struct vcpu *vcpu, struct vm_exit *exit)

@@ -236,9 +236,9 @@ static void remember(struct translation *t, const struct guest_state *s, u64 tag
     t->tag = tag;
 }
 
-// The page of `la` for `access` (WALK_*): its translation, or NULL with *fault.
-static const struct translation *translate(struct vcpu *vcpu, gva_t la, u32 access,
-                                           struct walk_fault *fault)
+// The page of `la` for `access` (WALK_*): 0 with its translation in *out, or guest_walk's error.
+static int translate(struct vcpu *vcpu, gva_t la, u32 access, const struct translation **out,
+                     struct walk_fault *fault)
 {
     const struct guest_state *s = vcpu_state(vcpu, GROUP_RIP | GROUP_CR | GROUP_EFER_PAT);
     struct translation *t = cached(vcpu, s, la, access);
@@ -246,29 +246,33 @@ static const struct translation *translate(struct vcpu *vcpu, gva_t la, u32 acce
     const struct walk_memory memory = {walk_read, walk_cmpxchg, &context};
     struct paging_state ps;
     struct walk_result result;
+    int error;
 
+    *out = t;
     if (likely(t != NULL))
-        return t;
-    t = context.record;
+        return 0;
+    *out = t = context.record;
     t->tag = 0;
     t->entries = 0;
     fill_paging_state(vcpu, &ps);
-    if (guest_walk(&ps, &memory, la & PAGE_MASK, access, &result, fault))
-        return NULL;
+    error = guest_walk(&ps, &memory, la & PAGE_MASK, access, &result, fault);
+    if (error)
+        return error;
     t->gpa = result.gpa;
     t->host = ram_at(vcpu, result.gpa, PAGE_SIZE);
     if (is_whole(vcpu, &ps, t))
         remember(t, s, tag_of(s, la, access));
-    return t;
+    return 0;
 }
 
 int guest_translate(struct vcpu *vcpu, gva_t la, u32 access, gpa_t *gpa, u8 **host,
                     struct walk_fault *fault)
 {
-    const struct translation *t = translate(vcpu, la, access, fault);
+    const struct translation *t;
+    int error = translate(vcpu, la, access, &t, fault);
 
-    if (!t)
-        return -E_FAULT;
+    if (unlikely(error))
+        return error;
     *gpa = t->gpa | (la & ~PAGE_MASK);
     *host = t->host ? t->host + (la & ~PAGE_MASK) : NULL;
     return 0;
@@ -288,6 +292,19 @@ static void copy_in(u8 *ram, u8 *buf, unsigned size)
     memcpy(ram, buf, size);
 }
 
+// What a failed walk gives the guest: its #PF; nothing (-E_AGAIN: it executes the instruction
+// again); or its end.
+static void walk_failed(struct vcpu *vcpu, gva_t la, int error, const struct walk_fault *fault)
+{
+    if (error == -E_AGAIN)
+        return;
+    if (fault->stage2)
+        vm_stop(vcpu->vm, vcpu, "paging structure where there is no RAM, GPA %#llx",
+                (unsigned long long)fault->table_gpa);
+    else
+        vcpu_inject_page_fault(vcpu, fault->error_code, la);
+}
+
 static int access_linear(struct vcpu *vcpu, gva_t la, u8 *buf, unsigned size, u32 access,
                          copy_fn copy)
 {
@@ -297,17 +314,17 @@ static int access_linear(struct vcpu *vcpu, gva_t la, u8 *buf, unsigned size, u3
 
     while (size) {
         unsigned piece = (unsigned)MIN((u64)size, PAGE_SIZE - (la & ~PAGE_MASK));
+        int error = guest_translate(vcpu, la, access, &gpa, &host, &fault);
 
-        if (guest_translate(vcpu, la, access, &gpa, &host, &fault)) {
-            if (!fault.stage2)
-                vcpu_inject_page_fault(vcpu, fault.error_code, la);
-            else
-                // A paging structure that is no RAM: as a machine's bus would leave it, undefined.
-                vcpu_inject_gp0(vcpu);
+        if (error) {
+            walk_failed(vcpu, la, error, &fault);
             return -E_FAULT;
         }
-        if (!host)
+        if (!host) {
+            vm_stop(vcpu->vm, vcpu, "operand where there is no RAM, GPA %#llx",
+                    (unsigned long long)gpa);
             return -E_FAULT;
+        }
         copy(host, buf, piece);
         la += piece;
         buf += piece;
@@ -347,35 +364,58 @@ static inline u32 fetch_access(const struct guest_state *s)
     return WALK_FETCH | (state_cpl(s) == 3 ? (u32)WALK_USER : 0);
 }
 
-int insn_peek(struct vcpu *vcpu, u8 buf[15])
+static enum insn_mode decode_mode(struct vcpu *vcpu)
+{
+    unsigned size = vcpu_code_size(vcpu);
+
+    return size == 8 ? INSN_MODE_64 : size == 4 ? INSN_MODE_32 : INSN_MODE_16;
+}
+
+// What there is of the 15 bytes at RIP; *error tells why not all.
+static unsigned fetch(struct vcpu *vcpu, u8 buf[15], int *error, struct walk_fault *fault)
 {
     const struct guest_state *s = vcpu_state(vcpu, FETCH_GROUPS);
     u32 access = fetch_access(s);
-    struct walk_fault fault = {0};
     u64 la = linear_rip(s);
     unsigned n = 0;
 
-    while (n < 15) {
+    for (*error = 0; n < 15;) {
         unsigned piece = (unsigned)MIN(15u - n, PAGE_SIZE - ((la + n) & ~PAGE_MASK));
         gpa_t gpa;
         u8 *host;
 
-        if (guest_translate(vcpu, la + n, access, &gpa, &host, &fault) || !host)
+        *error = guest_translate(vcpu, la + n, access, &gpa, &host, fault);
+        if (*error || !host)
             break;
         memcpy(buf + n, host, piece);
         n += piece;
     }
-    return (int)n;
+    return n;
 }
 
+int insn_peek(struct vcpu *vcpu, u8 buf[15])
+{
+    struct walk_fault fault;
+    int error;
+
+    return (int)fetch(vcpu, buf, &error, &fault);
+}
+
+// The CPU has executed what is there a moment ago, so if it cannot be read, another vCPU has
+// changed the tables.
 int insn_fetch(struct vcpu *vcpu, u8 buf[15])
 {
-    const struct guest_state *s = &vcpu->cur->state;
-    int n = insn_peek(vcpu, buf);
+    struct walk_fault fault = {0};
+    struct insn insn;
+    int error;
+    unsigned n = fetch(vcpu, buf, &error, &fault);
 
-    if (n > 0)
-        return n;
-    vcpu_inject_page_fault(vcpu, PF_I | (fetch_access(s) & PF_U), linear_rip(s));
+    if (n == 15 || (n && insn_decode(&insn, buf, n, decode_mode(vcpu)) != INSN_TRUNCATED))
+        return (int)n;
+    if (error)
+        walk_failed(vcpu, linear_rip(vcpu_state(vcpu, FETCH_GROUPS)) + n, error, &fault);
+    else
+        vm_stop(vcpu->vm, vcpu, "instruction where there is no RAM");
     return -E_FAULT;
 }
 
@@ -389,13 +429,6 @@ bool insn_first_word(struct vcpu *vcpu, u32 *word)
         return false;
     memcpy(word, t->host + offset, sizeof(*word));
     return true;
-}
-
-static enum insn_mode decode_mode(struct vcpu *vcpu)
-{
-    unsigned size = vcpu_code_size(vcpu);
-
-    return size == 8 ? INSN_MODE_64 : size == 4 ? INSN_MODE_32 : INSN_MODE_16;
 }
 
 // What an exit of this kind was made by: its usual bytes without prefixes, the first one lowest

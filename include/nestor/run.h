@@ -48,8 +48,6 @@ void exit_handle(struct vcpu *vcpu, struct vm_exit *exit);
 void events_prepare(struct vcpu *vcpu);
 // An exit interrupted a delivery: moves it into the model.
 void events_take_interrupted(struct vcpu *vcpu, const struct event *event);
-// Whether a halted vCPU has something to wake up for.
-bool events_wake(struct vcpu *vcpu);
 void events_reset(struct vcpu *vcpu);
 // The combination of a second exception with one that is being delivered (SDM vol. 3 "Interrupt
 // 8"): pure.
@@ -84,12 +82,13 @@ bool xcr0_refused(struct vcpu *vcpu, u64 value);
 // --- memory and instructions (core/insn.c) ---
 int insn_cache_create(struct vcpu *vcpu); // 0 or -E_NOMEM
 void insn_cache_destroy(struct vcpu *vcpu);
-// Reads the instruction at RIP: bytes in buf, returns their number (1..15), or -E_FAULT with the
-// fault injected already.
+// Reads the instruction at RIP, wholly: bytes in buf, returns their number (1..15), or -E_FAULT:
+// the guest has its fault, or executes the
+// instruction again, or is stopped.
 int insn_fetch(struct vcpu *vcpu, u8 buf[15]);
 // Its first four bytes, the first one lowest, if the cache knows its page and they lie in it.
 bool insn_first_word(struct vcpu *vcpu, u32 *word);
-// The same for a report: injects nothing, sets no A bits; 0 if nothing can be read.
+// The same for a report: injects nothing; 0 if nothing can be read.
 int insn_peek(struct vcpu *vcpu, u8 buf[15]);
 // Sets exit->insn_len of an instruction's exit where the hardware did not say it. False: it is no
 // such instruction; the guest has its fault, or is stopped.
@@ -97,7 +96,7 @@ bool insn_find_length(struct vcpu *vcpu, struct vm_exit *exit);
 // Guest-physical accesses to RAM: 0 or -E_FAULT.
 int guest_read_gpa(struct vcpu *vcpu, gpa_t gpa, void *buf, u64 size);
 int guest_write_gpa(struct vcpu *vcpu, gpa_t gpa, const void *buf, u64 size);
-// Guest-linear access as the guest's own (CPL, SMAP..) would be; -E_FAULT with the fault injected.
+// Guest-linear access as the guest's own (CPL, SMAP..) would be; -E_FAULT as insn_fetch.
 int guest_read_linear(struct vcpu *vcpu, gva_t la, void *buf, unsigned size, u32 access);
 int guest_write_linear(struct vcpu *vcpu, gva_t la, const void *buf, unsigned size, u32 access);
 
@@ -105,7 +104,7 @@ int guest_write_linear(struct vcpu *vcpu, gva_t la, const void *buf, unsigned si
 struct insn;
 bool insn_decode_current(struct vcpu *vcpu, struct insn *insn);
 // Translates `la` as guest_walk does for `access` (WALK_*, guest_walk.h). host is NULL where there
-// is no RAM. -E_FAULT with *fault.
+// is no RAM. Its errors.
 struct walk_fault;
 int guest_translate(struct vcpu *vcpu, gva_t la, u32 access, gpa_t *gpa, u8 **host,
                     struct walk_fault *fault);

@@ -192,12 +192,12 @@ struct vcpu_events {
         exception; // raised by emulation; at most one (vcpu_inject_exception merges to #DF)
     u8 nmi_count;  // 0..2: one may be latched while one is in service
     bool init, sipi;
-    u8 sipi_vector;
     bool mtf_pending;
     bool gif_clear;   // SVM's global interrupt flag of an L1 is 0: INIT, NMI and interrupts wait
     bool debug_check; // pending_dbg may have become non-zero
     // the LAPIC/PIC may have a deliverable interrupt: look before the next entry
     bool interrupts_check;
+    u8 sipi_vector; // the sender's, before it posts REQUEST_SIPI: last, out of a reset's reach
 };
 
 struct vcpu {
