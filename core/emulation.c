@@ -55,7 +55,6 @@ static enum emulate_result find(struct emulate_ctx *ctx, gva_t la, unsigned acce
 // A device takes 1, 2, 4 or 8 bytes; anything else is cut as the bus would.
 static void device_access(struct vcpu *vcpu, gpa_t gpa, u8 *buf, unsigned size, bool write)
 {
-    vcpu->events.interrupts_check = true;
     while (size) {
         unsigned piece = size >= 8 ? 8 : size >= 4 ? 4 : size >= 2 ? 2 : 1;
         u64 value = ~0ull;

@@ -310,7 +310,7 @@ static void prepare_boundary(struct vcpu *vcpu)
         return;
     if (!injected && (ev->debug_check || ev->nmi_count || ev->interrupts_check)) {
         injected = deliver_pending_debug(vcpu);
-        ev->debug_check = false;
+        ev->debug_check = vcpu->cur->state.pending_dbg; // blocked by MOV SS: look again
     }
     if (unlikely(ev->gif_clear) || (injected && injection_first(vcpu)))
         return;
@@ -322,7 +322,7 @@ static void prepare_boundary(struct vcpu *vcpu)
         deliver_interrupt(vcpu);
 }
 
-void events_prepare(struct vcpu *vcpu)
+void events_choose(struct vcpu *vcpu)
 {
     u8 level;
 
@@ -359,27 +359,38 @@ void vcpu_trap_step(struct vcpu *vcpu)
     vcpu->events.debug_check = true;
 }
 
-void vcpu_finish_insn(struct vcpu *vcpu, u64 next_rip)
+// GROUP_RIP is always valid between an exit and the next entry.
+static inline void finish(struct vcpu *vcpu, u64 next_rip)
 {
-    struct guest_state *state = vcpu_modify(vcpu, GROUP_RIP);
+    struct vcpu_ctx *ctx = vcpu->cur;
+    struct guest_state *state = vcpu_state(vcpu, GROUP_BLOCKING);
 
+    ctx->dirty |= GROUP_RIP;
     state->rip = next_rip;
     state->rflags &= ~RFLAGS_RF;
-    end_shadow(vcpu);
-    vcpu_trap_step(vcpu);
-    if (unlikely(vcpu->cur->ctl.intercepts & INTERCEPT_MTF))
+    if (unlikely(state->interruptibility & (BLOCK_STI | BLOCK_MOV_SS)))
+        vcpu_modify(vcpu, GROUP_BLOCKING)->interruptibility &= ~(u32)(BLOCK_STI | BLOCK_MOV_SS);
+    if (unlikely(state->rflags & RFLAGS_TF))
+        vcpu_trap_step(vcpu);
+    if (unlikely(ctx->ctl.intercepts & INTERCEPT_MTF))
         vcpu->events.mtf_pending = true;
+}
+
+void vcpu_finish_insn(struct vcpu *vcpu, u64 next_rip)
+{
+    finish(vcpu, next_rip);
 }
 
 void vcpu_finish_exit(struct vcpu *vcpu, struct vm_exit *exit)
 {
     u64 rip = vcpu->cur->state.rip;
 
-    if (unlikely(!exit->next_rip)) {
+    if (!exit->next_rip) {
         ASSERT(exit->insn_len); // exit_handle has found it
         exit->next_rip = rip + exit->insn_len;
-        if (vcpu_code_size(vcpu) != 8)
+        // Only a carry makes a difference: what is not 64-bit code has no high half.
+        if (unlikely((exit->next_rip ^ rip) >> 32) && vcpu_code_size(vcpu) != 8)
             exit->next_rip = (u32)exit->next_rip;
     }
-    vcpu_finish_insn(vcpu, exit->next_rip);
+    finish(vcpu, exit->next_rip);
 }

@@ -44,9 +44,6 @@ static void on_io(struct vcpu *vcpu, struct vm_exit *exit)
         vcpu_emulate(vcpu, exit);
         return;
     }
-    vcpu->events.interrupts_check = true;
-    if (!exit->io.in && exit->io.size < 4)
-        value &= (1u << exit->io.size * 8) - 1;
     bus_pio(vcpu, exit->io.port, exit->io.size, !exit->io.in, &value);
     if (exit->io.in) {
         if (exit->io.size == 4)

@@ -200,8 +200,8 @@ static inline bool still_true(const struct translation *t)
 
 // What the cache knows of the page of `la`, NULL if nothing that is still true. An L2's addresses
 // are translated twice and not remembered.
-static inline struct translation *cached(struct vcpu *vcpu, const struct guest_state *s, gva_t la,
-                                         u32 access)
+static ALWAYS_INLINE struct translation *cached(struct vcpu *vcpu, const struct guest_state *s,
+                                                gva_t la, u32 access)
 {
     struct translation *t = slot_of(vcpu, la, access);
 

@@ -53,13 +53,19 @@ static bool take_requests(struct vcpu *vcpu)
     return true;
 }
 
+// timer_next() of the CPU that this is.
+static inline u64 next_deadline(const struct cpu *cpu)
+{
+    return __atomic_load_n(&cpu->timer_first, __ATOMIC_RELAXED);
+}
+
 // The hardware timer follows the head of this CPU's queue; a deadline that has passed is run at
 // once rather than by an exit.
 static void follow_deadline(struct vcpu *vcpu)
 {
     struct cpu *cpu = vcpu->cpu;
 
-    if (likely(timer_next() == cpu->timer_armed))
+    if (likely(next_deadline(cpu) == cpu->timer_armed))
         return;
     timer_arm_hardware(timer_poll());
 }
@@ -75,7 +81,7 @@ static void wait_while_halted(struct vcpu *vcpu)
 
 static void account(struct vcpu *vcpu, const struct vm_exit *exit)
 {
-    unsigned slot = vcpu->exits++ % ARRAY_SIZE(vcpu->history);
+    unsigned slot = (unsigned)vcpu->exits++ % ARRAY_SIZE(vcpu->history);
 
     vcpu->exit_counts[exit->kind]++;
     vcpu->history[slot].kind = exit->kind;
@@ -119,7 +125,7 @@ static void enter_once(struct vcpu *vcpu, struct vm_exit *exit)
     // this CPU, either sees in_guest and kicks, or is seen here.
     __atomic_store_n(&cpu->in_guest, 1, __ATOMIC_SEQ_CST);
     if (unlikely(__atomic_load_n(&vcpu->requests, __ATOMIC_RELAXED) ||
-                 timer_next() < cpu->timer_armed))
+                 next_deadline(cpu) < cpu->timer_armed))
         vcpu->immediate_exit = true;
     backend->enter(vcpu, exit);
     __atomic_store_n(&cpu->in_guest, 0, __ATOMIC_RELEASE);

@@ -74,6 +74,7 @@ int svm_ctx_create(struct vcpu *vcpu, unsigned level)
     }
     hw->vmcb = vmcb;
     hw->vmcb_pa = virt_to_phys(vmcb);
+    hw->seen_cpl = SVM_CPL_UNKNOWN;
     vmcb->iopm_base_pa = virt_to_phys(iopm);
     vmcb->np_enable = 1;
     vmcb->v_ctl = SVM_V_INTR_MASKING;

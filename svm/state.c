@@ -44,24 +44,38 @@ static struct vmcb_segment pack(const struct segment *seg)
         .selector = seg->selector, .attrib = (u16)attrib, .limit = seg->limit, .base = seg->base};
 }
 
+static inline u64 segment_differs(const struct vmcb_segment *a, const struct vmcb_segment *b)
+{
+    u64 x[2], y[2];
+
+    memcpy(x, a, sizeof(x));
+    memcpy(y, b, sizeof(y));
+    return (x[0] ^ y[0]) | (x[1] ^ y[1]);
+}
+
 // The model's CPL is SS.DPL, as in VMX; the VMCB has a field of its own, and SS may be a null
-// segment with any DPL. Most often the guest is where the model saw it last.
-static void pull_code(struct backend_ctx *hw, struct guest_state *state)
+// segment with any DPL.
+static void take_code(struct backend_ctx *hw, struct guest_state *state)
 {
     const struct vmcb *vmcb = hw->vmcb;
     struct segment *ss = &state->seg[SEG_SS];
 
-    if (likely(hw->seen_known && vmcb->cpl == hw->seen_cpl &&
-               !memcmp(&vmcb->cs, &hw->seen_cs, sizeof(vmcb->cs)) &&
-               !memcmp(&vmcb->ss, &hw->seen_ss, sizeof(vmcb->ss))))
-        return;
     hw->seen_cs = vmcb->cs;
     hw->seen_ss = vmcb->ss;
     hw->seen_cpl = vmcb->cpl;
-    hw->seen_known = true;
     unpack(&state->seg[SEG_CS], &vmcb->cs);
     unpack(ss, &vmcb->ss);
     ss->access = (ss->access & ~(u32)SEG_DPL) | (u32)vmcb->cpl << SEG_DPL_SHIFT;
+}
+
+// Most often they are what the model took last.
+static inline void pull_code(struct backend_ctx *hw, struct guest_state *state)
+{
+    const struct vmcb *vmcb = hw->vmcb;
+
+    if (unlikely(segment_differs(&vmcb->cs, &hw->seen_cs) |
+                 segment_differs(&vmcb->ss, &hw->seen_ss) | (u64)(vmcb->cpl ^ hw->seen_cpl)))
+        take_code(hw, state);
 }
 
 static u8 cpl_of(const struct guest_state *state, u64 cr0)
@@ -109,38 +123,34 @@ static void write_tables(const struct guest_state *state, struct vmcb *vmcb)
 // The groups that say in which mode the guest is: who needs one needs the others next.
 #define MODE_GROUPS (GROUP_CR | GROUP_CODE | GROUP_EFER_PAT)
 
-static inline void pull_mode(struct vcpu_ctx *ctx, u32 groups)
+// Those of them that are missing.
+static ALWAYS_INLINE void pull_mode(struct vcpu_ctx *ctx)
 {
     const struct vmcb *vmcb = ctx->hw->vmcb;
     struct guest_state *state = &ctx->state;
+    u32 valid = ctx->valid;
 
-    if (groups & GROUP_CR) {
+    ctx->valid = valid | MODE_GROUPS;
+    if (!(valid & GROUP_CR)) {
         state->cr0 = vmcb->cr0;
         state->cr3 = vmcb->cr3;
         state->cr4 = vmcb->cr4;
     }
-    if (groups & GROUP_CODE)
-        pull_code(ctx->hw, state);
-    if (groups & GROUP_EFER_PAT) {
+    if (!(valid & GROUP_EFER_PAT)) {
         // SVME is always set in hardware; the guest's own bit lives in the model, because WRMSR to
         // EFER exits.
         state->efer = (vmcb->efer & ~EFER_SVME) | (state->efer & EFER_SVME);
         state->pat = vmcb->g_pat;
     }
+    if (!(valid & GROUP_CODE))
+        pull_code(ctx->hw, state);
 }
 
-static void pull_ctx(struct vcpu_ctx *ctx, u32 groups)
+static void pull_others(struct vcpu_ctx *ctx, u32 groups)
 {
     const struct vmcb *vmcb = ctx->hw->vmcb;
     struct guest_state *state = &ctx->state;
 
-    if (groups & MODE_GROUPS) {
-        groups |= MODE_GROUPS & ~ctx->valid;
-        pull_mode(ctx, groups);
-        ctx->valid |= MODE_GROUPS;
-        if (!(groups &= ~(u32)MODE_GROUPS))
-            return;
-    }
     if (groups & GROUP_DATA) {
         unpack(&state->seg[SEG_DS], &vmcb->ds);
         unpack(&state->seg[SEG_ES], &vmcb->es);
@@ -184,7 +194,11 @@ static void pull_shared(struct vcpu *vcpu, u32 groups)
 
 void svm_pull(struct vcpu *vcpu, u32 groups)
 {
-    pull_ctx(vcpu->cur, groups);
+    if (groups & MODE_GROUPS)
+        pull_mode(vcpu->cur);
+    if (likely(!(groups & ~(u32)MODE_GROUPS)))
+        return;
+    pull_others(vcpu->cur, groups);
     if (groups & GROUP_ALL_SHARED)
         pull_shared(vcpu, groups);
 }
@@ -208,7 +222,7 @@ static u32 write_segments(struct backend_ctx *hw, const struct guest_state *stat
     struct vmcb *vmcb = hw->vmcb;
 
     if (dirty & GROUP_CODE) { // what is packed need not come back as it was
-        hw->seen_known = false;
+        hw->seen_cpl = SVM_CPL_UNKNOWN;
         vmcb->cs = pack(&state->seg[SEG_CS]);
         vmcb->ss = pack(&state->seg[SEG_SS]);
     }
@@ -420,8 +434,11 @@ void svm_load(struct vcpu *vcpu)
 void svm_put(struct vcpu *vcpu)
 {
     svm_pull(vcpu, GROUP_ALL_SHARED & ~vcpu->shared_valid);
-    for (unsigned level = 0; level < 2; level++)
-        if (vcpu->ctx[level].hw)
-            pull_ctx(&vcpu->ctx[level], GROUP_ALL_CTX & ~vcpu->ctx[level].valid);
+    for (unsigned level = 0; level < 2; level++) {
+        if (!vcpu->ctx[level].hw)
+            continue;
+        pull_mode(&vcpu->ctx[level]);
+        pull_others(&vcpu->ctx[level], GROUP_ALL_CTX & ~vcpu->ctx[level].valid);
+    }
     save_fpu(vcpu, this_cpu()->backend);
 }

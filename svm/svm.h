@@ -36,6 +36,7 @@ struct svm_cpu {
     struct vcpu *last; // whose branch predictions are in the CPU
 };
 
+enum { SVM_CPL_UNKNOWN = 0xff };
 enum svm_step { SVM_STEP_NONE, SVM_STEP_IRET, SVM_STEP_SHADOW };
 
 struct backend_ctx {
@@ -47,8 +48,7 @@ struct backend_ctx {
     u32 exceptions, word3;
     // CS, SS and CPL as they were when the model's were taken from them.
     struct vmcb_segment seen_cs, seen_ss;
-    u8 seen_cpl;
-    bool seen_known;
+    u8 seen_cpl;  // or SVM_CPL_UNKNOWN
     bool prepare; // the next entry must look at events and windows although core asks for nothing
     bool adjust;  // prepare() ran for this entry: its traces go
     u8 blocking;  // BLOCK_NMI, BLOCK_SMI over the entry

@@ -45,7 +45,18 @@ void exit_handle(struct vcpu *vcpu, struct vm_exit *exit);
 
 // --- events (core/event.c) ---
 // Chooses what the next entry injects and which windows it opens.
-void events_prepare(struct vcpu *vcpu);
+void events_choose(struct vcpu *vcpu); // where there is something to choose from
+static inline void events_prepare(struct vcpu *vcpu)
+{
+    const struct vcpu_events *ev = &vcpu->events;
+    struct controls *ctl = &vcpu->cur->ctl;
+
+    ctl->inject.valid = false;
+    ctl->interrupt_window = ctl->intercepts & INTERCEPT_INTERRUPT_WINDOW;
+    ctl->nmi_window = false;
+    if (unlikely(ev->waiting || ev->exception.valid || ev->reinject.valid))
+        events_choose(vcpu);
+}
 // An exit interrupted a delivery: moves it into the model.
 void events_take_interrupted(struct vcpu *vcpu, const struct event *event);
 void events_reset(struct vcpu *vcpu);

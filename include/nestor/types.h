@@ -43,6 +43,7 @@ typedef u64 gva_t; // guest-linear address
 #define likely(x)              __builtin_expect(!!(x), 1)
 #define unlikely(x)            __builtin_expect(!!(x), 0)
 #define PRINTF_LIKE(fmt, args) __attribute__((format(printf, fmt, args)))
+#define ALWAYS_INLINE          inline __attribute__((always_inline))
 #define PACKED                 __attribute__((packed))
 #define ALIGNED(n)             __attribute__((aligned(n)))
 #define INIT_TEXT              __attribute__((section(".init.text"), cold))

@@ -190,14 +190,18 @@ struct vcpu_events {
     struct event reinject; // a delivery that an exit interrupted: goes first, always
     struct event
         exception; // raised by emulation; at most one (vcpu_inject_exception merges to #DF)
-    u8 nmi_count;  // 0..2: one may be latched while one is in service
-    bool init, sipi;
-    bool mtf_pending;
-    bool gif_clear;   // SVM's global interrupt flag of an L1 is 0: INIT, NMI and interrupts wait
-    bool debug_check; // pending_dbg may have become non-zero
-    // the LAPIC/PIC may have a deliverable interrupt: look before the next entry
-    bool interrupts_check;
-    u8 sipi_vector; // the sender's, before it posts REQUEST_SIPI: last, out of a reset's reach
+    union {
+        struct {
+            u8 nmi_count; // 0..2: one may be latched while one is in service
+            bool init, sipi;
+            bool mtf_pending;
+            bool gif_clear; // SVM's global interrupt flag of an L1 is 0: INIT, NMI, interrupts wait
+            bool debug_check;      // pending_dbg may have become non-zero
+            bool interrupts_check; // the LAPIC/PIC may have a deliverable interrupt
+        };
+        u64 waiting; // any of these
+    };
+    u8 sipi_vector;
 };
 
 struct vcpu {
