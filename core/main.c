@@ -18,7 +18,7 @@ static struct config config;
 static struct vcpu *assigned[CPU_MAX]; // written by the boot CPU, taken by the CPU itself
 static u32 wake[CPU_MAX];
 static u32 guests_alive;
-static u32 final_status;
+static u32 statuses[CONFIG_GUEST_MAX];      // how each guest ended
 static struct vm *guests[CONFIG_GUEST_MAX]; // under guests_lock once they run
 static struct spinlock guests_lock;
 
@@ -135,12 +135,20 @@ static void create_guest(u32 id)
 
 void vm_ended(u32 id, u32 status)
 {
-    if (status)
-        __atomic_store_n(&final_status, status, __ATOMIC_RELEASE);
+    __atomic_store_n(&statuses[id], status, __ATOMIC_RELEASE);
     spin_lock(&guests_lock);
     guests[id] = NULL;
     spin_unlock(&guests_lock);
     log_info("guest %s: ended, status %u", config.guests[id].name, status);
+}
+
+// The machine's status: the first in the configuration's order that is not 0.
+static u32 final_status(void)
+{
+    for (u32 i = 0; i < config.guest_count; i++)
+        if (__atomic_load_n(&statuses[i], __ATOMIC_ACQUIRE))
+            return statuses[i];
+    return 0;
 }
 
 // What is in use must be the same after a guest as before it; pages that Nestor has taken for
@@ -156,7 +164,7 @@ static void guest_gone(void)
 {
     log_memory("after a guest");
     if (__atomic_sub_fetch(&guests_alive, 1, __ATOMIC_ACQ_REL) == 0)
-        machine_power_off(final_status);
+        machine_power_off(final_status());
 }
 
 _Noreturn void core_main_cpu(void)

@@ -86,16 +86,28 @@ bool serial_in_line(enum serial_index port)
     return ports[port].last && ports[port].last != '\n';
 }
 
+// How long a full transmitter is waited for: a tenth of a second, 100 characters' time at 9,600 baud.
+static u64 tx_deadline(const struct serial *port)
+{
+    enum { TICKS_BEFORE_CALIBRATION = 300000000 };
+
+    if (port->stuck)
+        return 0;
+    return tsc_now() + (tsc_hz ? tsc_hz / 10 : TICKS_BEFORE_CALIBRATION);
+}
+
 static void send(struct serial *port, u8 byte)
 {
-    u32 polls = port->stuck ? 1 : TX_POLLS;
+    u64 deadline = tx_deadline(port);
 
     if (port->room == 0) {
-        while (!(in8((u16)(port->base + UART_LSR)) & LSR_THRE) && --polls > 0)
+        while (!(in8((u16)(port->base + UART_LSR)) & LSR_THRE)) {
+            port->stuck = tsc_now() >= deadline;
+            if (port->stuck)
+                return;
             __builtin_ia32_pause();
-        port->stuck = polls == 0;
-        if (port->stuck)
-            return;
+        }
+        port->stuck = false;
         port->room = port->fifo;
     }
     port->room--;
