@@ -43,13 +43,14 @@ endif
 .PHONY: all
 all: $(BUILD)/nestor
 
-# Kept from one run to the next only if the command for it is the same.
+# Each is written only when what it holds has changed: the compiler's command, the configuration.
 .PHONY: FORCE
 FORCE:
+keep = @mkdir -p $(@D); echo '$(1)' | cmp -s - $@ || echo '$(1)' > $@
 $(BUILD)/flags: FORCE
-	@mkdir -p $(@D)
-	@echo '$(CC) $(CPPFLAGS) $(CFLAGS) $(CONFIG)' | cmp -s - $@ || \
-		echo '$(CC) $(CPPFLAGS) $(CFLAGS) $(CONFIG)' > $@
+	$(call keep,$(CC) $(CPPFLAGS) $(CFLAGS))
+$(BUILD)/config: FORCE
+	$(call keep,$(CONFIG))
 
 $(BUILD)/%.c.o: %.c $(BUILD)/flags
 	@mkdir -p $(@D)
@@ -61,7 +62,7 @@ $(BUILD)/%.S.o: %.S $(BUILD)/flags
 
 # What boot/blobs.S includes: the built-in configuration and the guests' DSDT.
 $(BUILD)/boot/blobs.S.o: $(BUILD)/builtin.dtb $(BUILD)/dsdt.aml
-$(BUILD)/builtin.dtb: $(or $(CONFIG),core/default.dts) $(BUILD)/flags
+$(BUILD)/builtin.dtb: $(or $(CONFIG),core/default.dts) $(BUILD)/config
 	@dtc -q -I dts -O dtb -o $@ $<
 $(BUILD)/dsdt.aml: $(wildcard devices/dsdt.asl) $(BUILD)/flags
 	@$(if $(wildcard devices/dsdt.asl),iasl -vs -ve -p $(BUILD)/dsdt devices/dsdt.asl > $(BUILD)/dsdt.log || { cat $(BUILD)/dsdt.log; exit 1; },: > $@)
@@ -108,7 +109,7 @@ size: $(BUILD)/nestor
 	@stat -c 'image    %s bytes' $<
 
 clean:
-	rm -rf $(addprefix $(BUILD)/,$(DIRS) unit guests nestor nestor.* symbols.* builtin.dtb dsdt.* flags)
+	rm -rf $(addprefix $(BUILD)/,$(DIRS) unit guests nestor nestor.* symbols.* builtin.dtb dsdt.* flags config)
 
 -include $(OBJECTS:.o=.d)
 -include tests/guests/build.mk
