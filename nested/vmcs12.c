@@ -49,12 +49,12 @@ _Static_assert(sizeof(struct vmcs12) <= PAGE_SIZE, "a VMCS region is 4 KiB");
 enum field_width { WIDTH_16, WIDTH_64, WIDTH_32, WIDTH_NATURAL };
 enum field_type { TYPE_CONTROL, TYPE_READ_ONLY, TYPE_GUEST, TYPE_HOST };
 
-static enum field_width field_width(u32 encoding)
+static enum field_width field_width(u64 encoding)
 {
     return encoding >> 13 & 3;
 }
 
-static enum field_type field_type(u32 encoding)
+static enum field_type field_type(u64 encoding)
 {
     return encoding >> 10 & 3;
 }
@@ -98,7 +98,7 @@ u64 *vmcs12_field(struct nested *n, u32 encoding)
 #define CR4_FIXED0_VALUE CR4_VMXE
 #define VMX_MEMORY_WB    (6ull << 50)
 
-u64 vmcs12_capability(u32 msr)
+u64 vmcs12_capability(const struct vcpu *vcpu, u32 msr)
 {
     switch (msr) {
     case MSR_VMX_BASIC:
@@ -121,7 +121,8 @@ u64 vmcs12_capability(u32 msr)
     case MSR_VMX_TRUE_ENTRY_CTLS:
         return CONTROLS(ENTRY_DEFAULT1 & ~(u32)ENTRY_CTL_LOAD_DEBUG, ENTRY_OFFERED);
     case MSR_VMX_MISC:
-        return 4ull << 16; // four CR3 targets
+        return 4ull << 16 | VMX_MISC_ACTIVITY_HLT |
+               VMX_MISC_STORE_LMA; // four CR3 targets, 512 entries in an MSR area
     case MSR_VMX_CR0_FIXED0:
         return CR0_FIXED0_VALUE;
     case MSR_VMX_CR0_FIXED1:
@@ -129,9 +130,9 @@ u64 vmcs12_capability(u32 msr)
     case MSR_VMX_CR4_FIXED0:
         return CR4_FIXED0_VALUE;
     case MSR_VMX_CR4_FIXED1:
-        return BITS(22, 0);
+        return cr4_allowed(vcpu);
     case MSR_VMX_VMCS_ENUM:
-        return 0x16 << 1;
+        return GUEST_SYSENTER_CS & BITS(9, 1); // the highest index of `fields`
     default:
         return 0;
     }
@@ -147,7 +148,7 @@ static int vmcs12_read_msr(struct vcpu *vcpu, u32 msr, u64 *value)
         return -E_NOENT;
     if (msr == MSR_VMX_PROCBASED_CTLS2 || msr == MSR_VMX_EPT_VPID_CAP)
         return -E_FAULT; // without secondary controls these do not exist
-    *value = vmcs12_capability(msr);
+    *value = vmcs12_capability(vcpu, msr);
     return 0;
 }
 
@@ -389,7 +390,22 @@ static void run_vmptrst(struct vcpu *vcpu, struct vm_exit *exit)
         vm_succeed(vcpu, exit);
 }
 
-static u64 truncated(u32 encoding, u64 value)
+static u64 field_operand(struct vcpu *vcpu, const struct exit_operand *op)
+{
+    u64 value = vcpu_gpr(vcpu, op->reg2);
+
+    return vcpu_mode_64bit(vcpu) ? value : (u32)value;
+}
+
+// NULL: there is no such field. Bit 0 names the high half of a 64-bit field.
+static u64 *field_slot(struct nested *n, u64 encoding)
+{
+    if (encoding >> 32 || ((encoding & 1) && field_width((u32)encoding) != WIDTH_64))
+        return NULL;
+    return vmcs12_field(n, (u32)encoding & ~1u);
+}
+
+static u64 truncated(u64 encoding, u64 value)
 {
     switch (field_width(encoding)) {
     case WIDTH_16:
@@ -405,16 +421,15 @@ static void run_vmread(struct vcpu *vcpu, struct vm_exit *exit)
 {
     struct nested *n = vcpu->nested;
     const struct exit_operand *op = &exit->operand;
-    u32 encoding = (u32)vcpu_gpr(vcpu, op->reg2);
     unsigned size = vcpu_mode_64bit(vcpu) ? 8 : 4;
-    u64 *slot, value;
+    u64 encoding = field_operand(vcpu, op), *slot, value;
 
     if (n->current == VMCS12_NONE) {
         finish(vcpu, exit, RFLAGS_CF);
         return;
     }
-    slot = vmcs12_field(n, encoding & ~1u);
-    if (!slot || ((encoding & 1) && field_width(encoding) != WIDTH_64)) {
+    slot = field_slot(n, encoding);
+    if (!slot) {
         vm_fail(vcpu, exit, VMX_ERROR_UNSUPPORTED_FIELD);
         return;
     }
@@ -432,9 +447,8 @@ static void run_vmwrite(struct vcpu *vcpu, struct vm_exit *exit)
 {
     struct nested *n = vcpu->nested;
     const struct exit_operand *op = &exit->operand;
-    u32 encoding = (u32)vcpu_gpr(vcpu, op->reg2);
     unsigned size = vcpu_mode_64bit(vcpu) ? 8 : 4;
-    u64 *slot, value = 0;
+    u64 encoding = field_operand(vcpu, op), *slot, value = 0;
 
     if (n->current == VMCS12_NONE) {
         finish(vcpu, exit, RFLAGS_CF);
@@ -444,8 +458,8 @@ static void run_vmwrite(struct vcpu *vcpu, struct vm_exit *exit)
         value = size == 8 ? vcpu_gpr(vcpu, op->reg1) : (u32)vcpu_gpr(vcpu, op->reg1);
     else if (!operand_access(vcpu, op, &value, size, false))
         return;
-    slot = vmcs12_field(n, encoding & ~1u);
-    if (!slot || ((encoding & 1) && field_width(encoding) != WIDTH_64)) {
+    slot = field_slot(n, encoding);
+    if (!slot) {
         vm_fail(vcpu, exit, VMX_ERROR_UNSUPPORTED_FIELD);
         return;
     }

@@ -25,6 +25,7 @@ struct vmcs12 {
 
 struct nested {
     bool vmxon;
+    bool was_launched; // before the entry that is under way
     u64 feature_control;
     gpa_t vmxon_gpa;
     gpa_t current; // VMCS12_NONE = no current VMCS
@@ -43,7 +44,7 @@ static inline void vmcs12_write(struct nested *n, enum vmcs_field field, u64 val
 }
 
 // What is offered: low half must be 1, high half may be 1 (the capability MSRs' format).
-u64 vmcs12_capability(u32 msr);
+u64 vmcs12_capability(const struct vcpu *vcpu, u32 msr);
 
 // VM-instruction error numbers (SDM vol. 3 "VM Instruction Error Numbers").
 enum vmx_error {
@@ -70,8 +71,10 @@ int vmcs12_check_host(struct vcpu *vcpu);     // VMX_ERROR_HOST_STATE
 int vmcs12_check_guest(struct vcpu *vcpu);    // exit reason 33; *qualification 0
 
 void vmcs12_enter(struct vcpu *vcpu);
-// The exit to L1 (reason with the entry-failure bit: nothing of L2's was loaded).
+// The exit to L1.
 void vmcs12_exit(struct vcpu *vcpu, u32 reason, u64 qualification, const struct vm_exit *exit);
+// The entry failed behind the checks that VMfail; L1 goes on at its host RIP. The vCPU is at level
+// 0.
 void vmcs12_entry_failed(struct vcpu *vcpu, u32 reason, u64 qualification);
 
 bool vmcs12_reflect(struct vcpu *vcpu, struct vm_exit *exit);

@@ -22,9 +22,9 @@ static u64 get(const struct check_context *c, enum vmcs_field field)
 
 // --- controls (section "Checks on VMX Controls") ---
 
-static bool outside(u64 value, u32 msr)
+static bool outside(const struct check_context *c, u64 value, u32 msr)
 {
-    u64 capability = vmcs12_capability(msr);
+    u64 capability = vmcs12_capability(c->vcpu, msr);
     u32 must = (u32)capability, may = (u32)(capability >> 32);
 
     return (~value & must) || (value & ~(u64)may);
@@ -32,12 +32,12 @@ static bool outside(u64 value, u32 msr)
 
 static bool pin_bits(const struct check_context *c)
 {
-    return outside(get(c, PIN_BASED_CONTROLS), MSR_VMX_TRUE_PINBASED_CTLS);
+    return outside(c, get(c, PIN_BASED_CONTROLS), MSR_VMX_TRUE_PINBASED_CTLS);
 }
 
 static bool primary_bits(const struct check_context *c)
 {
-    return outside(get(c, PRIMARY_CONTROLS), MSR_VMX_TRUE_PROCBASED_CTLS);
+    return outside(c, get(c, PRIMARY_CONTROLS), MSR_VMX_TRUE_PROCBASED_CTLS);
 }
 
 static bool cr3_targets(const struct check_context *c)
@@ -69,20 +69,33 @@ static bool nmi_controls(const struct check_context *c)
 
 static bool exit_bits(const struct check_context *c)
 {
-    return outside(get(c, EXIT_CONTROLS), MSR_VMX_TRUE_EXIT_CTLS);
+    return outside(c, get(c, EXIT_CONTROLS), MSR_VMX_TRUE_EXIT_CTLS);
 }
 
-// MSR areas are not walked yet; an L1 that wants one is refused rather than misled (IA32_VMX_MISC
-// would recommend 512).
-static bool msr_areas(const struct check_context *c)
+// An area of `count` entries: 16-byte aligned, its last byte within the physical addresses too.
+static bool bad_msr_area(const struct check_context *c, enum vmcs_field count,
+                         enum vmcs_field address)
 {
-    return get(c, EXIT_MSR_STORE_COUNT) || get(c, EXIT_MSR_LOAD_COUNT) ||
-           get(c, ENTRY_MSR_LOAD_COUNT);
+    u64 entries = get(c, count), start = get(c, address), last = start + entries * 16 - 1;
+
+    return entries &&
+           ((start & 0xf) || (start | last) >> cpuid_phys_bits(c->vcpu->vm) || last < start);
+}
+
+static bool exit_msr_areas(const struct check_context *c)
+{
+    return bad_msr_area(c, EXIT_MSR_STORE_COUNT, EXIT_MSR_STORE_ADDRESS) ||
+           bad_msr_area(c, EXIT_MSR_LOAD_COUNT, EXIT_MSR_LOAD_ADDRESS);
+}
+
+static bool entry_msr_area(const struct check_context *c)
+{
+    return bad_msr_area(c, ENTRY_MSR_LOAD_COUNT, ENTRY_MSR_LOAD_ADDRESS);
 }
 
 static bool entry_bits(const struct check_context *c)
 {
-    return outside(get(c, ENTRY_CONTROLS), MSR_VMX_TRUE_ENTRY_CTLS);
+    return outside(c, get(c, ENTRY_CONTROLS), MSR_VMX_TRUE_ENTRY_CTLS);
 }
 
 static bool has_error_code(u8 vector)
@@ -113,39 +126,48 @@ static bool injection(const struct check_context *c)
 }
 
 static const check_fn control_checks[] = {
-    pin_bits,     primary_bits, cr3_targets, io_bitmaps, msr_bitmap,
-    nmi_controls, exit_bits,    entry_bits,  msr_areas,  injection,
+    pin_bits,  primary_bits,   cr3_targets, io_bitmaps, msr_bitmap,     nmi_controls,
+    exit_bits, exit_msr_areas, entry_bits,  injection,  entry_msr_area,
 };
 
 // --- host state ("Checks on Host Control Registers, MSRs, Segment and Descriptor-Table Registers,
 // Address-Space Size") ---
 
-static bool not_canonical(const struct check_context *c, u64 address)
+static bool is_sign_extended(u64 address, unsigned bits)
 {
-    unsigned shift = cr_read_guest(c->vcpu, 4) & CR4_LA57 ? 7 : 16;
-
-    return (u64)((s64)(address << shift) >> shift) != address;
+    return (u64)((s64)(address << (64 - bits)) >> (64 - bits)) == address;
 }
 
-static bool bad_cr0(u64 value)
+// By the width that the CPU has, whatever paging is in use.
+static unsigned linear_bits(const struct check_context *c)
 {
-    u64 fixed0 = vmcs12_capability(MSR_VMX_CR0_FIXED0),
-        fixed1 = vmcs12_capability(MSR_VMX_CR0_FIXED1);
+    return cpuid_has(c->vcpu->vm, 7, 2, 16) ? 57 : 48; // LA57
+}
+
+static bool not_canonical(const struct check_context *c, u64 address)
+{
+    return !is_sign_extended(address, linear_bits(c));
+}
+
+static bool bad_cr0(const struct check_context *c, u64 value)
+{
+    u64 fixed0 = vmcs12_capability(c->vcpu, MSR_VMX_CR0_FIXED0),
+        fixed1 = vmcs12_capability(c->vcpu, MSR_VMX_CR0_FIXED1);
 
     return (~value & fixed0) || (value & ~fixed1);
 }
 
-static bool bad_cr4(u64 value)
+static bool bad_cr4(const struct check_context *c, u64 value)
 {
-    u64 fixed0 = vmcs12_capability(MSR_VMX_CR4_FIXED0),
-        fixed1 = vmcs12_capability(MSR_VMX_CR4_FIXED1);
+    u64 fixed0 = vmcs12_capability(c->vcpu, MSR_VMX_CR4_FIXED0),
+        fixed1 = vmcs12_capability(c->vcpu, MSR_VMX_CR4_FIXED1);
 
     return (~value & fixed0) || (value & ~fixed1);
 }
 
 static bool host_control_registers(const struct check_context *c)
 {
-    return bad_cr0(get(c, HOST_CR0)) || bad_cr4(get(c, HOST_CR4)) ||
+    return bad_cr0(c, get(c, HOST_CR0)) || bad_cr4(c, get(c, HOST_CR4)) ||
            get(c, HOST_CR3) >> cpuid_phys_bits(c->vcpu->vm);
 }
 
@@ -214,7 +236,8 @@ static bool host_address_space(const struct check_context *c)
         return true;
     if (!host64)
         return (get(c, HOST_CR4) & CR4_PCIDE) || get(c, HOST_RIP) >> 32;
-    return !(get(c, HOST_CR4) & CR4_PAE) || not_canonical(c, get(c, HOST_RIP));
+    return !(get(c, HOST_CR4) & CR4_PAE) ||
+           !is_sign_extended(get(c, HOST_RIP), get(c, HOST_CR4) & CR4_LA57 ? 57 : 48);
 }
 
 static const check_fn host_checks[] = {
@@ -233,7 +256,7 @@ static bool guest_control_registers(const struct check_context *c)
 {
     u64 cr0 = get(c, GUEST_CR0), cr4 = get(c, GUEST_CR4);
 
-    if (bad_cr0(cr0) || bad_cr4(cr4) || ((cr4 & CR4_CET) && !(cr0 & CR0_WP)))
+    if (bad_cr0(c, cr0) || bad_cr4(c, cr4) || ((cr4 & CR4_CET) && !(cr0 & CR0_WP)))
         return true;
     if (ia32e(c) ? !(cr4 & CR4_PAE) : (cr4 & CR4_PCIDE) != 0)
         return true;
@@ -288,37 +311,87 @@ static bool granularity_wrong(u64 limit, u32 access)
     return ((limit & 0xfff) != 0xfff && (access & SEG_G)) || ((limit >> 20) && !(access & SEG_G));
 }
 
-// ES, CS, SS, DS, FS, GS outside virtual-8086 mode: the rules all usable ones share.
+static u64 selector_of(const struct check_context *c, unsigned seg)
+{
+    return get(c, (enum vmcs_field)(GUEST_ES_SELECTOR + 2 * seg));
+}
+
+static u64 base_of(const struct check_context *c, unsigned seg)
+{
+    return get(c, (enum vmcs_field)(GUEST_ES_BASE + 2 * seg));
+}
+
+static u32 dpl_of(const struct check_context *c, unsigned seg)
+{
+    return access_of(c, seg) >> SEG_DPL_SHIFT & 3;
+}
+
+static bool is_usable(const struct check_context *c, unsigned seg)
+{
+    return !(access_of(c, seg) & SEG_UNUSABLE);
+}
+
+#define SEG_RESERVED ((u32)(BITS(11, 8) | BITS(31, 17)))
+
+// The rules that CS and the usable ones of SS, DS, ES, FS, GS share outside virtual-8086 mode.
 static bool segment_common(const struct check_context *c, unsigned seg)
 {
     u32 access = access_of(c, seg);
 
-    if (access & SEG_UNUSABLE)
-        return seg == SEG_CS;
-    return !(access & SEG_S) || !(access & SEG_P) || !(access & 1) ||
-           (access & (BITS(11, 8) | BITS(31, 17))) || granularity_wrong(limit_of(c, seg), access);
+    if (seg != SEG_CS && !is_usable(c, seg))
+        return false;
+    return !(access & SEG_S) || !(access & SEG_P) || !(access & 1) || (access & SEG_RESERVED) ||
+           granularity_wrong(limit_of(c, seg), access);
+}
+
+static bool guest_segments(const struct check_context *c)
+{
+    for (unsigned seg = SEG_ES; seg <= SEG_GS; seg++)
+        if (!v8086(c) && segment_common(c, seg))
+            return true;
+    return false;
 }
 
 static bool guest_code_segment(const struct check_context *c)
 {
-    u32 access = access_of(c, SEG_CS), type = access & 0xf;
-    u32 dpl = access >> SEG_DPL_SHIFT & 3, ss_dpl = access_of(c, SEG_SS) >> SEG_DPL_SHIFT & 3;
+    u32 access = access_of(c, SEG_CS), type = access & SEG_TYPE;
 
     if (v8086(c))
         return false;
-    if (type != 9 && type != 11 && type != 13 && type != 15)
+    if (!(type & 8)) // data only with unrestricted guest
         return true;
-    if (type <= 11 ? dpl != ss_dpl : dpl > ss_dpl)
+    if (type & 4 ? dpl_of(c, SEG_CS) > dpl_of(c, SEG_SS) : dpl_of(c, SEG_CS) != dpl_of(c, SEG_SS))
         return true;
     return ia32e(c) && (access & SEG_L) && (access & SEG_DB);
 }
 
-static bool guest_data_segments(const struct check_context *c)
+static bool guest_stack_segment(const struct check_context *c)
 {
+    u32 type = access_of(c, SEG_SS) & SEG_TYPE;
+    u64 rpl = selector_of(c, SEG_SS) & 3;
+
     if (v8086(c))
         return false;
-    for (unsigned seg = SEG_ES; seg <= SEG_GS; seg++)
-        if (segment_common(c, seg))
+    if (rpl != (selector_of(c, SEG_CS) & 3) || rpl != dpl_of(c, SEG_SS))
+        return true;
+    return is_usable(c, SEG_SS) && ((type != 3 && type != 7) || base_of(c, SEG_SS) >> 32);
+}
+
+static bool bad_data_segment(const struct check_context *c, unsigned seg)
+{
+    u32 type = access_of(c, seg) & SEG_TYPE;
+
+    if ((type & 8) && !(type & 2)) // code that can't be read
+        return true;
+    return type <= 11 && dpl_of(c, seg) < (selector_of(c, seg) & 3);
+}
+
+static bool guest_data_segments(const struct check_context *c)
+{
+    static const u8 segs[] = {SEG_ES, SEG_DS, SEG_FS, SEG_GS};
+
+    for (unsigned i = 0; i < ARRAY_SIZE(segs); i++)
+        if (!v8086(c) && is_usable(c, segs[i]) && bad_data_segment(c, segs[i]))
             return true;
     return false;
 }
@@ -329,82 +402,122 @@ static bool guest_v8086_segments(const struct check_context *c)
         return false;
     for (unsigned seg = SEG_ES; seg <= SEG_GS; seg++)
         if (access_of(c, seg) != 0xf3 || limit_of(c, seg) != 0xffff ||
-            get(c, (enum vmcs_field)(GUEST_ES_BASE + 2 * seg)) !=
-                get(c, (enum vmcs_field)(GUEST_ES_SELECTOR + 2 * seg)) << 4)
+            base_of(c, seg) != selector_of(c, seg) << 4)
             return true;
     return false;
 }
 
-static bool guest_system_segments(const struct check_context *c)
+static bool guest_task_register(const struct check_context *c)
 {
-    u32 tr = access_of(c, SEG_TR), ldtr = access_of(c, SEG_LDTR);
+    u32 tr = access_of(c, SEG_TR), type = tr & SEG_TYPE;
 
-    if ((tr & SEG_UNUSABLE) || (tr & SEG_S) || !(tr & SEG_P) || (get(c, GUEST_TR_SELECTOR) & 4) ||
-        not_canonical(c, get(c, GUEST_TR_BASE)))
+    if (!is_usable(c, SEG_TR) || (tr & (SEG_S | SEG_RESERVED)) || !(tr & SEG_P))
         return true;
-    if (((tr & 0xf) != 11 && (ia32e(c) || (tr & 0xf) != 3)) ||
-        granularity_wrong(limit_of(c, SEG_TR), tr))
+    if (type != 11 && (ia32e(c) || type != 3)) // busy, and a 16-bit one only outside IA-32e mode
         return true;
-    if (ldtr & SEG_UNUSABLE)
+    return (selector_of(c, SEG_TR) & 4) || not_canonical(c, base_of(c, SEG_TR)) ||
+           granularity_wrong(limit_of(c, SEG_TR), tr);
+}
+
+static bool guest_ldtr(const struct check_context *c)
+{
+    u32 ldtr = access_of(c, SEG_LDTR);
+
+    if (!is_usable(c, SEG_LDTR))
         return false;
-    return (get(c, GUEST_LDTR_SELECTOR) & 4) || (ldtr & 0x1f) != 2 || !(ldtr & SEG_P) ||
-           granularity_wrong(limit_of(c, SEG_LDTR), ldtr) ||
-           not_canonical(c, get(c, GUEST_LDTR_BASE));
+    return (ldtr & (SEG_TYPE | SEG_S)) != 2 || !(ldtr & SEG_P) || (ldtr & SEG_RESERVED) ||
+           (selector_of(c, SEG_LDTR) & 4) || not_canonical(c, base_of(c, SEG_LDTR)) ||
+           granularity_wrong(limit_of(c, SEG_LDTR), ldtr);
 }
 
 static bool guest_bases(const struct check_context *c)
 {
-    return not_canonical(c, get(c, GUEST_FS_BASE)) || not_canonical(c, get(c, GUEST_GS_BASE)) ||
-           get(c, GUEST_CS_BASE) >> 32 || not_canonical(c, get(c, GUEST_GDTR_BASE)) ||
-           not_canonical(c, get(c, GUEST_IDTR_BASE)) || get(c, GUEST_GDTR_LIMIT) >> 16 ||
-           get(c, GUEST_IDTR_LIMIT) >> 16;
+    if (not_canonical(c, base_of(c, SEG_FS)) || not_canonical(c, base_of(c, SEG_GS)))
+        return true;
+    return base_of(c, SEG_CS) >> 32 || (is_usable(c, SEG_DS) && base_of(c, SEG_DS) >> 32) ||
+           (is_usable(c, SEG_ES) && base_of(c, SEG_ES) >> 32);
 }
 
-static bool guest_rip_rflags(const struct check_context *c)
+static bool guest_tables(const struct check_context *c)
 {
-    u64 rflags = get(c, GUEST_RFLAGS), info = get(c, ENTRY_INTERRUPTION_INFO);
-    bool code64 = ia32e(c) && (access_of(c, SEG_CS) & SEG_L);
+    return not_canonical(c, get(c, GUEST_GDTR_BASE)) || not_canonical(c, get(c, GUEST_IDTR_BASE)) ||
+           get(c, GUEST_GDTR_LIMIT) >> 16 || get(c, GUEST_IDTR_LIMIT) >> 16;
+}
 
-    if (code64 ? not_canonical(c, get(c, GUEST_RIP)) : get(c, GUEST_RIP) >> 32 != 0)
+// In 64-bit code the bits above the CPU's width must be alike; RIP need not be canonical.
+static bool guest_rip(const struct check_context *c)
+{
+    u64 rip = get(c, GUEST_RIP), high = ~0ull << linear_bits(c);
+
+    if (ia32e(c) && (access_of(c, SEG_CS) & SEG_L))
+        return (rip & high) && (rip & high) != high;
+    return rip >> 32;
+}
+
+static bool injects(const struct check_context *c, u8 type)
+{
+    u64 info = get(c, ENTRY_INTERRUPTION_INFO);
+
+    return (info & INFO_VALID) && (info >> INFO_TYPE_SHIFT & 7) == type;
+}
+
+static bool guest_rflags(const struct check_context *c)
+{
+    u64 rflags = get(c, GUEST_RFLAGS);
+
+    if ((rflags & (BITS(63, 22) | BIT(15) | BIT(5) | BIT(3))) || !(rflags & RFLAGS_FIXED))
         return true;
-    if ((rflags & (BITS(63, 22) | BIT(15) | BIT(5) | BIT(3))) || !(rflags & RFLAGS_FIXED) ||
-        ((rflags & RFLAGS_VM) && ia32e(c)))
-        return true;
-    return (info & INFO_VALID) && (info >> INFO_TYPE_SHIFT & 7) == EVENT_INTERRUPT &&
-           !(rflags & RFLAGS_IF);
+    return ((rflags & RFLAGS_VM) && ia32e(c)) ||
+           (injects(c, EVENT_INTERRUPT) && !(rflags & RFLAGS_IF));
+}
+
+// What may be injected into HLT: what would end it.
+static bool wakes(const struct check_context *c)
+{
+    u8 vector = (u8)get(c, ENTRY_INTERRUPTION_INFO);
+
+    return injects(c, EVENT_INTERRUPT) || injects(c, EVENT_NMI) ||
+           (injects(c, EVENT_EXCEPTION) && (vector == VECTOR_DB || vector == VECTOR_MC));
 }
 
 static bool guest_activity(const struct check_context *c)
 {
-    return get(c, GUEST_ACTIVITY_STATE) != ACTIVITY_ACTIVE; // IA32_VMX_MISC offers no other
+    u64 activity = get(c, GUEST_ACTIVITY_STATE);
+
+    if (activity == ACTIVITY_ACTIVE)
+        return false;
+    if (activity != ACTIVITY_HLT || dpl_of(c, SEG_SS)) // IA32_VMX_MISC offers no other
+        return true;
+    if (get(c, GUEST_INTERRUPTIBILITY) & (BLOCK_STI | BLOCK_MOV_SS))
+        return true;
+    return (get(c, ENTRY_INTERRUPTION_INFO) & INFO_VALID) && !wakes(c);
 }
 
 static bool guest_interruptibility(const struct check_context *c)
 {
-    u64 blocking = get(c, GUEST_INTERRUPTIBILITY), info = get(c, ENTRY_INTERRUPTION_INFO);
-    u8 type = info >> INFO_TYPE_SHIFT & 7;
+    u64 blocking = get(c, GUEST_INTERRUPTIBILITY);
+    bool sti = blocking & BLOCK_STI, mov_ss = blocking & BLOCK_MOV_SS;
 
-    if ((blocking & ~(u64)0xf) ||
-        (blocking & (BLOCK_STI | BLOCK_MOV_SS)) == (BLOCK_STI | BLOCK_MOV_SS))
+    if ((blocking & ~(u64)(BLOCK_STI | BLOCK_MOV_SS | BLOCK_NMI)) ||
+        (sti && mov_ss)) // SMI: only within SMM
         return true;
-    if ((blocking & BLOCK_STI) && !(get(c, GUEST_RFLAGS) & RFLAGS_IF))
+    if (sti && !(get(c, GUEST_RFLAGS) & RFLAGS_IF))
         return true;
-    if ((info & INFO_VALID) && (type == EVENT_INTERRUPT || type == EVENT_NMI) &&
-        (blocking & (BLOCK_STI | BLOCK_MOV_SS)))
-        return type == EVENT_INTERRUPT || (blocking & BLOCK_MOV_SS);
-    return blocking & BLOCK_SMI;
+    return (injects(c, EVENT_INTERRUPT) && (sti || mov_ss)) || (injects(c, EVENT_NMI) && mov_ss);
 }
 
+// Bit 16 needs RTM, which is not offered.
 static bool guest_pending_debug(const struct check_context *c)
 {
     u64 pending = get(c, GUEST_PENDING_DBG);
     bool tf = get(c, GUEST_RFLAGS) & RFLAGS_TF, btf = get(c, GUEST_DEBUGCTL) & DEBUGCTL_BTF;
 
-    if (pending & ~(u64)(0xf | BIT(12) | BIT(14) | BIT(16)))
+    if (pending & ~(u64)(BITS(3, 0) | BIT(12) | DR6_BS))
         return true;
-    if (!(get(c, GUEST_INTERRUPTIBILITY) & (BLOCK_STI | BLOCK_MOV_SS)))
+    if (!(get(c, GUEST_INTERRUPTIBILITY) & (BLOCK_STI | BLOCK_MOV_SS)) &&
+        get(c, GUEST_ACTIVITY_STATE) != ACTIVITY_HLT)
         return false;
-    return !!(pending & BIT(14)) != (tf && !btf);
+    return !!(pending & DR6_BS) != (tf && !btf);
 }
 
 static bool guest_link_pointer(const struct check_context *c)
@@ -418,12 +531,17 @@ static const check_fn guest_checks[] = {
     guest_sysenter,
     guest_pat,
     guest_efer,
+    guest_segments,
     guest_code_segment,
+    guest_stack_segment,
     guest_data_segments,
     guest_v8086_segments,
-    guest_system_segments,
+    guest_task_register,
+    guest_ldtr,
     guest_bases,
-    guest_rip_rflags,
+    guest_tables,
+    guest_rip,
+    guest_rflags,
     guest_activity,
     guest_interruptibility,
     guest_pending_debug,

@@ -6,6 +6,7 @@
 // What L1 wants is looked up in VMCS12 at the exit.
 
 #include "vmcs12.h"
+#include <arch/x86/msr.h>
 #include <arch/x86/regs.h>
 #include <nestor/device.h>
 #include <nestor/log.h>
@@ -76,7 +77,6 @@ static void load_guest_state(struct vcpu *vcpu)
     for (unsigned i = 0; i < ARRAY_SIZE(plain); i++)
         *plain_at(s, i) = vmcs12_read(n, plain[i].field);
     segments_from_vmcs12(n, s);
-    s->cr4 &= ~CR4_VMXE; // the model holds what the back end does not add
     // CR0.ET is fixed; CD and NW are not loaded by an entry ("Loading Guest Control Registers").
     s->cr0 = (s->cr0 & ~(CR0_CD | CR0_NW)) | (l1->cr0 & (CR0_CD | CR0_NW)) | CR0_ET;
     s->gdtr.limit = (u32)vmcs12_read(n, GUEST_GDTR_LIMIT);
@@ -89,14 +89,16 @@ static void load_guest_state(struct vcpu *vcpu)
     if (!(entry & ENTRY_CTL_LOAD_EFER) && (entry & ENTRY_CTL_IA32E_GUEST))
         s->efer |= EFER_LMA | EFER_LME;
     s->interruptibility = (u32)vmcs12_read(n, GUEST_INTERRUPTIBILITY);
-    s->activity = ACTIVITY_ACTIVE;
+    // An injected event wakes a halted L2.
+    s->activity = vmcs12_read(n, ENTRY_INTERRUPTION_INFO) & INFO_VALID
+                      ? (u32)ACTIVITY_ACTIVE
+                      : (u32)vmcs12_read(n, GUEST_ACTIVITY_STATE);
 }
 
-// PAE paging loads its pointers at the entry, from memory, as L1 has no EPT. Returns false if one
-// is reserved.
-static bool load_pdptes(struct vcpu *vcpu)
+// PAE paging loads its pointers at the entry, and at the exit, from memory, as L1 has no EPT.
+// Returns false if one is reserved.
+static bool load_pdptes(struct vcpu *vcpu, struct guest_state *s)
 {
-    struct guest_state *s = &vcpu->ctx[1].state;
     u64 reserved = ~BITS(cpuid_phys_bits(vcpu->vm) - 1, 0) | BITS(8, 5) | BITS(2, 1);
 
     if ((s->efer & EFER_LMA) || !(s->cr4 & CR4_PAE))
@@ -117,7 +119,6 @@ static void save_guest_state(struct vcpu *vcpu)
 
     for (unsigned i = 0; i < ARRAY_SIZE(plain); i++)
         vmcs12_write(n, plain[i].field, *plain_at(s, i));
-    vmcs12_write(n, GUEST_CR4, s->cr4 | CR4_VMXE);
     segments_to_vmcs12(n, s);
     vmcs12_write(n, GUEST_GDTR_LIMIT, s->gdtr.limit);
     vmcs12_write(n, GUEST_IDTR_LIMIT, s->idtr.limit);
@@ -138,6 +139,30 @@ static void save_guest_state(struct vcpu *vcpu)
 
 // --- entry ---
 
+// L2's own MSR bitmap: what Nestor passes, less what L1 intercepts.
+static void merge_msr_bitmap(struct vcpu *vcpu)
+{
+    struct nested *n = vcpu->nested;
+    const u64 *own = (const u64 *)vcpu->vm->msr_bitmap, *l1s = NULL;
+    u64 *merged = vcpu->nested_bitmap;
+
+    if (vmcs12_read(n, PRIMARY_CONTROLS) & PRIMARY_MSR_BITMAPS)
+        l1s = vm_ram_ptr(vcpu->vm, vmcs12_read(n, MSR_BITMAP), PAGE_SIZE);
+    for (unsigned i = 0; i < PAGE_SIZE / sizeof(u64); i++)
+        merged[i] = l1s ? own[i] | l1s[i] : ~0ull;
+    vcpu->ctx[1].ctl.msr_bitmap = merged;
+}
+
+static void merge_cr_masks(struct nested *n, struct controls *ctl)
+{
+    u64 mask0 = vmcs12_read(n, CR0_GUEST_HOST_MASK), mask4 = vmcs12_read(n, CR4_GUEST_HOST_MASK);
+
+    ctl->cr0_mask |= mask0;
+    ctl->cr0_shadow = vmcs12_read(n, CR0_READ_SHADOW) & mask0;
+    ctl->cr4_mask |= mask4;
+    ctl->cr4_shadow = vmcs12_read(n, CR4_READ_SHADOW) & mask4;
+}
+
 static void merge_controls(struct vcpu *vcpu)
 {
     static const struct {
@@ -156,6 +181,7 @@ static void merge_controls(struct vcpu *vcpu)
         {PRIMARY_MOV_DR, INTERCEPT_DR_READ | INTERCEPT_DR_WRITE},
         {PRIMARY_MONITOR, INTERCEPT_MONITOR},
         {PRIMARY_PAUSE, INTERCEPT_PAUSE},
+        {PRIMARY_INTERRUPT_WINDOW, INTERCEPT_INTERRUPT_WINDOW},
     };
     struct nested *n = vcpu->nested;
     struct controls *ctl = &vcpu->ctx[1].ctl;
@@ -168,10 +194,8 @@ static void merge_controls(struct vcpu *vcpu)
     ctl->exception_bitmap |= (u32)vmcs12_read(n, EXCEPTION_BITMAP);
     if (vmcs12_read(n, PF_ERROR_CODE_MASK) || vmcs12_read(n, PF_ERROR_CODE_MATCH))
         ctl->exception_bitmap |= BIT(VECTOR_PF); // mask and match are looked up at the exit
-    ctl->cr0_mask = vmcs12_read(n, CR0_GUEST_HOST_MASK);
-    ctl->cr0_shadow = vmcs12_read(n, CR0_READ_SHADOW);
-    ctl->cr4_mask = vmcs12_read(n, CR4_GUEST_HOST_MASK) | CR4_VMXE;
-    ctl->cr4_shadow = vmcs12_read(n, CR4_READ_SHADOW);
+    merge_cr_masks(n, ctl);
+    merge_msr_bitmap(vcpu);
     if (primary & PRIMARY_TSC_OFFSETTING)
         ctl->tsc_offset += vmcs12_read(n, TSC_OFFSET);
 }
@@ -193,16 +217,75 @@ static void take_injection(struct vcpu *vcpu)
     };
 }
 
+// --- the MSR areas (SDM vol. 3 "Loading MSRs", "Saving MSRs") ---
+
+struct msr_entry {
+    u32 index, reserved;
+    u64 value;
+};
+
+// MSRs that the areas can't load: FS_BASE and GS_BASE, which have fields, and the x2APIC's.
+static bool is_barred(u32 msr)
+{
+    return msr == MSR_FS_BASE || msr == MSR_GS_BASE || msr >> 8 == MSR_X2APIC_FIRST >> 8;
+}
+
+// Loads entry by entry, as WRMSR would at CPL 0. Returns 0, or the number of the entry that fails,
+// from 1 on.
+static u32 load_msr_area(struct vcpu *vcpu, gpa_t gpa, u64 count)
+{
+    struct msr_entry entry;
+
+    for (u32 i = 0; i < count; i++) {
+        if (guest_read_gpa(vcpu, gpa + i * sizeof(entry), &entry, sizeof(entry)) ||
+            entry.reserved || is_barred(entry.index) ||
+            msr_write_guest(vcpu, entry.index, entry.value))
+            return i + 1;
+    }
+    return 0;
+}
+
+static void abort_vmx(struct vcpu *vcpu, const char *why)
+{
+    vm_stop(vcpu->vm, vcpu, "VMX abort: %s", why);
+}
+
+static void store_msr_area(struct vcpu *vcpu)
+{
+    gpa_t gpa = vmcs12_read(vcpu->nested, EXIT_MSR_STORE_ADDRESS);
+    u64 count = vmcs12_read(vcpu->nested, EXIT_MSR_STORE_COUNT);
+    struct msr_entry entry;
+
+    for (u32 i = 0; i < count; i++) {
+        if (guest_read_gpa(vcpu, gpa + i * sizeof(entry), &entry, sizeof(entry)) ||
+            entry.reserved || entry.index >> 8 == MSR_X2APIC_FIRST >> 8 ||
+            msr_read_guest(vcpu, entry.index, &entry.value) ||
+            guest_write_gpa(vcpu, gpa + i * sizeof(entry), &entry, sizeof(entry)))
+            abort_vmx(vcpu, "a guest MSR can't be saved");
+    }
+}
+
 void vmcs12_enter(struct vcpu *vcpu)
 {
+    struct nested *n = vcpu->nested;
+    u32 failed;
+
     load_guest_state(vcpu);
-    if (!load_pdptes(vcpu)) {
+    if (!load_pdptes(vcpu, &vcpu->ctx[1].state)) {
         vmcs12_entry_failed(vcpu, REASON_INVALID_GUEST_STATE, 2); // qualification 2: PDPTE loading
         return;
     }
     merge_controls(vcpu);
-    vcpu->nested->vmcs.launched = 1;
     nested_enter_l2(vcpu);
+    failed = load_msr_area(vcpu, vmcs12_read(n, ENTRY_MSR_LOAD_ADDRESS),
+                           vmcs12_read(n, ENTRY_MSR_LOAD_COUNT));
+    if (failed) {
+        nested_leave_l2(vcpu);
+        vmcs12_entry_failed(vcpu, REASON_MSR_LOADING, failed);
+        return;
+    }
+    n->was_launched = n->vmcs.launched;
+    n->vmcs.launched = 1;
     take_injection(vcpu);
     vcpu->events.debug_check = true;
 }
@@ -217,30 +300,8 @@ static void host_segment(struct guest_state *s, unsigned seg, u64 selector, u64 
         s->seg[seg].access |= SEG_UNUSABLE;
 }
 
-// "Loading Host State": ctx[0] becomes what VMCS12's host-state area says.
-static void load_host_state(struct vcpu *vcpu)
+static void load_host_segments(struct nested *n, struct guest_state *s, bool host64)
 {
-    struct nested *n = vcpu->nested;
-    struct guest_state *s = vcpu_modify(vcpu, GROUP_ALL_CTX & ~(u32)(GROUP_CET | GROUP_PDPTE));
-    u64 controls = vmcs12_read(n, EXIT_CONTROLS);
-    bool host64 = controls & EXIT_CTL_HOST_64;
-
-    s->rip = vmcs12_read(n, HOST_RIP);
-    s->rsp = vmcs12_read(n, HOST_RSP);
-    s->rflags = RFLAGS_FIXED;
-    s->cr0 =
-        (vmcs12_read(n, HOST_CR0) & ~(CR0_CD | CR0_NW)) | (s->cr0 & (CR0_CD | CR0_NW)) | CR0_ET;
-    s->cr3 = vmcs12_read(n, HOST_CR3);
-    s->cr4 = vmcs12_read(n, HOST_CR4) | (host64 ? CR4_PAE : 0);
-    if (!host64)
-        s->cr4 &= ~(u64)CR4_PCIDE;
-    s->efer = controls & EXIT_CTL_LOAD_EFER ? vmcs12_read(n, HOST_EFER)
-                                            : s->efer & ~(EFER_LMA | EFER_LME);
-    s->efer |= host64 ? EFER_LMA | EFER_LME : 0;
-    if (controls & EXIT_CTL_LOAD_PAT)
-        s->pat = vmcs12_read(n, HOST_PAT);
-    s->dr7 = DR7_FIXED;
-    s->debugctl = 0;
     host_segment(s, SEG_CS, vmcs12_read(n, HOST_CS_SELECTOR), 0,
                  0x9b | SEG_P | SEG_G | (host64 ? SEG_L : SEG_DB));
     host_segment(s, SEG_SS, vmcs12_read(n, HOST_SS_SELECTOR), 0, 0x93 | SEG_G | SEG_DB);
@@ -257,13 +318,49 @@ static void load_host_state(struct vcpu *vcpu)
     s->seg[SEG_LDTR] = (struct segment){.access = SEG_UNUSABLE};
     s->gdtr = (struct table_register){vmcs12_read(n, HOST_GDTR_BASE), 0xffff};
     s->idtr = (struct table_register){vmcs12_read(n, HOST_IDTR_BASE), 0xffff};
+}
+
+// "Loading Host State": ctx[0] becomes what VMCS12's host-state area says. What it does not say
+// stays as it is in `before`: L2's state, or L1's own if L2's was not loaded.
+static void load_host_state(struct vcpu *vcpu, const struct guest_state *before)
+{
+    struct nested *n = vcpu->nested;
+    struct guest_state *s = &vcpu->ctx[0].state;
+    u64 controls = vmcs12_read(n, EXIT_CONTROLS);
+    bool host64 = controls & EXIT_CTL_HOST_64;
+    u32 groups = GROUP_ALL_CTX & ~(u32)(GROUP_CET | (host64 ? GROUP_PDPTE : 0));
+
+    vcpu->ctx[0].valid |= groups; // all of it is written here: nothing need be read
+    vcpu->ctx[0].dirty |= groups;
+
+    s->rip = vmcs12_read(n, HOST_RIP);
+    s->rsp = vmcs12_read(n, HOST_RSP);
+    s->rflags = RFLAGS_FIXED;
+    s->cr0 = (vmcs12_read(n, HOST_CR0) & ~(CR0_CD | CR0_NW)) | (before->cr0 & (CR0_CD | CR0_NW)) |
+             CR0_ET;
+    s->cr3 = vmcs12_read(n, HOST_CR3);
+    s->cr4 = vmcs12_read(n, HOST_CR4) | (host64 ? CR4_PAE : 0);
+    if (!host64)
+        s->cr4 &= ~(u64)CR4_PCIDE;
+    s->efer = controls & EXIT_CTL_LOAD_EFER ? vmcs12_read(n, HOST_EFER)
+                                            : before->efer & ~(EFER_LMA | EFER_LME);
+    s->efer |= host64 ? EFER_LMA | EFER_LME : 0;
+    s->pat = controls & EXIT_CTL_LOAD_PAT ? vmcs12_read(n, HOST_PAT) : before->pat;
+    s->dr7 = DR7_FIXED;
+    s->debugctl = 0;
+    load_host_segments(n, s, host64);
     s->sysenter_cs = vmcs12_read(n, HOST_SYSENTER_CS);
     s->sysenter_esp = vmcs12_read(n, HOST_SYSENTER_ESP);
     s->sysenter_eip = vmcs12_read(n, HOST_SYSENTER_EIP);
-    s->interruptibility &= BLOCK_NMI;
+    s->interruptibility = before->interruptibility & BLOCK_NMI; // there are no virtual NMIs
     s->activity = ACTIVITY_ACTIVE;
     s->pending_dbg = 0;
+    if (!load_pdptes(vcpu, s))
+        abort_vmx(vcpu, "the host's PDPTEs are wrong");
     tlb_flush_vcpu(vcpu, TLB_FLUSH_GUEST);
+    if (load_msr_area(vcpu, vmcs12_read(n, EXIT_MSR_LOAD_ADDRESS),
+                      vmcs12_read(n, EXIT_MSR_LOAD_COUNT)))
+        abort_vmx(vcpu, "a host MSR can't be loaded");
 }
 
 static u64 event_info(const struct event *event)
@@ -274,6 +371,44 @@ static u64 event_info(const struct event *event)
            (event->has_error ? (u64)INFO_ERROR_CODE : 0) | INFO_VALID;
 }
 
+// Tables "Format of the VM-Exit Instruction-Information Field as Used for ...".
+static u32 instruction_info(const struct vm_exit *exit)
+{
+    const struct exit_operand *op = &exit->operand;
+    u32 info = (u32)op->reg2 << 28;
+
+    if (exit->kind == EXIT_IO && exit->io.string && exit->io.addr_size <= 8)
+        return (u32)exit->io.addr_size >> 2 << 7 | (u32)(exit->io.seg & 7) << 15;
+    if (!op->known)
+        return 0;
+    if (op->is_reg)
+        return info | (u32)op->reg1 << 3 | (u32)BIT(10);
+    info |= op->scale | (u32)op->addr_size >> 2 << 7 | (u32)op->seg << 15;
+    info |= op->index == EXIT_GPR_UNKNOWN ? (u32)BIT(22) : (u32)op->index << 18;
+    return info | (op->base == EXIT_GPR_UNKNOWN ? (u32)BIT(27) : (u32)op->base << 23);
+}
+
+// INS and OUTS: where their memory operand is.
+static u64 string_address(struct vcpu *vcpu, const struct exit_io *io)
+{
+    const struct guest_state *s = vcpu_state(vcpu, GROUP_CODE | GROUP_DATA | GROUP_SYSTEM);
+    u64 offset = vcpu->gpr[io->in ? GPR_RDI : GPR_RSI];
+    unsigned seg = io->in ? SEG_ES : io->seg <= SEG_GS ? io->seg : SEG_DS;
+
+    if (io->addr_size == 2 || io->addr_size == 4)
+        offset &= io->addr_size == 4 ? 0xffffffffull : 0xffffull;
+    if (!vcpu_mode_64bit(vcpu))
+        return (u32)(offset + s->seg[seg].base);
+    return offset + (seg >= SEG_FS ? s->seg[seg].base : 0);
+}
+
+static u8 exit_length(const struct vm_exit *exit, const struct event *vectoring)
+{
+    bool software = vectoring->valid && vectoring->type >= EVENT_SOFT_INTERRUPT;
+
+    return !exit->insn_len && software ? vectoring->insn_len : exit->insn_len;
+}
+
 static void save_exit_information(struct vcpu *vcpu, u32 reason, u64 qualification,
                                   const struct vm_exit *exit)
 {
@@ -281,16 +416,19 @@ static void save_exit_information(struct vcpu *vcpu, u32 reason, u64 qualificati
     const struct event *event = &exit->event, *vectoring = &vcpu->events.reinject;
     bool has_event = exit->kind == EXIT_EXCEPTION || exit->kind == EXIT_NMI ||
                      exit->kind == EXIT_EXTERNAL_INTERRUPT;
+    u64 unblocking =
+        exit->kind == EXIT_EXCEPTION && exit->nmi_unblocked_by_iret ? INFO_NMI_UNBLOCKING : 0;
 
     vmcs12_write(n, EXIT_REASON, reason);
     vmcs12_write(n, EXIT_QUALIFICATION, qualification);
-    vmcs12_write(n, EXIT_INTERRUPTION_INFO, has_event ? event_info(event) : 0);
+    vmcs12_write(n, EXIT_INTERRUPTION_INFO, has_event ? event_info(event) | unblocking : 0);
     vmcs12_write(n, EXIT_INTERRUPTION_ERROR_CODE, has_event && event->has_error ? event->error : 0);
     vmcs12_write(n, IDT_VECTORING_INFO, event_info(vectoring));
     vmcs12_write(n, IDT_VECTORING_ERROR_CODE, vectoring->has_error ? vectoring->error : 0);
-    vmcs12_write(n, EXIT_INSTRUCTION_LENGTH, exit->insn_len);
-    vmcs12_write(n, EXIT_INSTRUCTION_INFO, 0);
-    vmcs12_write(n, GUEST_LINEAR_ADDRESS, 0);
+    vmcs12_write(n, EXIT_INSTRUCTION_LENGTH, exit_length(exit, vectoring));
+    vmcs12_write(n, EXIT_INSTRUCTION_INFO, instruction_info(exit));
+    vmcs12_write(n, GUEST_LINEAR_ADDRESS,
+                 exit->kind == EXIT_IO && exit->io.string ? string_address(vcpu, &exit->io) : 0);
     vmcs12_write(n, ENTRY_INTERRUPTION_INFO,
                  vmcs12_read(n, ENTRY_INTERRUPTION_INFO) & ~(u64)INFO_VALID);
 }
@@ -299,19 +437,22 @@ void vmcs12_exit(struct vcpu *vcpu, u32 reason, u64 qualification, const struct 
 {
     save_guest_state(vcpu);
     save_exit_information(vcpu, reason, qualification, exit);
+    store_msr_area(vcpu);
     vcpu->events.reinject.valid = false;
     vcpu->events.exception.valid = false;
     nested_leave_l2(vcpu);
-    load_host_state(vcpu);
+    load_host_state(vcpu, &vcpu->ctx[1].state);
 }
 
 // "VM-Entry Failures During or After Loading Guest State": no guest state is saved, host state is
 // loaded as by an exit.
 void vmcs12_entry_failed(struct vcpu *vcpu, u32 reason, u64 qualification)
 {
+    struct guest_state before = *vcpu_state(vcpu, GROUP_CR | GROUP_EFER_PAT | GROUP_BLOCKING);
+
     vmcs12_write(vcpu->nested, EXIT_REASON, reason | EXIT_REASON_ENTRY_FAILURE);
     vmcs12_write(vcpu->nested, EXIT_QUALIFICATION, qualification);
-    load_host_state(vcpu);
+    load_host_state(vcpu, &before);
 }
 
 // --- does L1 want this exit? ---
@@ -336,15 +477,12 @@ static const struct {
     {EXIT_VMWRITE, REASON_VMWRITE, 0},
     {EXIT_VMLAUNCH, REASON_VMLAUNCH, 0},
     {EXIT_VMRESUME, REASON_VMRESUME, 0},
-    {EXIT_INVEPT, REASON_INVEPT, 0},
-    {EXIT_INVVPID, REASON_INVVPID, 0},
     {EXIT_TRIPLE_FAULT, REASON_TRIPLE_FAULT, 0},
     {EXIT_HLT, REASON_HLT, PRIMARY_HLT},
     {EXIT_INVLPG, REASON_INVLPG, PRIMARY_INVLPG},
     {EXIT_MWAIT, REASON_MWAIT, PRIMARY_MWAIT},
     {EXIT_RDPMC, REASON_RDPMC, PRIMARY_RDPMC},
     {EXIT_RDTSC, REASON_RDTSC, PRIMARY_RDTSC},
-    {EXIT_RDTSCP, REASON_RDTSCP, PRIMARY_RDTSC},
     {EXIT_MONITOR, REASON_MONITOR, PRIMARY_MONITOR},
     {EXIT_PAUSE, REASON_PAUSE, PRIMARY_PAUSE},
     {EXIT_DR, REASON_MOV_DR, PRIMARY_MOV_DR},
@@ -401,7 +539,9 @@ static u64 io_qualification(const struct exit_io *io)
 static bool wants_cr_write(struct vcpu *vcpu, const struct exit_cr *cr)
 {
     struct nested *n = vcpu->nested;
-    u64 value = cr->access == CR_WRITE ? vcpu_gpr(vcpu, cr->gpr) : 0;
+    u64 value = cr->access == CR_WRITE
+                    ? vcpu_gpr(vcpu, cr->gpr) & (vcpu_mode_64bit(vcpu) ? ~0ull : 0xffffffffull)
+                    : 0;
     u64 mask = vmcs12_read(n, CR0_GUEST_HOST_MASK), shadow = vmcs12_read(n, CR0_READ_SHADOW);
 
     if (cr->access == CR_CLTS)
@@ -477,6 +617,8 @@ static bool reflect_by_row(struct vcpu *vcpu, const struct vm_exit *exit)
             continue;
         if (exit->kind == EXIT_INVLPG)
             qualification = exit->linear;
+        else if (exit->operand.known && !exit->operand.is_reg)
+            qualification = (u64)exit->operand.displacement;
         else if (exit->kind == EXIT_DR)
             qualification =
                 exit->dr.number | (exit->dr.write ? 0 : BIT(4)) | (u64)exit->dr.gpr << 8;
@@ -510,8 +652,18 @@ bool vmcs12_reflect(struct vcpu *vcpu, struct vm_exit *exit)
     case EXIT_ENTRY_FAILED:
         log_error("guest %s: the CPU refused an L2 that Nestor's checks passed (%#llx)",
                   vcpu->vm->config->name, (unsigned long long)exit->raw_reason);
+        vcpu->nested->vmcs.launched = vcpu->nested->was_launched;
+        vcpu->events.reinject.valid = false;
         nested_leave_l2(vcpu);
         vmcs12_entry_failed(vcpu, REASON_INVALID_GUEST_STATE, 0);
+        return true;
+    case EXIT_INVEPT: // without the secondary controls none of these exists in L2
+    case EXIT_INVVPID:
+    case EXIT_RDTSCP:
+    case EXIT_INVPCID:
+    case EXIT_XSAVES:
+    case EXIT_XRSTORS:
+        vcpu_inject_ud(vcpu);
         return true;
     default:
         return reflect_by_row(vcpu, exit);
@@ -523,14 +675,15 @@ enum nested_answer vmcs12_event(struct vcpu *vcpu, enum nested_event event)
     struct nested *n = vcpu->nested;
     u64 pin = vmcs12_read(n, PIN_BASED_CONTROLS);
     struct vm_exit exit = {.kind = EXIT_NONE};
+    const struct guest_state *s = vcpu_state(vcpu, GROUP_RIP | GROUP_BLOCKING);
 
     switch (event) {
     case NESTED_INIT: // an L1 in VMX operation takes INIT as an exit of L2
         vmcs12_exit(vcpu, REASON_INIT, 0, &exit);
         return NESTED_EXITED;
     case NESTED_NMI:
-        if (!(pin & PIN_NMI))
-            return NESTED_DELIVER;
+        if (!(pin & PIN_NMI) || (s->interruptibility & (BLOCK_NMI | BLOCK_MOV_SS)))
+            return NESTED_DELIVER; // or waits for its window
         vcpu->events.nmi_count--;
         exit.kind = EXIT_NMI;
         exit.event = (struct event){.valid = true, .vector = VECTOR_NMI, .type = EVENT_NMI};
@@ -540,6 +693,8 @@ enum nested_answer vmcs12_event(struct vcpu *vcpu, enum nested_event event)
     case NESTED_INTERRUPT:
         if (!(pin & PIN_EXTERNAL_INTERRUPT))
             return NESTED_DELIVER;
+        if ((s->rflags & RFLAGS_IF) && (s->interruptibility & (BLOCK_STI | BLOCK_MOV_SS)))
+            return NESTED_DELIVER; // waits for its window
         if (vmcs12_read(n, EXIT_CONTROLS) & EXIT_CTL_ACK_INTERRUPT) {
             int vector = irq_ack(vcpu);
 
