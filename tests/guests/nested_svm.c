@@ -768,6 +768,31 @@ static void test_interrupts(void)
     cli();
 }
 
+// An interrupt waits while L1 injects an exception: the exception is delivered, then the interrupt
+// exits before its handler starts.
+static void test_injection_before_exit(void)
+{
+    l2_idt[VECTOR_GP * 2] |= 1ull << 40; // a trap gate
+    init(l2_nops);
+    vmcb->intercept[SVM_WORD_3] |= SVM_INTERCEPT_INTR;
+    vmcb->v_ctl = SVM_V_INTR_MASKING;
+    vmcb->eventinj = VECTOR_GP | SVM_EVENT_EXCEPTION << SVM_EVENT_TYPE_SHIFT | SVM_EVENT_V |
+                     SVM_EVENT_EV | 0x5678ull << 32;
+    clgi();
+    self_ipi();
+    sti();
+    svm_run(regs, (u64)vmcb);
+    report_exit(vmcb->exitcode == VMEXIT_INTR && at(l2_handlers + 4 * VECTOR_GP) &&
+                    pushed(0) == 0x5678 && pushed(1) == (u64)l2_nops &&
+                    !(vmcb->exitintinfo & SVM_EVENT_V),
+                "an injection is done before an interrupt exits");
+    stgi();
+    pause();
+    cli();
+    report(ipi_count == 1, "L1 takes it then");
+    l2_idt[VECTOR_GP * 2] &= ~(1ull << 40);
+}
+
 static void test_blocked_interrupts(void)
 {
     init(l2_count);
@@ -1064,6 +1089,7 @@ void guest_main(void)
     test_msrpm();
     test_gif();
     test_interrupts();
+    test_injection_before_exit();
     test_blocked_interrupts();
     test_nmi();
     test_halted();

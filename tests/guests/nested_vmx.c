@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // Copyright (c) 2026 The Nestor authors
 //
-// A small hypervisor: VMXON, a VMCS, VMLAUNCH and VMRESUME of guests of a few instructions; what the VMCS and the registers hold after
-// each exit, with EPT off and on; events, controls, interrupts; failures of the instructions and of each check of VM entry (SDM vol. 3
-// "VM Entries", "VM Exits", "VMX Instruction Reference"). An L2 shares L1's paging and GDT and has an IDT of its own, behind whose
-// gates there is a VMCALL each.
+// A small hypervisor: VMXON, a VMCS, VMLAUNCH and VMRESUME of guests of a few instructions; what
+// the VMCS and the registers hold after each exit, with EPT off and on; events, controls,
+// interrupts; failures of the instructions and of each check of VM entry (SDM vol. 3 "VM Entries",
+// "VM Exits", "VMX Instruction Reference"). An L2 shares L1's paging and GDT and has an IDT of its
+// own, behind whose gates there is a VMCALL each.
 
 #include <arch/x86/vmx.h>
 
@@ -32,7 +33,8 @@ enum { RAX, RBX, RCX, RDX, RSI, RDI, RBP, R8 };
 extern u64 l2_registers[REGISTERS];
 u64 l2_registers[REGISTERS];
 
-// VMLAUNCH (0), VMRESUME (1), or VMLAUNCH behind MOV SS (2). Returns RFLAGS & (CF | ZF) if that failed, 0 after an exit.
+// VMLAUNCH (0), VMRESUME (1), or VMLAUNCH behind MOV SS (2). Returns RFLAGS & (CF | ZF) if that
+// failed, 0 after an exit.
 u64 vmx_enter(u64 how);
 extern char vmx_exit[], l2_handlers[];
 extern u16 vmx_ss;
@@ -907,7 +909,8 @@ static void test_exits(void)
     }
 }
 
-// Table "Format of the VM-Exit Instruction-Information Field as Used for VMREAD and VMWRITE", and for VMPTRLD.
+// Table "Format of the VM-Exit Instruction-Information Field as Used for VMREAD and VMWRITE", and
+// for VMPTRLD.
 static void test_instruction_information(void)
 {
     u64 info;
@@ -1234,6 +1237,26 @@ static void test_interrupts(void)
     run();
     report_exit(in_handler(TIMER_VECTOR) && timer_count == 0, "without the control L2 takes it");
     apic_eoi();
+}
+
+// An interrupt waits while L1 injects an exception: the exception is delivered, then the interrupt
+// exits before its handler starts.
+static void test_injection_before_exit(void)
+{
+    l2_idt[VECTOR_GP * 2] |= 1ull << 40; // a trap gate
+    init_interruptible(l2_nops, PIN_EXTERNAL_INTERRUPT);
+    vmwrite(ENTRY_INTERRUPTION_INFO,
+            INFO_VALID | INFO_ERROR_CODE | TYPE_EXCEPTION << INFO_TYPE_SHIFT | VECTOR_GP);
+    vmwrite(ENTRY_EXCEPTION_ERROR_CODE, 0x5678);
+    self_ipi();
+    report_exit(run() == REASON_EXTERNAL_INTERRUPT && at(l2_handlers + 4 * VECTOR_GP) &&
+                    pushed(0) == 0x5678 && pushed(1) == (u64)l2_nops &&
+                    !(vmread(IDT_VECTORING_INFO) & INFO_VALID),
+                "an injection is done before an interrupt exits");
+    sti();
+    cli();
+    report(ipi_count == 1, "L1 takes it then");
+    l2_idt[VECTOR_GP * 2] &= ~(1ull << 40);
 }
 
 // L2 halts without an exit; an interrupt for L1 wakes it, behind its HLT.
@@ -1621,6 +1644,7 @@ void guest_main(void)
     test_msrs();
     test_msr_areas();
     test_interrupts();
+    test_injection_before_exit();
     test_halted();
     test_window();
     test_nmi();
