@@ -131,7 +131,7 @@ static void apply_policies(struct cpuid_table *t)
 static void mask_cores(struct cpuid_table *t)
 {
     t->basic[1][EBX] &= 0xffff; // brand, CLFLUSH; APIC ID and count per vCPU
-    t->extended[8][ECX] = t->vcpus - 1;
+    t->extended[8][ECX] = t->amd ? t->vcpus - 1 : 0;
     t->extended[8][EDX] = 0;
     if (t->vcpus > 1) {
         t->basic[1][EBX] |= MIN(t->vcpus, 255u) << 16;
@@ -217,6 +217,12 @@ static void settle_dependencies(struct cpuid_table *t)
     if (!(t->features_xcr0 & BIT(5)))
         t->basic[7][EBX] &= ~(B(16) | B(17) | B(21) | B(26) | B(27) | B(28) | B(30) | B(31));
     t->extended[1][ECX] &= t->amd ? ~0u : B(0) | B(5) | B(8);
+    if (backend->lacks_rdtscp) { // and RDPID
+        t->extended[1][EDX] &= ~B(27);
+        t->basic[7][ECX] &= ~B(22);
+    }
+    if (backend->lacks_invpcid)
+        t->basic[7][EBX] &= ~B(10);
 }
 
 int cpuid_create(struct vm *vm)

@@ -44,12 +44,17 @@ static int add_files(struct vm *vm, struct load *load)
     return error;
 }
 
-// The extents lie side by side from 0 and from 4 GiB on.
+// The extents lie side by side from 0 (but for the legacy hole) and from 4 GiB on, ascending.
 static void measure_ram(const struct vm *vm, struct load *load)
 {
-    for (u32 i = 0; i < vm->ram_count; i++)
-        *(vm->ram[i].gpa < VM_HIGH_RAM_BASE ? &load->low_size : &load->high_size) +=
-            vm->ram[i].size;
+    for (u32 i = 0; i < vm->ram_count; i++) {
+        u64 end = vm->ram[i].gpa + vm->ram[i].size;
+
+        if (vm->ram[i].gpa < VM_HIGH_RAM_BASE)
+            load->low_size = end;
+        else
+            load->high_size = end - VM_HIGH_RAM_BASE;
+    }
 }
 
 static void put_word(const struct load *load, gpa_t gpa, u64 value)

@@ -259,8 +259,8 @@ static int write_tsc_aux(struct vcpu *vcpu, u32 msr, u64 value)
 {
     if (!cpuid_has(vcpu->vm, 0x80000001, 3, 27) || value >> 32)
         return -E_FAULT;
-    vcpu->tsc_aux = value;
-    msr_write(msr, value); // lives in the register while the vCPU is on this CPU
+    (void)msr;
+    vcpu->tsc_aux = value; // the back end loads it before the next entry
     return 0;
 }
 

@@ -5,9 +5,11 @@
 // Initialization" (table of states following power-up, reset and INIT); APM vol. 2 "Processor
 // Initialization State".
 
+#include <arch/x86/insn.h>
 #include <arch/x86/regs.h>
 #include <nestor/cpu.h>
 #include <nestor/device.h>
+#include <nestor/log.h>
 #include <nestor/nested.h>
 #include <nestor/page.h>
 #include <nestor/run.h>
@@ -15,6 +17,17 @@
 #include <nestor/time.h>
 
 enum { FPU_AREA_ORDER = 2 }; // 16 KiB: AVX-512 and AMX's tile data fit
+
+// The back ends save every component that the CPU has, whatever the guest is offered.
+static bool fpu_area_suffices(void)
+{
+    u32 need = cpuid(0, 0).eax >= 0xd ? cpuid(0xd, 0).ecx : 0;
+
+    if (need <= PAGE_SIZE << FPU_AREA_ORDER)
+        return true;
+    log_error("the CPU's extended state takes %u bytes, more than Nestor has room for", need);
+    return false;
+}
 
 static void controls_init(struct vcpu *vcpu, struct controls *ctl)
 {
@@ -44,7 +57,7 @@ int vcpu_create(struct vm *vm, u32 id, struct cpu *cpu)
     vcpu->id = id;
     vcpu->cpu = cpu;
     vcpu->cur = &vcpu->ctx[0];
-    vcpu->fpu = page_alloc(FPU_AREA_ORDER);
+    vcpu->fpu = fpu_area_suffices() ? page_alloc(FPU_AREA_ORDER) : NULL;
     if (!vcpu->fpu)
         return -E_NOMEM;
     err = msr_create(vcpu);
@@ -144,7 +157,7 @@ void vcpu_reset(struct vcpu *vcpu, bool init)
     events_reset(vcpu);
     lapic_reset(vcpu, init);
     vcpu->cur->ctl.tsc_offset = vcpu_guest_tsc(vcpu, 0);
-    vcpu->cur->flush = TLB_FLUSH_GUEST;
+    vcpu->cur->flush |= TLB_FLUSH_GUEST;
 }
 
 bool vcpu_mode_long(struct vcpu *vcpu)

@@ -123,6 +123,8 @@ static void accept_caps(const struct vmx_caps *caps)
     vmx_caps.timer = caps->controls.base[CONTROL_PIN] & PIN_PREEMPTION_TIMER;
     vmx_msr_bitmap_init();
     vmx_backend.stage2_1g = caps->ept_vpid & EPT_CAP_1G;
+    vmx_backend.lacks_rdtscp = !(caps->controls.base[CONTROL_SECONDARY] & SECONDARY_RDTSCP);
+    vmx_backend.lacks_invpcid = !(caps->controls.base[CONTROL_SECONDARY] & SECONDARY_INVPCID);
     vmx_backend.has_mtf = caps->controls.allowed[CONTROL_PRIMARY] & PRIMARY_MTF;
 }
 

@@ -93,14 +93,21 @@ static void write_rip(struct vcpu_ctx *ctx)
     vmwrite_changed(GUEST_RFLAGS, &hw->rflags, ctx->state.rflags);
 }
 
-static void write_primary(const struct controls *ctl, struct backend_ctx *hw)
+// Not every CPU counts blocking by STI as a reason to keep the NMI window closed, and then each
+// entry would exit at once; the interrupt window waits for its end, and IF is 1 under it.
+static u32 nmi_window(const struct vcpu_ctx *ctx)
+{
+    return ctx->state.interruptibility & BLOCK_STI ? PRIMARY_INTERRUPT_WINDOW : PRIMARY_NMI_WINDOW;
+}
+
+static void write_primary(const struct vcpu_ctx *ctx, struct backend_ctx *hw)
 {
     u32 primary = hw->primary;
 
-    if (unlikely(ctl->interrupt_window))
+    if (unlikely(ctx->ctl.interrupt_window))
         primary |= PRIMARY_INTERRUPT_WINDOW;
-    if (unlikely(ctl->nmi_window))
-        primary |= PRIMARY_NMI_WINDOW;
+    if (unlikely(ctx->ctl.nmi_window))
+        primary |= nmi_window(ctx);
     vmwrite32_changed(PRIMARY_CONTROLS, &hw->primary_written, primary);
 }
 
@@ -126,7 +133,7 @@ static u32 prepare(struct vcpu *vcpu, const struct cpu *this)
     if (unlikely(ctx->flush))
         flush(ctx);
     vmwrite_changed(HOST_CR3, &hw->host_cr3, this->cr3);
-    write_primary(&ctx->ctl, hw);
+    write_primary(ctx, hw);
     if (ctx->ctl.inject.valid)
         inject(vcpu, &ctx->ctl.inject);
     write_timer(vcpu, hw);

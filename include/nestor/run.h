@@ -94,8 +94,7 @@ bool xcr0_refused(struct vcpu *vcpu, u64 value);
 int insn_cache_create(struct vcpu *vcpu); // 0 or -E_NOMEM
 void insn_cache_destroy(struct vcpu *vcpu);
 // Reads the instruction at RIP, wholly: bytes in buf, returns their number (1..15), or -E_FAULT:
-// the guest has its fault, or executes the
-// instruction again, or is stopped.
+// the guest has its fault, or executes the instruction again, or is stopped.
 int insn_fetch(struct vcpu *vcpu, u8 buf[15]);
 // Its first four bytes, the first one lowest, if the cache knows its page and they lie in it.
 bool insn_first_word(struct vcpu *vcpu, u32 *word);
