@@ -186,8 +186,3 @@ u64 vcpu_guest_tsc(struct vcpu *vcpu, u64 host_tsc)
 {
     return host_tsc - vcpu->vm->tsc_base + vcpu->tsc_offset_base;
 }
-
-u64 vcpu_host_tsc(struct vcpu *vcpu, u64 guest_tsc)
-{
-    return guest_tsc + vcpu->vm->tsc_base - vcpu->tsc_offset_base;
-}

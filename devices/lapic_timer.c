@@ -14,6 +14,8 @@
 
 enum timer_mode { TIMER_ONE_SHOT, TIMER_PERIODIC, TIMER_TSC_DEADLINE, TIMER_RESERVED };
 
+#define TIMER_FAR BIT(62) // a host's uptime does not come so far
+
 // A periodic timer costs at most one interrupt in this time, however short its period.
 enum { TIMER_MIN_PERIOD_NS = 10000 };
 
@@ -162,15 +164,16 @@ void lapic_timer_write_lvt(struct lapic *lapic, u32 lvt)
 
 static void timer_arm_deadline(struct lapic *lapic)
 {
-    u64 now = machine_now();
+    u64 now = machine_now(), guest_now = vcpu_guest_tsc(lapic->vcpu, now);
 
-    if (vcpu_guest_tsc(lapic->vcpu, now) >= lapic->s.tsc_deadline) {
+    if (guest_now >= lapic->s.tsc_deadline) {
         timer_disarm(lapic);
         lapic->s.tsc_deadline = 0;
         timer_raise(lapic);
         return;
     }
-    timer_arm_at(lapic, vcpu_host_tsc(lapic->vcpu, lapic->s.tsc_deadline));
+    // As a difference: what is far enough away would come round into the past.
+    timer_arm_at(lapic, now + MIN(lapic->s.tsc_deadline - guest_now, TIMER_FAR));
 }
 
 void lapic_timer_write_deadline(struct lapic *lapic, u64 deadline)

@@ -68,4 +68,3 @@ bool lapic_enabled(const struct vcpu *vcpu);
 
 // Guest's TSC (core/time of the vCPU): host TSC scaled and offset.
 u64 vcpu_guest_tsc(struct vcpu *vcpu, u64 host_tsc);
-u64 vcpu_host_tsc(struct vcpu *vcpu, u64 guest_tsc);

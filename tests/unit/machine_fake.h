@@ -114,11 +114,6 @@ u64 vcpu_guest_tsc(struct vcpu *vcpu, u64 host_tsc)
     return host_tsc + vcpu->tsc_offset_base;
 }
 
-u64 vcpu_host_tsc(struct vcpu *vcpu, u64 guest_tsc)
-{
-    return guest_tsc - vcpu->tsc_offset_base;
-}
-
 void vm_power_off(struct vm *vm, u32 status)
 {
     (void)vm;

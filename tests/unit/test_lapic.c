@@ -492,6 +492,10 @@ static void test_tsc_deadline(void **state)
     advance(MS);
     assert_int_equal(take_irq(0), -1);
     set_msr(0, MSR_TSC_DEADLINE, fake_time + 5000 + 1000);
+    set_msr(0, MSR_TSC_DEADLINE, ~0ull); // far away, not wrapped into the past
+    advance(MS);
+    assert_int_equal(take_irq(0), -1);
+    set_msr(0, MSR_TSC_DEADLINE, fake_time + 5000 + 1000);
     apic_write(0, APIC_LVT_TIMER, 0x31); // a change of mode disarms
     advance(MS);
     assert_int_equal(take_irq(0), -1);
