@@ -290,9 +290,11 @@ static bool injection_first(struct vcpu *vcpu)
     return true;
 }
 
+// One pass; it ends where an exit to L1 is made on the way.
 static void prepare_boundary(struct vcpu *vcpu)
 {
     struct vcpu_events *ev = &vcpu->events;
+    u8 level = vcpu->level;
     bool injected;
 
     vcpu->cur->ctl.inject.valid = false;
@@ -302,23 +304,24 @@ static void prepare_boundary(struct vcpu *vcpu)
         take_init(vcpu);
     if (unlikely(ev->sipi))
         take_sipi(vcpu);
-    if (unlikely(vcpu->cur->state.activity == ACTIVITY_WAIT_SIPI))
+    if (unlikely(vcpu->cur->state.activity == ACTIVITY_WAIT_SIPI) || vcpu->level != level)
         return;
     injected = deliver_exception(vcpu);
     if (!injected && unlikely(ev->mtf_pending) && vcpu->level &&
         nested_event(vcpu, NESTED_MTF) != NESTED_DELIVER)
         return;
-    if (!injected && (ev->debug_check || ev->nmi_count || ev->interrupts_check)) {
+    if (!injected && vcpu->level == level &&
+        (ev->debug_check || ev->nmi_count || ev->interrupts_check)) {
         injected = deliver_pending_debug(vcpu);
         ev->debug_check = vcpu->cur->state.pending_dbg; // blocked by MOV SS: look again
     }
-    if (unlikely(ev->gif_clear) || (injected && injection_first(vcpu)))
+    if (unlikely(ev->gif_clear) || vcpu->level != level || (injected && injection_first(vcpu)))
         return;
     if (!injected)
         injected = deliver_nmi(vcpu);
     else if (ev->nmi_count)
         vcpu->cur->ctl.nmi_window = true;
-    if (ev->interrupts_check)
+    if (ev->interrupts_check && vcpu->level == level)
         deliver_interrupt(vcpu);
 }
 
