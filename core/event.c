@@ -362,38 +362,57 @@ void vcpu_trap_step(struct vcpu *vcpu)
     vcpu->events.debug_check = true;
 }
 
-// GROUP_RIP is always valid between an exit and the next entry.
-static inline void finish(struct vcpu *vcpu, u64 next_rip)
+static inline void move_on(struct vcpu_ctx *ctx, u64 next_rip)
 {
-    struct vcpu_ctx *ctx = vcpu->cur;
-    struct guest_state *state = vcpu_state(vcpu, GROUP_BLOCKING);
+    ctx->dirty |= GROUP_RIP; // which is always valid between an exit and the next entry
+    ctx->state.rip = next_rip;
+    ctx->state.rflags &= ~RFLAGS_RF;
+}
 
-    ctx->dirty |= GROUP_RIP;
-    state->rip = next_rip;
-    state->rflags &= ~RFLAGS_RF;
-    if (unlikely(state->interruptibility & (BLOCK_STI | BLOCK_MOV_SS)))
+// Whether an instruction's end is nothing but the next one's address.
+static inline bool end_is_plain(const struct vcpu_ctx *ctx)
+{
+    return likely((ctx->valid & GROUP_BLOCKING) &&
+                  !(ctx->state.interruptibility & (BLOCK_STI | BLOCK_MOV_SS)) &&
+                  !(ctx->state.rflags & RFLAGS_TF) && !(ctx->ctl.intercepts & INTERCEPT_MTF));
+}
+
+static __attribute__((noinline)) void finish_fully(struct vcpu *vcpu, u64 next_rip)
+{
+    move_on(vcpu->cur, next_rip);
+    if (vcpu_state(vcpu, GROUP_BLOCKING)->interruptibility & (BLOCK_STI | BLOCK_MOV_SS))
         vcpu_modify(vcpu, GROUP_BLOCKING)->interruptibility &= ~(u32)(BLOCK_STI | BLOCK_MOV_SS);
-    if (unlikely(state->rflags & RFLAGS_TF))
-        vcpu_trap_step(vcpu);
-    if (unlikely(ctx->ctl.intercepts & INTERCEPT_MTF))
+    vcpu_trap_step(vcpu);
+    if (vcpu->cur->ctl.intercepts & INTERCEPT_MTF)
         vcpu->events.mtf_pending = true;
 }
 
 void vcpu_finish_insn(struct vcpu *vcpu, u64 next_rip)
 {
-    finish(vcpu, next_rip);
+    if (end_is_plain(vcpu->cur))
+        move_on(vcpu->cur, next_rip);
+    else
+        finish_fully(vcpu, next_rip);
+}
+
+// A carry out of the low half: it is lost in all but 64-bit code.
+static __attribute__((noinline)) void finish_wrapped(struct vcpu *vcpu, struct vm_exit *exit)
+{
+    if (vcpu_code_size(vcpu) != 8)
+        exit->next_rip = (u32)exit->next_rip;
+    vcpu_finish_insn(vcpu, exit->next_rip);
 }
 
 void vcpu_finish_exit(struct vcpu *vcpu, struct vm_exit *exit)
 {
     u64 rip = vcpu->cur->state.rip;
 
-    if (!exit->next_rip) {
-        ASSERT(exit->insn_len); // exit_handle has found it
+    if (!exit->next_rip) { // exit_handle has found the length
         exit->next_rip = rip + exit->insn_len;
-        // Only a carry makes a difference: what is not 64-bit code has no high half.
-        if (unlikely((exit->next_rip ^ rip) >> 32) && vcpu_code_size(vcpu) != 8)
-            exit->next_rip = (u32)exit->next_rip;
+        if (unlikely((exit->next_rip ^ rip) >> 32)) {
+            finish_wrapped(vcpu, exit);
+            return;
+        }
     }
-    finish(vcpu, exit->next_rip);
+    vcpu_finish_insn(vcpu, exit->next_rip);
 }

@@ -19,22 +19,25 @@
 
 enum { CACHE_SLOTS = 16, CACHE_ENTRIES = 5 };
 
-// What a translation depends on beside CR3, and RFLAGS.AC for data.
+// What a translation depends on beside CR3, and RFLAGS.AC for data. No bit is in two of them.
 #define CR0_TRANSLATION (CR0_PG | CR0_WP)
 #define CR4_TRANSLATION \
     (CR4_PSE | CR4_PAE | CR4_LA57 | CR4_SMEP | CR4_SMAP | CR4_PKE | CR4_PKS | CR4_CET)
 #define EFER_TRANSLATION (EFER_LMA | EFER_NX)
+_Static_assert(!(CR0_TRANSLATION & CR4_TRANSLATION) &&
+                   !((CR0_TRANSLATION | CR4_TRANSLATION) & EFER_TRANSLATION),
+               "the paging mode is one word");
 
 struct translation {
     u64 tag; // tag_of(); 0: nothing
-    u64 cr0, cr3, cr4, efer;
-    u32 entries;
+    u64 cr3, mode;
     struct {
         const u64 *at;
         u64 value;
     } entry[CACHE_ENTRIES]; // those behind the last one are nobody's, and true
-    gpa_t gpa;              // of the page
     u8 *host;               // of the page, NULL: not RAM
+    gpa_t gpa;              // of the page
+    u32 entries;
 };
 
 struct insn_cache {
@@ -180,10 +183,9 @@ static inline struct translation *slot_of(struct vcpu *vcpu, gva_t la, u32 acces
     return &vcpu->insn_cache->data[(page ^ (access & WALK_WRITE)) % CACHE_SLOTS];
 }
 
-static inline bool same_paging(const struct translation *t, const struct guest_state *s)
+static inline u64 paging_mode(const struct guest_state *s)
 {
-    return !(((t->cr0 ^ s->cr0) & CR0_TRANSLATION) | ((t->cr4 ^ s->cr4) & CR4_TRANSLATION) |
-             ((t->efer ^ s->efer) & EFER_TRANSLATION) | (t->cr3 ^ s->cr3));
+    return (s->cr0 & CR0_TRANSLATION) | (s->cr4 & CR4_TRANSLATION) | (s->efer & EFER_TRANSLATION);
 }
 
 static inline u64 changed(const struct translation *t, unsigned i)
@@ -205,8 +207,8 @@ static ALWAYS_INLINE struct translation *cached(struct vcpu *vcpu, const struct 
 {
     struct translation *t = slot_of(vcpu, la, access);
 
-    if (likely(t->tag == tag_of(s, la, access) && same_paging(t, s) && !vcpu->level &&
-               still_true(t)))
+    if (likely(t->tag == tag_of(s, la, access) && t->cr3 == s->cr3 && t->mode == paging_mode(s) &&
+               !vcpu->level && still_true(t)))
         return t;
     return NULL;
 }
@@ -229,10 +231,8 @@ static void remember(struct translation *t, const struct guest_state *s, u64 tag
         t->entry[i].at = &nothing;
         t->entry[i].value = 0;
     }
-    t->cr0 = s->cr0;
     t->cr3 = s->cr3;
-    t->cr4 = s->cr4;
-    t->efer = s->efer;
+    t->mode = paging_mode(s);
     t->tag = tag;
 }
 
@@ -419,16 +419,22 @@ int insn_fetch(struct vcpu *vcpu, u8 buf[15])
     return -E_FAULT;
 }
 
-bool insn_first_word(struct vcpu *vcpu, u32 *word)
+// The code at RIP, if the cache knows its page and `size` bytes lie in it; NULL if not.
+static ALWAYS_INLINE const u8 *known_code(struct vcpu *vcpu, const struct guest_state *s, u64 size)
 {
-    const struct guest_state *s = vcpu_state(vcpu, FETCH_GROUPS);
     u64 la = linear_rip(s), offset = la & ~PAGE_MASK;
     const struct translation *t = cached(vcpu, s, la, fetch_access(s));
 
-    if (unlikely(!t || !t->host || offset > PAGE_SIZE - sizeof(*word)))
-        return false;
-    memcpy(word, t->host + offset, sizeof(*word));
-    return true;
+    return likely(t && t->host && offset <= PAGE_SIZE - size) ? t->host + offset : NULL;
+}
+
+bool insn_first_word(struct vcpu *vcpu, u32 *word)
+{
+    const u8 *code = known_code(vcpu, vcpu_state(vcpu, FETCH_GROUPS), sizeof(*word));
+
+    if (code)
+        memcpy(word, code, sizeof(*word));
+    return code;
 }
 
 // What an exit of this kind was made by: its usual bytes without prefixes, the first one lowest
@@ -439,7 +445,7 @@ struct exit_opcode {
     u8 op[2];
 };
 
-#define BYTES_0          0, 0, 0
+#define BYTES_0          1, 0, 0 // which no word is under this mask
 #define BYTES_1(a)       a, 0xff, 1
 #define BYTES_2(a, b)    (b) << 8 | (a), 0xffff, 2
 #define BYTES_3(a, b, c) (c) << 16 | (b) << 8 | (a), 0xffffff, 3
@@ -512,17 +518,39 @@ static unsigned exit_length(struct vcpu *vcpu, const struct vm_exit *exit)
     return 0;
 }
 
-bool insn_find_length(struct vcpu *vcpu, struct vm_exit *exit)
+static inline bool has_usual_bytes(const u8 *code, const struct exit_opcode *expected)
 {
-    const struct exit_opcode *expected = &exit_opcodes[exit->kind];
     u32 word;
 
-    if (!expected->op[0])
-        return true; // no instruction, or one that its handler decodes wholly
-    if (likely(expected->mask && insn_first_word(vcpu, &word) &&
-               (word & expected->mask) == expected->bytes))
+    if (!code)
+        return false;
+    memcpy(&word, code, sizeof(word));
+    return (word & expected->mask) == expected->bytes;
+}
+
+static __attribute__((noinline)) bool find_length_fully(struct vcpu *vcpu, struct vm_exit *exit)
+{
+    const struct exit_opcode *expected = &exit_opcodes[exit->kind];
+    const struct guest_state *s = vcpu_state(vcpu, FETCH_GROUPS);
+
+    if (has_usual_bytes(known_code(vcpu, s, sizeof(u32)), expected))
         exit->insn_len = expected->length;
     else
         exit->insn_len = (u8)exit_length(vcpu, exit);
     return exit->insn_len;
+}
+
+bool insn_find_length(struct vcpu *vcpu, struct vm_exit *exit)
+{
+    const struct exit_opcode *expected = &exit_opcodes[exit->kind];
+    const struct vcpu_ctx *ctx = vcpu->cur;
+
+    if (!expected->op[0])
+        return true; // no instruction, or one that its handler decodes wholly
+    // The usual one needs no more than this; a call would have it save registers.
+    if (unlikely(FETCH_GROUPS & ~ctx->valid) ||
+        !has_usual_bytes(known_code(vcpu, &ctx->state, sizeof(u32)), expected))
+        return find_length_fully(vcpu, exit);
+    exit->insn_len = expected->length;
+    return true;
 }

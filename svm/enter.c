@@ -31,6 +31,7 @@
 #include <nestor/tlb.h>
 
 #include "exit.h"
+#include "mode.h"
 
 // --- ASIDs ---
 
@@ -160,7 +161,7 @@ static void prepare_nmi(struct vcpu_ctx *ctx)
 }
 
 // Everything that an entry does not need every time.
-static void prepare(struct vcpu *vcpu, struct svm_cpu *cpu)
+static __attribute__((noinline)) void prepare(struct vcpu *vcpu, struct svm_cpu *cpu)
 {
     struct vcpu_ctx *ctx = vcpu->cur;
     struct backend_ctx *hw = ctx->hw;
@@ -259,7 +260,7 @@ static void take_back_injection(struct vcpu_ctx *ctx, struct vm_exit *exit)
 }
 
 // What few exits need, in the order in which it touches the exit.
-static void adjust_exit(struct vcpu *vcpu, struct vm_exit *exit)
+static __attribute__((noinline)) void adjust_exit(struct vcpu *vcpu, struct vm_exit *exit)
 {
     struct vcpu_ctx *ctx = vcpu->cur;
     struct backend_ctx *hw = ctx->hw;
@@ -317,6 +318,7 @@ void svm_enter(struct vcpu *vcpu, struct vm_exit *exit)
     struct guest_state *state = &ctx->state;
     struct backend_ctx *hw = ctx->hw;
     struct vmcb *vmcb = hw->vmcb;
+    u32 todo;
 
     vmcb->rax = vcpu->gpr[GPR_RAX];
     vmcb->rip = state->rip;
@@ -331,11 +333,14 @@ void svm_enter(struct vcpu *vcpu, struct vm_exit *exit)
     state->rip = vmcb->rip;
     state->rsp = vmcb->rsp;
     state->rflags = vmcb->rflags;
-    state->interruptibility =
-        (u32)vmcb->interrupt_shadow & BLOCK_STI; // adjust_exit adds what prepare() found
+    // adjust_exit adds what prepare() found
+    state->interruptibility = (u32)(vmcb->interrupt_shadow & BLOCK_STI);
     ctx->valid = GROUP_RIP | GROUP_BLOCKING | SVM_MODEL_GROUPS;
     ctx->dirty = 0;
     vcpu->shared_valid = 0;
-    if (unlikely(svm_fill_exit(vmcb, exit) | hw->adjust))
+    todo = svm_fill_exit(vmcb, exit);
+    if (todo & INSN)
+        svm_see_mode(ctx);
+    if (unlikely((todo & ADJUST) | hw->adjust))
         adjust_exit(vcpu, exit);
 }

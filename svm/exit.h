@@ -36,13 +36,14 @@ static inline u8 svm_insn_length(const struct vmcb *vmcb)
 _Static_assert(offsetof(struct vm_exit, kind) == 0 && offsetof(struct vm_exit, bytes) == 7,
                "vm_exit");
 
-// Fills *exit from the VMCB's exit fields. Returns whether svm_enter has to look at it: an
-// interrupted delivery, INTR, IRET. Pure.
-static inline bool svm_fill_exit(const struct vmcb *vmcb, struct vm_exit *exit)
+// Fills *exit from the VMCB's exit fields. Returns what svm_enter has to do besides: ADJUST for an
+// interrupted delivery, INTR and IRET; INSN for an instruction of unknown length. Pure.
+static inline u32 svm_fill_exit(const struct vmcb *vmcb, struct vm_exit *exit)
 {
     u64 code = vmcb->exitcode;
     const struct exit_row *row =
         likely(code < SVM_EXIT_ROWS) ? &svm_exit_rows[code] : svm_find_exit_row(code);
+    u32 flags = row->flags;
 
     *(u64 *)exit = row->kind;
     exit->raw_reason = code;
@@ -51,14 +52,15 @@ static inline bool svm_fill_exit(const struct vmcb *vmcb, struct vm_exit *exit)
     exit->next_rip = 0;
     exit->interrupted.valid = false;
     exit->operand.known = false;
-    if ((row->flags & INSN) && svm_insn_length(vmcb)) {
+    if (svm_has(SVM_FEATURE_NRIPS) && (flags & INSN) && svm_insn_length(vmcb)) {
         exit->next_rip = vmcb->nrip;
         exit->insn_len = svm_insn_length(vmcb);
+        flags &= ~(u32)INSN;
     }
     if (row->fill)
         row->fill(vmcb, exit);
     if (likely(!(vmcb->exitintinfo & SVM_EVENT_V)))
-        return row->flags & ADJUST;
+        return flags;
     svm_fill_interrupted(vmcb, &exit->interrupted);
-    return true;
+    return flags | ADJUST;
 }

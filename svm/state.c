@@ -18,7 +18,7 @@
 #include <nestor/string.h>
 #include <nestor/tlb.h>
 
-#include "svm.h"
+#include "mode.h"
 
 #define MSR_PRED_CMD_IBPB BIT(0)
 
@@ -44,15 +44,6 @@ static struct vmcb_segment pack(const struct segment *seg)
         .selector = seg->selector, .attrib = (u16)attrib, .limit = seg->limit, .base = seg->base};
 }
 
-static inline u64 segment_differs(const struct vmcb_segment *a, const struct vmcb_segment *b)
-{
-    u64 x[2], y[2];
-
-    memcpy(x, a, sizeof(x));
-    memcpy(y, b, sizeof(y));
-    return (x[0] ^ y[0]) | (x[1] ^ y[1]);
-}
-
 // The model's CPL is SS.DPL, as in VMX; the VMCB has a field of its own, and SS may be a null
 // segment with any DPL.
 static void take_code(struct backend_ctx *hw, struct guest_state *state)
@@ -66,16 +57,6 @@ static void take_code(struct backend_ctx *hw, struct guest_state *state)
     unpack(&state->seg[SEG_CS], &vmcb->cs);
     unpack(ss, &vmcb->ss);
     ss->access = (ss->access & ~(u32)SEG_DPL) | (u32)vmcb->cpl << SEG_DPL_SHIFT;
-}
-
-// Most often they are what the model took last.
-static inline void pull_code(struct backend_ctx *hw, struct guest_state *state)
-{
-    const struct vmcb *vmcb = hw->vmcb;
-
-    if (unlikely(segment_differs(&vmcb->cs, &hw->seen_cs) |
-                 segment_differs(&vmcb->ss, &hw->seen_ss) | (u64)(vmcb->cpl ^ hw->seen_cpl)))
-        take_code(hw, state);
 }
 
 static u8 cpl_of(const struct guest_state *state, u64 cr0)
@@ -120,30 +101,15 @@ static void write_tables(const struct guest_state *state, struct vmcb *vmcb)
 
 // --- pull ---
 
-// The groups that say in which mode the guest is: who needs one needs the others next.
-#define MODE_GROUPS (GROUP_CR | GROUP_CODE | GROUP_EFER_PAT)
-
-// Those of them that are missing.
-static ALWAYS_INLINE void pull_mode(struct vcpu_ctx *ctx)
+// Who needs one of the mode's groups needs the others next.
+static void pull_mode(struct vcpu_ctx *ctx)
 {
-    const struct vmcb *vmcb = ctx->hw->vmcb;
-    struct guest_state *state = &ctx->state;
-    u32 valid = ctx->valid;
+    u32 missing = SVM_MODE_GROUPS & ~ctx->valid;
 
-    ctx->valid = valid | MODE_GROUPS;
-    if (!(valid & GROUP_CR)) {
-        state->cr0 = vmcb->cr0;
-        state->cr3 = vmcb->cr3;
-        state->cr4 = vmcb->cr4;
-    }
-    if (!(valid & GROUP_EFER_PAT)) {
-        // SVME is always set in hardware; the guest's own bit lives in the model, because WRMSR to
-        // EFER exits.
-        state->efer = (vmcb->efer & ~EFER_SVME) | (state->efer & EFER_SVME);
-        state->pat = vmcb->g_pat;
-    }
-    if (!(valid & GROUP_CODE))
-        pull_code(ctx->hw, state);
+    svm_take_mode(ctx, missing);
+    if ((missing & GROUP_CODE) && svm_code_differs(ctx->hw))
+        take_code(ctx->hw, &ctx->state);
+    ctx->valid |= missing;
 }
 
 static void pull_others(struct vcpu_ctx *ctx, u32 groups)
@@ -194,9 +160,9 @@ static void pull_shared(struct vcpu *vcpu, u32 groups)
 
 void svm_pull(struct vcpu *vcpu, u32 groups)
 {
-    if (groups & MODE_GROUPS)
+    if (groups & SVM_MODE_GROUPS)
         pull_mode(vcpu->cur);
-    if (likely(!(groups & ~(u32)MODE_GROUPS)))
+    if (likely(!(groups & ~(u32)SVM_MODE_GROUPS)))
         return;
     pull_others(vcpu->cur, groups);
     if (groups & GROUP_ALL_SHARED)
@@ -258,6 +224,7 @@ static u32 write_ctx(struct vcpu_ctx *ctx, struct vmcb *vmcb, u32 dirty)
     }
     if (dirty & GROUP_EFER_PAT) {
         vmcb->efer = state->efer | EFER_SVME;
+        ctx->hw->efer_added = vmcb->efer ^ state->efer;
         vmcb->g_pat = state->pat;
         touched |= SVM_CLEAN_CRX | SVM_CLEAN_NP;
     }

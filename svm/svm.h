@@ -48,11 +48,12 @@ struct backend_ctx {
     u32 exceptions, word3;
     // CS, SS and CPL as they were when the model's were taken from them.
     struct vmcb_segment seen_cs, seen_ss;
-    u8 seen_cpl;  // or SVM_CPL_UNKNOWN
-    bool prepare; // the next entry must look at events and windows although core asks for nothing
-    bool adjust;  // prepare() ran for this entry: its traces go
-    u8 blocking;  // BLOCK_NMI, BLOCK_SMI over the entry
-    bool at_iret; // the IRET that ends NMI blocking is at iret_rip, not yet executed
+    u8 seen_cpl;    // or SVM_CPL_UNKNOWN
+    u64 efer_added; // SVME, where the guest's EFER is without it
+    bool prepare;   // the next entry must look at events and windows although core asks for nothing
+    bool adjust;    // prepare() ran for this entry: its traces go
+    u8 blocking;    // BLOCK_NMI, BLOCK_SMI over the entry
+    bool at_iret;   // the IRET that ends NMI blocking is at iret_rip, not yet executed
     u64 iret_rip;
     u8 step; // enum svm_step, during one entry
     u64 step_rflags, step_dr6;
