@@ -159,7 +159,8 @@ static u64 cr_new_value(struct vcpu *vcpu, const struct exit_cr *cr)
 static void on_cr(struct vcpu *vcpu, struct vm_exit *exit)
 {
     if (!decode_cr(vcpu, exit)) {
-        vm_stop(vcpu->vm, vcpu, "a control-register access that is not decoded");
+        if (!vcpu->events.exception.valid) // else its fetch has faulted
+            vm_stop(vcpu->vm, vcpu, "a control-register access that is not decoded");
         return;
     }
     if (exit->cr.access == CR_READ) {

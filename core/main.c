@@ -133,6 +133,13 @@ static void create_guest(u32 id)
              guest->test_device ? ", test device" : "");
 }
 
+static void create_guests(bool pinned)
+{
+    for (u32 i = 0; i < config.guest_count; i++)
+        if (config.guests[i].pinned == pinned)
+            create_guest(i);
+}
+
 void vm_ended(u32 id, u32 status)
 {
     __atomic_store_n(&statuses[id], status, __ATOMIC_RELEASE);
@@ -236,8 +243,8 @@ void core_main(void)
         log_error("configuration: unusable");
     used_before = (u32)(page_used_bytes() >> 10);
     log_memory("before guests");
-    for (u32 i = 0; i < config.guest_count; i++)
-        create_guest(i);
+    create_guests(true); // who names his CPUs chooses first
+    create_guests(false);
     log_info(
         "memory: %u KiB of Nestor's own before guests, %u KiB with them; %llu MiB free for guests",
         used_before, (u32)(page_used_bytes() >> 10), (unsigned long long)(ram_free_bytes() >> 20));
