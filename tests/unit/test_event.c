@@ -1,0 +1,646 @@
+// SPDX-License-Identifier: BSD-2-Clause
+// Copyright (c) 2026 The Nestor authors
+// unit-sources: core/event.c
+//
+// core/event.c: the table of exceptions that meet, what a #DB leaves in DR6, and the order in which
+// events are taken at a boundary, with and without an L2, against fakes of the LAPIC and the front
+// end.
+
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <setjmp.h>
+#include <stdlib.h>
+#include <string.h>
+#include <cmocka.h>
+
+#include <arch/x86/regs.h>
+#include <nestor/device.h>
+#include <nestor/nested.h>
+#include <nestor/run.h>
+
+static struct vcpu vcpu;
+static struct vm vm;
+static int interrupt; // in the LAPIC; -1: none
+static unsigned resets, vm_resets, exits, stops;
+static u32 wanted_exceptions;              // by L1
+static enum nested_answer answers[8];      // by enum nested_event
+static unsigned asked[8], asked_exception; // how often
+static struct event reflected;
+
+// --- fakes ---
+
+static void no_pull(struct vcpu *v, u32 groups)
+{
+    v->cur->valid |= groups & GROUP_ALL_CTX;
+    v->shared_valid |= groups & GROUP_ALL_SHARED;
+}
+
+static const struct backend fake_backend = {.pull = no_pull};
+const struct backend *backend = &fake_backend;
+
+bool irq_pending(struct vcpu *v)
+{
+    (void)v;
+    return interrupt >= 0;
+}
+
+int irq_ack(struct vcpu *v)
+{
+    int vector = interrupt;
+
+    (void)v;
+    interrupt = -1;
+    return vector;
+}
+
+void vcpu_reset(struct vcpu *v, bool init)
+{
+    (void)v;
+    resets += init;
+}
+
+void vm_reset(struct vm *v)
+{
+    (void)v;
+    vm_resets++;
+}
+
+unsigned vcpu_code_size(struct vcpu *v)
+{
+    return (v->cur->state.efer & EFER_LMA) ? 8 : 4;
+}
+
+void exit_handle(struct vcpu *v, struct vm_exit *exit)
+{
+    (void)v;
+    stops += exit->kind == EXIT_TRIPLE_FAULT;
+}
+
+static void to_l1(struct vcpu *v)
+{
+    v->level = 0;
+    v->cur = &v->ctx[0];
+    exits++;
+}
+
+bool nested_reflect(struct vcpu *v, struct vm_exit *exit)
+{
+    assert_int_equal(exit->kind, EXIT_TRIPLE_FAULT);
+    to_l1(v);
+    return true;
+}
+
+bool nested_wants_exception(struct vcpu *v, const struct event *event)
+{
+    asked_exception++;
+    if (!(wanted_exceptions & BIT(event->vector)))
+        return false;
+    reflected = *event;
+    to_l1(v);
+    return true;
+}
+
+enum nested_answer nested_event(struct vcpu *v, enum nested_event event)
+{
+    asked[event]++;
+    if (answers[event] == NESTED_EXITED) {
+        if (event == NESTED_NMI)
+            v->events.nmi_count--; // as VMX's front end does
+        if (event == NESTED_INTERRUPT)
+            interrupt = -1;
+        to_l1(v);
+    }
+    return answers[event];
+}
+
+void panic(const char *fmt, ...)
+{
+    fail_msg("%s", fmt);
+    abort();
+}
+
+// --- a vCPU ---
+
+static int setup(void **state)
+{
+    (void)state;
+    memset(&vcpu, 0, sizeof(vcpu));
+    memset(answers, 0, sizeof(answers));
+    memset(asked, 0, sizeof(asked));
+    vcpu.vm = &vm;
+    vcpu.id = 1;
+    vcpu.cur = &vcpu.ctx[0];
+    for (unsigned i = 0; i < 2; i++) {
+        struct guest_state *s = &vcpu.ctx[i].state;
+
+        s->cr0 = CR0_PE | CR0_PG;
+        s->efer = EFER_LMA;
+        s->rflags = RFLAGS_FIXED | RFLAGS_IF;
+        vcpu.ctx[i].valid = GROUP_ALL_CTX;
+    }
+    vcpu.dr6 = DR6_FIXED;
+    interrupt = -1;
+    resets = vm_resets = exits = stops = asked_exception = 0;
+    wanted_exceptions = 0;
+    memset(&reflected, 0, sizeof(reflected));
+    return 0;
+}
+
+static void in_l2(void)
+{
+    vcpu.level = 1;
+    vcpu.cur = &vcpu.ctx[1];
+}
+
+static const struct event *injected(void)
+{
+    return &vcpu.cur->ctl.inject;
+}
+
+static void expect_injected(u8 type, u8 vector)
+{
+    assert_true(injected()->valid);
+    assert_int_equal(injected()->type, type);
+    assert_int_equal(injected()->vector, vector);
+}
+
+static void raise_interrupt(int vector)
+{
+    interrupt = vector;
+    vcpu.events.interrupts_check = true;
+}
+
+// --- pure ---
+
+// SDM vol. 3, tables "Interrupt and Exception Classes" and "Conditions for Generating a Double
+// Fault"; #CP is contributory, #VE like #PF.
+static void test_merge_table(void **state)
+{
+    enum { BENIGN, CONTRIBUTORY, PAGE_FAULT, DOUBLE_FAULT };
+    static const u8 class_of[32] = {
+        [VECTOR_DE] = CONTRIBUTORY, [VECTOR_TS] = CONTRIBUTORY, [VECTOR_NP] = CONTRIBUTORY,
+        [VECTOR_SS] = CONTRIBUTORY, [VECTOR_GP] = CONTRIBUTORY, [VECTOR_CP] = CONTRIBUTORY,
+        [VECTOR_PF] = PAGE_FAULT,   [VECTOR_VE] = PAGE_FAULT,   [VECTOR_DF] = DOUBLE_FAULT,
+    };
+    static const u8 table[4][4] = {
+        // second: benign, contributory, page fault, double fault
+        [BENIGN] = {MERGE_SECOND, MERGE_SECOND, MERGE_SECOND, MERGE_SECOND},
+        [CONTRIBUTORY] = {MERGE_SECOND, MERGE_DOUBLE_FAULT, MERGE_SECOND, MERGE_SECOND},
+        [PAGE_FAULT] = {MERGE_SECOND, MERGE_DOUBLE_FAULT, MERGE_DOUBLE_FAULT, MERGE_SECOND},
+        [DOUBLE_FAULT] = {MERGE_SECOND, MERGE_TRIPLE_FAULT, MERGE_TRIPLE_FAULT, MERGE_SECOND},
+    };
+
+    (void)state;
+    for (unsigned first = 0; first < 32; first++)
+        for (unsigned second = 0; second < 32; second++)
+            assert_int_equal(event_merge_exceptions((u8)first, (u8)second),
+                             table[class_of[first]][class_of[second]]);
+}
+
+// SDM vol. 3 "Debug Status Register (DR6)": B0-B3 are as the exception found them, BD, BS and BT
+// stay once set, BLD and RTM are inverted.
+static void test_dr6(void **state)
+{
+    static const struct {
+        u64 before, payload, after;
+    } cases[] = {
+        {DR6_FIXED, 0, DR6_FIXED},
+        {DR6_FIXED, 1, DR6_FIXED | 1},
+        {DR6_FIXED | 3, 4, DR6_FIXED | 4},
+        {DR6_FIXED, DR6_BS, DR6_FIXED | DR6_BS},
+        {DR6_FIXED | DR6_BS, 2, DR6_FIXED | DR6_BS | 2},
+        {DR6_FIXED | DR6_BD, DR6_BT, DR6_FIXED | DR6_BD | DR6_BT},
+        {DR6_FIXED, DR6_BLD, DR6_FIXED & ~DR6_BLD},
+        {DR6_FIXED & ~DR6_BLD, 1, DR6_FIXED | 1},
+        {DR6_FIXED, DR6_RTM | 8, (DR6_FIXED & ~DR6_RTM) | 8},
+        {DR6_FIXED, BIT(12) | 1, DR6_FIXED | 1}, // enabled breakpoint: no bit of DR6
+    };
+
+    (void)state;
+    for (unsigned i = 0; i < ARRAY_SIZE(cases); i++)
+        assert_int_equal(event_db_dr6(cases[i].before, cases[i].payload), cases[i].after);
+}
+
+// --- exceptions ---
+
+static void test_exception(void **state)
+{
+    (void)state;
+    vcpu_inject_exception(&vcpu, VECTOR_GP, true, 0x18);
+    assert_false(injected()->valid); // the boundary decides
+    events_prepare(&vcpu);
+    expect_injected(EVENT_EXCEPTION, VECTOR_GP);
+    assert_true(injected()->has_error);
+    assert_int_equal(injected()->error, 0x18);
+    assert_true(vcpu.cur->state.rflags & RFLAGS_RF); // a fault
+    events_prepare(&vcpu);
+    assert_false(injected()->valid); // once
+}
+
+static void test_exceptions_meet(void **state)
+{
+    (void)state;
+    vcpu_inject_exception(&vcpu, VECTOR_GP, true, 0x18);
+    vcpu_inject_exception(&vcpu, VECTOR_NP, true, 0x20);
+    events_prepare(&vcpu);
+    expect_injected(EVENT_EXCEPTION, VECTOR_DF);
+    assert_true(injected()->has_error);
+    assert_int_equal(injected()->error, 0);
+    // A second one while the double fault is delivered
+    events_take_interrupted(&vcpu, injected());
+    vcpu_inject_page_fault(&vcpu, 2, 0x1000);
+    assert_int_equal(stops, 1);
+    assert_false(vcpu.events.reinject.valid || vcpu.events.exception.valid);
+}
+
+static void test_interrupted_delivery_meets(void **state)
+{
+    static const struct event irq = {.valid = true, .vector = 0x40, .type = EVENT_INTERRUPT};
+
+    (void)state;
+    events_take_interrupted(&vcpu, &irq);
+    vcpu_inject_exception(&vcpu, VECTOR_GP, true, 0);
+    events_prepare(&vcpu);
+    expect_injected(EVENT_EXCEPTION, VECTOR_GP); // an interrupt is no exception: no double fault
+}
+
+static void test_page_fault_payload(void **state)
+{
+    (void)state;
+    vcpu_inject_page_fault(&vcpu, PF_W, 0x123456);
+    assert_int_equal(vcpu.cr2, 0); // not before it is delivered
+    events_prepare(&vcpu);
+    expect_injected(EVENT_EXCEPTION, VECTOR_PF);
+    assert_int_equal(vcpu.cr2, 0x123456);
+    assert_true(vcpu.shared_dirty & GROUP_CR2);
+}
+
+static void test_real_mode_pushes_no_error(void **state)
+{
+    (void)state;
+    vcpu.cur->state.cr0 = 0;
+    vcpu_inject_exception(&vcpu, VECTOR_GP, true, 0);
+    events_prepare(&vcpu);
+    assert_false(injected()->has_error);
+}
+
+static void test_reinjection_is_first(void **state)
+{
+    static const struct event nmi = {.valid = true, .vector = VECTOR_NMI, .type = EVENT_NMI};
+
+    (void)state;
+    events_take_interrupted(&vcpu, &nmi);
+    vcpu.cur->state.pending_dbg = DR6_BS;
+    vcpu.events.debug_check = true;
+    vcpu.events.nmi_count = 1;
+    raise_interrupt(0x40);
+    events_prepare(&vcpu);
+    expect_injected(EVENT_NMI, VECTOR_NMI);
+    assert_true(vcpu.cur->ctl.nmi_window && vcpu.cur->ctl.interrupt_window);
+    assert_false(vcpu.cur->state.rflags & RFLAGS_RF);
+    assert_int_equal(interrupt, 0x40); // still there
+}
+
+static void test_order(void **state)
+{
+    (void)state;
+    vcpu_inject_exception(&vcpu, VECTOR_UD, false, 0);
+    vcpu.cur->state.pending_dbg = DR6_BS | 1;
+    vcpu.events.debug_check = true;
+    vcpu.events.nmi_count = 2;
+    raise_interrupt(0x40);
+    events_prepare(&vcpu);
+    expect_injected(EVENT_EXCEPTION, VECTOR_UD);
+    events_prepare(&vcpu);
+    expect_injected(EVENT_EXCEPTION, VECTOR_DB);
+    assert_int_equal(vcpu.dr6, DR6_FIXED | DR6_BS | 1);
+    assert_int_equal(vcpu.cur->state.pending_dbg, 0);
+    events_prepare(&vcpu);
+    expect_injected(EVENT_NMI, VECTOR_NMI);
+    assert_true(vcpu.cur->ctl.nmi_window); // the other one waits
+    vcpu.cur->state.interruptibility = BLOCK_NMI;
+    events_prepare(&vcpu);
+    expect_injected(EVENT_INTERRUPT, 0x40);
+    assert_true(vcpu.cur->ctl.nmi_window);
+    vcpu.cur->state.interruptibility = 0;
+    events_prepare(&vcpu);
+    expect_injected(EVENT_NMI, VECTOR_NMI);
+    events_prepare(&vcpu);
+    assert_false(injected()->valid || vcpu.cur->ctl.nmi_window || vcpu.cur->ctl.interrupt_window);
+}
+
+// --- blocking ---
+
+static void test_interrupt_window(void **state)
+{
+    (void)state;
+    vcpu.cur->state.rflags &= ~RFLAGS_IF;
+    raise_interrupt(0x40);
+    events_prepare(&vcpu);
+    assert_true(!injected()->valid && vcpu.cur->ctl.interrupt_window);
+    vcpu.cur->state.rflags |= RFLAGS_IF;
+    vcpu.cur->state.interruptibility = BLOCK_STI;
+    events_prepare(&vcpu);
+    assert_true(!injected()->valid && vcpu.cur->ctl.interrupt_window);
+    vcpu.cur->state.interruptibility = 0;
+    events_prepare(&vcpu);
+    expect_injected(EVENT_INTERRUPT, 0x40);
+    assert_false(vcpu.cur->ctl.interrupt_window);
+}
+
+static void test_mov_ss(void **state)
+{
+    (void)state;
+    vcpu.cur->state.interruptibility = BLOCK_MOV_SS;
+    vcpu.cur->state.pending_dbg = BIT(12) | 1;
+    vcpu.events.debug_check = true;
+    vcpu.events.nmi_count = 1;
+    raise_interrupt(0x40);
+    events_prepare(&vcpu);
+    assert_false(injected()->valid);
+    assert_true(vcpu.cur->ctl.nmi_window && vcpu.cur->ctl.interrupt_window);
+    vcpu.cur->state.interruptibility = 0;
+    events_prepare(&vcpu);
+    expect_injected(EVENT_EXCEPTION, VECTOR_DB);
+    assert_int_equal(vcpu.dr6, DR6_FIXED | 1);
+}
+
+// Breakpoints that matched but are not enabled wait for a cause of #DB.
+static void test_breakpoints_not_enabled(void **state)
+{
+    (void)state;
+    vcpu.cur->state.pending_dbg = 5;
+    vcpu.events.debug_check = true;
+    events_prepare(&vcpu);
+    assert_false(injected()->valid);
+}
+
+static void test_gif(void **state)
+{
+    (void)state;
+    vcpu.events.gif_clear = true;
+    vcpu.events.init = true;
+    vcpu.events.nmi_count = 1;
+    raise_interrupt(0x40);
+    events_prepare(&vcpu);
+    assert_false(injected()->valid || vcpu.cur->ctl.nmi_window || vcpu.cur->ctl.interrupt_window);
+    assert_int_equal(resets, 0);
+    vcpu_inject_exception(&vcpu, VECTOR_UD, false, 0);
+    events_prepare(&vcpu);
+    expect_injected(EVENT_EXCEPTION, VECTOR_UD); // exceptions do not wait
+    vcpu.events.gif_clear = false;
+    events_prepare(&vcpu);
+    assert_int_equal(resets, 1);
+    expect_injected(EVENT_NMI, VECTOR_NMI);
+}
+
+static void test_halt_ends(void **state)
+{
+    (void)state;
+    vcpu.cur->state.activity = ACTIVITY_HLT;
+    raise_interrupt(0x40);
+    events_prepare(&vcpu);
+    expect_injected(EVENT_INTERRUPT, 0x40);
+    assert_int_equal(vcpu.cur->state.activity, ACTIVITY_ACTIVE);
+    vcpu.cur->state.activity = ACTIVITY_HLT;
+    vcpu.events.nmi_count = 1;
+    events_prepare(&vcpu);
+    assert_int_equal(vcpu.cur->state.activity, ACTIVITY_ACTIVE);
+}
+
+static void test_init_sipi(void **state)
+{
+    (void)state;
+    vcpu.events.init = true;
+    events_prepare(&vcpu);
+    assert_int_equal(resets, 1);
+    vcpu.events.sipi = true; // not waited for: lost
+    vcpu.events.sipi_vector = 9;
+    events_prepare(&vcpu);
+    assert_int_equal(vcpu.cur->state.seg[SEG_CS].base, 0);
+    vcpu.cur->state.activity = ACTIVITY_WAIT_SIPI;
+    vcpu.events.nmi_count = 1;
+    events_prepare(&vcpu);
+    assert_false(injected()->valid); // nothing but SIPI
+    vcpu.events.nmi_count = 0;
+    vcpu.events.sipi = true;
+    events_prepare(&vcpu);
+    assert_int_equal(vcpu.cur->state.seg[SEG_CS].base, 0x9000);
+    assert_int_equal(vcpu.cur->state.seg[SEG_CS].selector, 0x900);
+    assert_int_equal(vcpu.cur->state.activity, ACTIVITY_ACTIVE);
+    vcpu.id = 0; // the boot CPU's INIT resets the machine
+    vcpu.events.init = true;
+    events_prepare(&vcpu);
+    assert_int_equal(vm_resets, 1);
+}
+
+// --- L2 ---
+
+static void test_l1_takes_an_exception(void **state)
+{
+    (void)state;
+    in_l2();
+    wanted_exceptions = BIT(VECTOR_PF);
+    vcpu_inject_page_fault(&vcpu, PF_W, 0x5000);
+    events_prepare(&vcpu);
+    assert_int_equal(exits, 1);
+    assert_int_equal(reflected.payload, 0x5000);
+    assert_int_equal(vcpu.cr2, 0); // not delivered
+    assert_int_equal(vcpu.level, 0);
+    assert_false(vcpu.ctx[0].ctl.inject.valid || vcpu.ctx[1].ctl.inject.valid);
+}
+
+static void test_injection_is_not_asked_for(void **state)
+{
+    static const struct event gp = {.valid = true, .vector = VECTOR_GP, .type = EVENT_EXCEPTION};
+
+    (void)state;
+    in_l2();
+    wanted_exceptions = ~0u;
+    vcpu.events.reinject = gp;
+    events_prepare(&vcpu);
+    assert_int_equal(asked_exception, 0);
+    expect_injected(EVENT_EXCEPTION, VECTOR_GP);
+    assert_false(vcpu.cur->state.rflags & RFLAGS_RF); // L1's own value
+}
+
+static void test_injection_is_done_before_an_exit(void **state)
+{
+    static const struct event gp = {.valid = true, .vector = VECTOR_GP, .type = EVENT_EXCEPTION};
+
+    (void)state;
+    in_l2();
+    answers[NESTED_INTERRUPT] = answers[NESTED_NMI] = NESTED_EXITED;
+    vcpu.events.reinject = gp;
+    vcpu.events.nmi_count = 1;
+    raise_interrupt(0x40);
+    events_prepare(&vcpu);
+    assert_int_equal(exits, 0);
+    assert_true(vcpu.immediate_exit);
+    expect_injected(EVENT_EXCEPTION, VECTOR_GP);
+    vcpu.immediate_exit = false;
+    events_prepare(&vcpu);
+    assert_int_equal(exits, 1);
+    assert_int_equal(asked[NESTED_NMI], 1); // before the interrupt
+    assert_int_equal(asked[NESTED_INTERRUPT], 0);
+}
+
+// The exit is made in L2's pass; what L1 gets is chosen in its own, once.
+static void test_l1_gets_its_own_pass(void **state)
+{
+    (void)state;
+    in_l2();
+    wanted_exceptions = BIT(VECTOR_UD);
+    vcpu.ctx[0].ctl.inject.valid = true; // of the entry before VMLAUNCH: stale
+    vcpu.ctx[0].ctl.nmi_window = true;
+    vcpu_inject_exception(&vcpu, VECTOR_UD, false, 0);
+    vcpu.events.nmi_count = 1;
+    raise_interrupt(0x40);
+    events_prepare(&vcpu);
+    assert_int_equal(exits, 1);
+    assert_int_equal(vcpu.level, 0);
+    expect_injected(EVENT_NMI, VECTOR_NMI);
+    assert_int_equal(vcpu.events.nmi_count, 0);
+    assert_true(vcpu.cur->ctl.interrupt_window && !vcpu.cur->ctl.nmi_window);
+    assert_int_equal(interrupt, 0x40);
+}
+
+static void test_blocked_until_l2_exits(void **state)
+{
+    (void)state;
+    in_l2();
+    answers[NESTED_INTERRUPT] = NESTED_BLOCKED;
+    raise_interrupt(0x40);
+    events_prepare(&vcpu);
+    assert_false(injected()->valid || vcpu.cur->ctl.interrupt_window);
+    assert_int_equal(interrupt, 0x40);
+}
+
+static void test_l2_takes_what_l1_does_not_want(void **state)
+{
+    (void)state;
+    in_l2();
+    vcpu_inject_exception(&vcpu, VECTOR_UD, false, 0);
+    events_prepare(&vcpu);
+    expect_injected(EVENT_EXCEPTION, VECTOR_UD);
+    assert_int_equal(asked_exception, 1);
+    vcpu.cur->state.pending_dbg = DR6_BS;
+    vcpu.events.debug_check = true;
+    events_prepare(&vcpu);
+    expect_injected(EVENT_EXCEPTION, VECTOR_DB);
+    vcpu.events.nmi_count = 1;
+    raise_interrupt(0x40);
+    events_prepare(&vcpu);
+    expect_injected(EVENT_NMI, VECTOR_NMI);
+    events_prepare(&vcpu);
+    expect_injected(EVENT_INTERRUPT, 0x40);
+    assert_int_equal(exits, 0);
+}
+
+static void test_l1_takes_a_debug_trap(void **state)
+{
+    (void)state;
+    in_l2();
+    wanted_exceptions = BIT(VECTOR_DB);
+    vcpu.cur->state.pending_dbg = BIT(12) | 2;
+    vcpu.events.debug_check = true;
+    events_prepare(&vcpu);
+    assert_int_equal(exits, 1);
+    assert_int_equal(reflected.payload, 2);
+    assert_int_equal(vcpu.dr6, DR6_FIXED);
+}
+
+static void test_triple_fault_of_l2(void **state)
+{
+    (void)state;
+    in_l2();
+    vcpu.events.reinject =
+        (struct event){.valid = true, .vector = VECTOR_DF, .type = EVENT_EXCEPTION};
+    vcpu_inject_exception(&vcpu, VECTOR_GP, true, 0);
+    assert_int_equal(exits, 1);
+    assert_int_equal(stops, 0);
+}
+
+static void test_window_for_l1(void **state)
+{
+    (void)state;
+    in_l2();
+    vcpu.cur->ctl.intercepts = INTERCEPT_INTERRUPT_WINDOW;
+    events_prepare(&vcpu);
+    assert_true(vcpu.cur->ctl.interrupt_window);
+    vcpu.cur->ctl.intercepts = 0;
+    events_prepare(&vcpu);
+    assert_false(vcpu.cur->ctl.interrupt_window);
+}
+
+// --- the end of an instruction ---
+
+static void test_finish(void **state)
+{
+    struct vm_exit exit = {.kind = EXIT_CPUID, .insn_len = 2};
+
+    (void)state;
+    vcpu.cur->state.rip = 0xffffffff;
+    vcpu.cur->state.rflags |= RFLAGS_RF;
+    vcpu.cur->state.interruptibility = BLOCK_STI | BLOCK_NMI;
+    vcpu_finish_exit(&vcpu, &exit);
+    assert_int_equal(vcpu.cur->state.rip, 0x100000001);
+    assert_false(vcpu.cur->state.rflags & RFLAGS_RF);
+    assert_int_equal(vcpu.cur->state.interruptibility, BLOCK_NMI);
+    assert_true(vcpu.cur->dirty & GROUP_RIP);
+    vcpu.cur->state.efer = 0; // 32-bit code wraps
+    vcpu.cur->state.rip = 0xffffffff;
+    exit.next_rip = 0;
+    vcpu_finish_exit(&vcpu, &exit);
+    assert_int_equal(vcpu.cur->state.rip, 1);
+}
+
+static void test_single_step(void **state)
+{
+    (void)state;
+    vcpu.cur->state.rflags |= RFLAGS_TF;
+    vcpu_finish_insn(&vcpu, 0x100);
+    assert_int_equal(vcpu.cur->state.pending_dbg, DR6_BS);
+    events_prepare(&vcpu);
+    expect_injected(EVENT_EXCEPTION, VECTOR_DB);
+    assert_int_equal(vcpu.dr6, DR6_FIXED | DR6_BS);
+    assert_false(vcpu.cur->state.rflags & RFLAGS_RF); // a trap
+    vcpu.cur->state.debugctl = DEBUGCTL_BTF;          // branches only
+    vcpu_finish_insn(&vcpu, 0x102);
+    assert_int_equal(vcpu.cur->state.pending_dbg, 0);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test_setup(test_merge_table, setup),
+        cmocka_unit_test_setup(test_dr6, setup),
+        cmocka_unit_test_setup(test_exception, setup),
+        cmocka_unit_test_setup(test_exceptions_meet, setup),
+        cmocka_unit_test_setup(test_interrupted_delivery_meets, setup),
+        cmocka_unit_test_setup(test_page_fault_payload, setup),
+        cmocka_unit_test_setup(test_real_mode_pushes_no_error, setup),
+        cmocka_unit_test_setup(test_reinjection_is_first, setup),
+        cmocka_unit_test_setup(test_order, setup),
+        cmocka_unit_test_setup(test_interrupt_window, setup),
+        cmocka_unit_test_setup(test_mov_ss, setup),
+        cmocka_unit_test_setup(test_breakpoints_not_enabled, setup),
+        cmocka_unit_test_setup(test_gif, setup),
+        cmocka_unit_test_setup(test_halt_ends, setup),
+        cmocka_unit_test_setup(test_init_sipi, setup),
+        cmocka_unit_test_setup(test_l1_takes_an_exception, setup),
+        cmocka_unit_test_setup(test_injection_is_not_asked_for, setup),
+        cmocka_unit_test_setup(test_injection_is_done_before_an_exit, setup),
+        cmocka_unit_test_setup(test_l1_gets_its_own_pass, setup),
+        cmocka_unit_test_setup(test_blocked_until_l2_exits, setup),
+        cmocka_unit_test_setup(test_l2_takes_what_l1_does_not_want, setup),
+        cmocka_unit_test_setup(test_l1_takes_a_debug_trap, setup),
+        cmocka_unit_test_setup(test_triple_fault_of_l2, setup),
+        cmocka_unit_test_setup(test_window_for_l1, setup),
+        cmocka_unit_test_setup(test_finish, setup),
+        cmocka_unit_test_setup(test_single_step, setup),
+    };
+
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
