@@ -156,7 +156,7 @@ static bool cr4_refused(struct vcpu *vcpu, const struct guest_state *s, u64 valu
 {
     bool lma = s->efer & EFER_LMA;
 
-    if (value & ~cr4_allowed(vcpu))
+    if (value & ~vcpu->cr4_allowed)
         return true;
     if (lma && (!(value & CR4_PAE) || ((value ^ s->cr4) & CR4_LA57)))
         return true;

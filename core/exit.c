@@ -81,6 +81,29 @@ static void on_wrmsr(struct vcpu *vcpu, struct vm_exit *exit)
 
 // --- control and debug registers ---
 
+// MOV to or from the CR, with at most a REX prefix, where the cache knows the code.
+static bool usual_cr(struct vcpu *vcpu, struct vm_exit *exit)
+{
+    u32 word, rex = 0, modrm;
+
+    if (!insn_first_word(vcpu, &word))
+        return false;
+    if ((word & 0xf0) == 0x40 && state_is_64bit(&vcpu->cur->state)) {
+        rex = word & 0xf;
+        word >>= 8;
+        exit->insn_len = 1;
+    }
+    modrm = word >> 16 & 0xff;
+    if ((word & 0xfdff) != 0x200f || (modrm >> 3 & 7) + (rex << 1 & 8) != exit->cr.number) {
+        exit->insn_len = 0;
+        return false;
+    }
+    exit->insn_len = (u8)(exit->insn_len + 3);
+    exit->cr.access = word & 0x200 ? CR_WRITE : CR_READ;
+    exit->cr.gpr = (u8)((modrm & 7) + (rex << 3 & 8));
+    return true;
+}
+
 // SVM without decode assists says neither the register nor the value; without nRIP save, not the
 // length.
 static bool decode_cr(struct vcpu *vcpu, struct vm_exit *exit)
@@ -90,6 +113,8 @@ static bool decode_cr(struct vcpu *vcpu, struct vm_exit *exit)
     struct insn insn;
 
     if (told && (exit->insn_len || exit->next_rip))
+        return true;
+    if (likely(usual_cr(vcpu, exit)))
         return true;
     if (!insn_decode_current(vcpu, &insn))
         return false;

@@ -38,12 +38,6 @@ static struct spinlock report_lock;
 static u32 reported[REPORT_MAX];
 static u32 reported_count;
 
-int msr_create(struct vcpu *vcpu)
-{
-    vcpu->msrs = heap_alloc(sizeof(*vcpu->msrs));
-    return vcpu->msrs ? 0 : -E_NOMEM;
-}
-
 void msr_destroy(struct vcpu *vcpu)
 {
     if (vcpu->msrs)
@@ -216,6 +210,8 @@ static int read_tsc(struct vcpu *vcpu, u32 msr, u64 *value)
 
 static void move_tsc(struct vcpu *vcpu, u64 by)
 {
+    if (!by)
+        return;
     vcpu->tsc_offset_base += by;
     vcpu->tsc_adjust += by;
     vcpu->ctx[0].ctl.tsc_offset += by;
@@ -474,7 +470,28 @@ static bool row_applies(const struct msr_row *row)
     return row->vendor == VENDOR_ANY || (row->vendor == VENDOR_AMD) == svm;
 }
 
-static const struct msr_row *find_row(u32 msr)
+// Most MSRs that a guest uses often are low ones: their rows are found by their numbers.
+enum { DIRECT_MSRS = MSR_X2APIC_LAST + 1 };
+static u8 direct[DIRECT_MSRS]; // the row's number + 1, 0: there is none
+_Static_assert(ARRAY_SIZE(rows) < 255, "a row's number fits a byte");
+
+// The same for each vCPU that is created.
+static void fill_direct(void)
+{
+    for (u32 i = 0; i < ARRAY_SIZE(rows); i++)
+        for (u32 msr = rows[i].first; msr <= rows[i].last && msr < DIRECT_MSRS; msr++)
+            if (row_applies(&rows[i]))
+                direct[msr] = (u8)(i + 1);
+}
+
+int msr_create(struct vcpu *vcpu)
+{
+    fill_direct();
+    vcpu->msrs = heap_alloc(sizeof(*vcpu->msrs));
+    return vcpu->msrs ? 0 : -E_NOMEM;
+}
+
+static const struct msr_row *search_row(u32 msr)
 {
     unsigned low = 0, high = ARRAY_SIZE(rows);
 
@@ -489,6 +506,13 @@ static const struct msr_row *find_row(u32 msr)
     if (low == ARRAY_SIZE(rows) || msr < rows[low].first || !row_applies(&rows[low]))
         return NULL;
     return &rows[low];
+}
+
+static inline const struct msr_row *find_row(u32 msr)
+{
+    if (unlikely(msr >= DIRECT_MSRS))
+        return search_row(msr);
+    return likely(direct[msr]) ? &rows[direct[msr] - 1] : NULL;
 }
 
 static void report_unknown(struct vcpu *vcpu, u32 msr, bool write, u64 value)
@@ -511,7 +535,7 @@ static void report_unknown(struct vcpu *vcpu, u32 msr, bool write, u64 value)
 int msr_read_guest(struct vcpu *vcpu, u32 msr, u64 *value)
 {
     const struct msr_row *row;
-    int err = nested_read_msr(vcpu, msr, value);
+    int err = unlikely(vcpu->nested != NULL) ? nested_read_msr(vcpu, msr, value) : -E_NOENT;
 
     if (err != -E_NOENT)
         return err;
@@ -525,7 +549,7 @@ int msr_read_guest(struct vcpu *vcpu, u32 msr, u64 *value)
 int msr_write_guest(struct vcpu *vcpu, u32 msr, u64 value)
 {
     const struct msr_row *row;
-    int err = nested_write_msr(vcpu, msr, value);
+    int err = unlikely(vcpu->nested != NULL) ? nested_write_msr(vcpu, msr, value) : -E_NOENT;
 
     if (err != -E_NOENT)
         return err;

@@ -69,7 +69,8 @@ int vcpu_create(struct vm *vm, u32 id, struct cpu *cpu)
     if (!err)
         err = nested_create(vcpu);
     // What the guest is not offered exits, to be refused, whatever this CPU would allow.
-    vcpu->ctx[0].ctl.cr4_mask = ~cr4_allowed(vcpu);
+    vcpu->cr4_allowed = cr4_allowed(vcpu);
+    vcpu->ctx[0].ctl.cr4_mask = ~vcpu->cr4_allowed;
     return err;
 }
 

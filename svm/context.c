@@ -177,12 +177,9 @@ void svm_intercepts(const struct controls *ctl, u64 cr0, u64 cr4, u32 words[SVM_
         words[SVM_WORD_CR] |= SVM_CR_WRITE(0);
     else if (ctl->cr0_mask)
         words[SVM_WORD_3] |= SVM_INTERCEPT_CR0_SEL_WRITE;
-    if ((cr0 ^ ctl->cr0_shadow) & ctl->cr0_mask)
-        words[SVM_WORD_CR] |= SVM_CR_READ(0);
     if (ctl->cr4_mask)
         words[SVM_WORD_CR] |= SVM_CR_WRITE(4);
-    if ((cr4 ^ ctl->cr4_shadow) & ctl->cr4_mask)
-        words[SVM_WORD_CR] |= SVM_CR_READ(4);
+    words[SVM_WORD_CR] |= svm_cr_reads(ctl, cr0, cr4);
 }
 
 static void write_intercepts(struct vcpu_ctx *ctx)

@@ -175,8 +175,9 @@ static u32 write_control_registers(struct vcpu_ctx *ctx, struct vmcb *vmcb)
 {
     const struct guest_state *state = &ctx->state;
 
-    if ((vmcb->cr0 ^ state->cr0) | (vmcb->cr4 ^ state->cr4))
-        ctx->ctl_dirty |= CTL_INTERCEPTS; // whether reads must exit
+    if (svm_cr_reads(&ctx->ctl, vmcb->cr0, vmcb->cr4) !=
+        svm_cr_reads(&ctx->ctl, state->cr0, state->cr4))
+        ctx->ctl_dirty |= CTL_INTERCEPTS;
     vmcb->cr0 = state->cr0;
     vmcb->cr3 = state->cr3;
     vmcb->cr4 = state->cr4;

@@ -84,6 +84,12 @@ void svm_ctx_destroy(struct vcpu *vcpu, unsigned level);
 // Writes the controls that are dirty. After svm_write_state: whether CR reads exit depends on the
 // VMCB's CR0 and CR4.
 void svm_write_controls(struct vcpu *vcpu);
+// The CR reads that must exit because the guest is to see something else. Pure.
+static inline u32 svm_cr_reads(const struct controls *ctl, u64 cr0, u64 cr4)
+{
+    return ((cr0 ^ ctl->cr0_shadow) & ctl->cr0_mask ? SVM_CR_READ(0) : 0) |
+           ((cr4 ^ ctl->cr4_shadow) & ctl->cr4_mask ? SVM_CR_READ(4) : 0);
+}
 // The intercept words for `ctl`, with the guest's CR0 and CR4 in hardware. Pure.
 void svm_intercepts(const struct controls *ctl, u64 cr0, u64 cr4, u32 words[SVM_WORD_COUNT]);
 int svm_maps_create(void); // the MSR and I/O permission maps, once

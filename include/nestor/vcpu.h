@@ -226,6 +226,7 @@ struct vcpu {
     u32 id;          // within the VM
     struct cpu *cpu; // where it runs
     void *fpu; // XSAVE area, 64-byte aligned, used only when it does not live in the registers
+    u64 cr4_allowed; // cr4_allowed(): the bits of CR4 that this guest may set
     u64 xcr0, xss;
     u64 tsc_aux, tsc_adjust, tsc_offset_base;
     struct lapic *lapic;
