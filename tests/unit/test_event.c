@@ -276,6 +276,32 @@ static void test_page_fault_payload(void **state)
     assert_true(vcpu.shared_dirty & GROUP_CR2);
 }
 
+// A delivery that an exit interrupted has written CR2 or DR6 when it began.
+static void test_payload_is_committed_once(void **state)
+{
+    static const struct event pf = {.valid = true,
+                                    .vector = VECTOR_PF,
+                                    .type = EVENT_EXCEPTION,
+                                    .has_payload = true,
+                                    .payload = 0x777};
+
+    (void)state;
+    vcpu.cr2 = 0x555;
+    events_take_interrupted(&vcpu, &pf);
+    events_prepare(&vcpu);
+    expect_injected(EVENT_EXCEPTION, VECTOR_PF);
+    assert_int_equal(vcpu.cr2, 0x555);
+}
+
+static void test_delivery_ends_the_shadow(void **state)
+{
+    (void)state;
+    vcpu.cur->state.interruptibility = BLOCK_MOV_SS | BLOCK_NMI;
+    vcpu_inject_exception(&vcpu, VECTOR_UD, false, 0);
+    events_prepare(&vcpu);
+    assert_int_equal(vcpu.cur->state.interruptibility, BLOCK_NMI);
+}
+
 static void test_real_mode_pushes_no_error(void **state)
 {
     (void)state;
@@ -506,6 +532,26 @@ static void test_l1_gets_its_own_pass(void **state)
     assert_int_equal(interrupt, 0x40);
 }
 
+static void test_nothing_is_lost_in_l2s_pass(void **state)
+{
+    (void)state;
+    in_l2();
+    answers[NESTED_NMI] = NESTED_EXITED;
+    vcpu.events.nmi_count = 1;
+    raise_interrupt(0x40);
+    events_prepare(&vcpu);
+    assert_int_equal(exits, 1);
+    expect_injected(EVENT_INTERRUPT, 0x40); // by L1's own IDT
+    setup(NULL);
+    in_l2();
+    wanted_exceptions = BIT(VECTOR_UD);
+    vcpu_inject_exception(&vcpu, VECTOR_UD, false, 0);
+    vcpu.ctx[0].state.pending_dbg = DR6_BS; // of VMRUN itself
+    vcpu.events.debug_check = true;
+    events_prepare(&vcpu);
+    expect_injected(EVENT_EXCEPTION, VECTOR_DB);
+}
+
 static void test_blocked_until_l2_exits(void **state)
 {
     (void)state;
@@ -620,6 +666,8 @@ int main(void)
         cmocka_unit_test_setup(test_exceptions_meet, setup),
         cmocka_unit_test_setup(test_interrupted_delivery_meets, setup),
         cmocka_unit_test_setup(test_page_fault_payload, setup),
+        cmocka_unit_test_setup(test_payload_is_committed_once, setup),
+        cmocka_unit_test_setup(test_delivery_ends_the_shadow, setup),
         cmocka_unit_test_setup(test_real_mode_pushes_no_error, setup),
         cmocka_unit_test_setup(test_reinjection_is_first, setup),
         cmocka_unit_test_setup(test_order, setup),
@@ -633,6 +681,7 @@ int main(void)
         cmocka_unit_test_setup(test_injection_is_not_asked_for, setup),
         cmocka_unit_test_setup(test_injection_is_done_before_an_exit, setup),
         cmocka_unit_test_setup(test_l1_gets_its_own_pass, setup),
+        cmocka_unit_test_setup(test_nothing_is_lost_in_l2s_pass, setup),
         cmocka_unit_test_setup(test_blocked_until_l2_exits, setup),
         cmocka_unit_test_setup(test_l2_takes_what_l1_does_not_want, setup),
         cmocka_unit_test_setup(test_l1_takes_a_debug_trap, setup),
