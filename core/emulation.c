@@ -247,7 +247,7 @@ static void commit_repeat(struct vcpu *vcpu, const struct emulate_ctx *ctx)
         vcpu_trap_step(vcpu);
 }
 
-void vcpu_emulate(struct vcpu *vcpu, struct vm_exit *exit)
+static void emulate_fully(struct vcpu *vcpu, struct vm_exit *exit)
 {
     struct emulate_ctx ctx;
     struct emulate_regs regs;
@@ -278,4 +278,63 @@ void vcpu_emulate(struct vcpu *vcpu, struct vm_exit *exit)
                 exit->kind == EXIT_STAGE2 ? (unsigned long long)exit->stage2.gpa : 0);
         break;
     }
+}
+
+// A MOV of 4 or 8 bytes between a register or immediate and a device in 64-bit code, where all that
+// the emulator would look up is known.
+struct plain_move {
+    const struct insn *insn;
+    bool write;
+    gpa_t gpa;
+};
+
+static bool is_plain_move(struct vcpu *vcpu, const struct vm_exit *exit, struct plain_move *move)
+{
+    const struct guest_state *s;
+    const struct insn *insn = insn_known(vcpu, exit);
+    unsigned unused;
+    u64 la;
+
+    if (!insn || insn->op != INSN_MOV || !insn->has_mem || insn->opsize < 4 ||
+        insn->mem_size != insn->opsize || insn->seg >= SEG_FS)
+        return false;
+    s = &vcpu->cur->state;
+    vcpu->gpr[GPR_RSP] = s->rsp;
+    la = insn_offset(insn, vcpu->gpr, s->rip + insn->length);
+    unused = s->cr4 & CR4_LA57 ? 64 - 57 : 64 - 48;
+    if ((u64)((s64)(la << unused) >> unused) != la || (s->rflags & RFLAGS_AC) ||
+        (la & ~PAGE_MASK) + insn->opsize > PAGE_SIZE)
+        return false;
+    move->insn = insn;
+    move->write = insn->dst == OPERAND_RM;
+    return guest_device_known(
+        vcpu, la, (move->write ? (u32)WALK_WRITE : 0) | (state_cpl(s) == 3 ? (u32)WALK_USER : 0),
+        &move->gpa);
+}
+
+static void do_plain_move(struct vcpu *vcpu, const struct plain_move *move)
+{
+    const struct insn *insn = move->insn;
+    u8 operand = move->write ? insn->src : insn->dst;
+    unsigned reg = operand == OPERAND_REG ? insn->reg : GPR_RAX;
+    u64 mask = insn->opsize == 8 ? ~0ull : ~0u, value = 0;
+
+    if (move->write)
+        value = (operand == OPERAND_IMM ? insn->imm : vcpu_gpr(vcpu, reg)) & mask;
+    bus_mmio(vcpu, move->gpa, insn->opsize, move->write, &value);
+    if (!move->write)
+        vcpu_set_gpr(vcpu, reg, value & mask);
+}
+
+void vcpu_emulate(struct vcpu *vcpu, struct vm_exit *exit)
+{
+    struct plain_move move;
+
+    if (!is_plain_move(vcpu, exit, &move)) {
+        emulate_fully(vcpu, exit);
+        return;
+    }
+    exit->insn_len = move.insn->length;
+    do_plain_move(vcpu, &move);
+    vcpu_finish_insn(vcpu, vcpu->cur->state.rip + exit->insn_len);
 }

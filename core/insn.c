@@ -17,7 +17,7 @@
 #include <nestor/run.h>
 #include <nestor/string.h>
 
-enum { CACHE_SLOTS = 16, CACHE_ENTRIES = 5 };
+enum { CACHE_SLOTS = 16, CACHE_ENTRIES = 5, DECODED_SLOTS = 8 };
 
 // What a translation depends on beside CR3, and RFLAGS.AC for data. No bit is in two of them.
 #define CR0_TRANSLATION (CR0_PG | CR0_WP)
@@ -40,8 +40,15 @@ struct translation {
     u32 entries;
 };
 
+// What 15 bytes are in 64-bit code.
+struct decoded {
+    u64 head, tail; // the first eight and, with one of those again, the last eight
+    struct insn insn;
+};
+
 struct insn_cache {
     struct translation data[CACHE_SLOTS], code[CACHE_SLOTS];
+    struct decoded decoded[DECODED_SLOTS];
 };
 
 int insn_cache_create(struct vcpu *vcpu)
@@ -278,6 +285,17 @@ int guest_translate(struct vcpu *vcpu, gva_t la, u32 access, gpa_t *gpa, u8 **ho
     return 0;
 }
 
+bool guest_device_known(struct vcpu *vcpu, gva_t la, u32 access, gpa_t *gpa)
+{
+    const struct guest_state *s = vcpu_state(vcpu, GROUP_RIP | GROUP_CR | GROUP_EFER_PAT);
+    const struct translation *t = cached(vcpu, s, la, access);
+
+    if (!t || t->host)
+        return false;
+    *gpa = t->gpa | (la & ~PAGE_MASK);
+    return true;
+}
+
 // --- linear accesses ---
 
 typedef void (*copy_fn)(u8 *ram, u8 *buf, unsigned size);
@@ -435,6 +453,34 @@ bool insn_first_word(struct vcpu *vcpu, u32 *word)
     if (code)
         memcpy(word, code, sizeof(*word));
     return code;
+}
+
+const struct insn *insn_known(struct vcpu *vcpu, const struct vm_exit *exit)
+{
+    const struct guest_state *s = vcpu_state(vcpu, FETCH_GROUPS);
+    struct decoded *d = &vcpu->insn_cache->decoded[(s->rip ^ s->rip >> 4) % DECODED_SLOTS];
+    const u8 *code = exit->bytes;
+    u8 bytes[INSN_MAX_LENGTH];
+    u64 head, tail;
+
+    if (!state_is_64bit(s))
+        return NULL;
+    if (exit->bytes_count < INSN_MAX_LENGTH)
+        code = known_code(vcpu, s, INSN_MAX_LENGTH);
+    if (unlikely(!code))
+        return NULL;
+    memcpy(&head, code, sizeof(head));
+    memcpy(&tail, code + 7, sizeof(tail));
+    if (likely(d->head == head && d->tail == tail && d->insn.length))
+        return &d->insn;
+    d->head = head;
+    d->tail = tail;
+    memcpy(bytes, &head, sizeof(head));
+    memcpy(bytes + 7, &tail, sizeof(tail));
+    if (insn_decode(&d->insn, bytes, sizeof(bytes), INSN_MODE_64) == INSN_OK)
+        return &d->insn;
+    d->insn.length = 0;
+    return NULL;
 }
 
 // What an exit of this kind was made by: its usual bytes without prefixes, the first one lowest

@@ -113,6 +113,11 @@ int guest_write_linear(struct vcpu *vcpu, gva_t la, const void *buf, unsigned si
 // Fetches and decodes the instruction at RIP; false: a fault is injected, or it is no instruction.
 struct insn;
 bool insn_decode_current(struct vcpu *vcpu, struct insn *insn);
+// The same for an exit in 64-bit code, from what has been decoded before; NULL where the page of RIP
+// is not known, or it is no instruction. Until the next call.
+const struct insn *insn_known(struct vcpu *vcpu, const struct vm_exit *exit);
+// Whether `la` is known to be no RAM, for `access`, and at which guest-physical address.
+bool guest_device_known(struct vcpu *vcpu, gva_t la, u32 access, gpa_t *gpa);
 // Translates `la` as guest_walk does for `access` (WALK_*, guest_walk.h). host is NULL where there
 // is no RAM. Its errors.
 struct walk_fault;
