@@ -256,7 +256,7 @@ static bool guest_control_registers(const struct check_context *c)
 {
     u64 cr0 = get(c, GUEST_CR0), cr4 = get(c, GUEST_CR4);
 
-    if (bad_cr0(c, cr0) || bad_cr4(c, cr4) || ((cr4 & CR4_CET) && !(cr0 & CR0_WP)))
+    if (bad_cr0(c, cr0) || bad_cr4(c, cr4)) // which never allows CR4.CET
         return true;
     if (ia32e(c) ? !(cr4 & CR4_PAE) : (cr4 & CR4_PCIDE) != 0)
         return true;

@@ -521,7 +521,7 @@ static void test_guest(void **state)
         {GUEST_DS_ACCESS, 0, BIT(11), "DS, bit 11"},
         {GUEST_DS_LIMIT, 1, 0, "DS limit with G"},
         {GUEST_DS_BASE, 0, 1ull << 32, "DS base"},
-        {GUEST_ES_BASE, 0, 1ull << 63, "ES base"},
+        {GUEST_ES_BASE, 0, 1ull << 32, "ES base"},
         {GUEST_FS_BASE, 0, BAD_ADDRESS, "FS base"},
         {GUEST_GS_BASE, 0, BAD_ADDRESS, "GS base"},
         {GUEST_TR_SELECTOR, 0, 4, "TR with TI"},
@@ -651,9 +651,24 @@ static void test_cpl3(void **state)
     assert_int_equal(check(), GUEST);
     put_segment(SEG_DS, 0x2b, 0xc09f, ~0u); // conforming code
     assert_int_equal(check(), PASSES);
+    put_segment(SEG_DS, 0x2a, 0xc0b3, ~0u); // DPL 1, RPL 2
+    assert_int_equal(check(), GUEST);
+    put_segment(SEG_DS, 0x2a, 0xc0d3, ~0u);
     put_segment(SEG_CS, 0x33, 0xa09f, ~0u); // conforming, of a lower DPL
     assert_int_equal(check(), PASSES);
+    put_segment(SEG_CS, 0x33, 0xa09b, ~0u); // not conforming
+    assert_int_equal(check(), GUEST);
+    put_segment(SEG_CS, 0x33, 0xa0fb, ~0u);
     put(GUEST_ACTIVITY_STATE, ACTIVITY_HLT); // HLT is of CPL 0
+    assert_int_equal(check(), GUEST);
+}
+
+static void test_compatibility_mode(void **state)
+{
+    (void)state;
+    put_segment(SEG_CS, 8, 0xc09b, ~0u);
+    assert_int_equal(check(), PASSES);
+    put(GUEST_RIP, 0xffff800000000000);
     assert_int_equal(check(), GUEST);
 }
 
@@ -784,6 +799,8 @@ static void test_pending_step(void **state)
         put(GUEST_INTERRUPTIBILITY, blocked ? BLOCK_MOV_SS : 0);
         put(GUEST_ACTIVITY_STATE, ACTIVITY_ACTIVE);
         assert_int_equal(check(), !blocked || bs == (tf && !btf) ? PASSES : GUEST);
+        put(GUEST_INTERRUPTIBILITY, blocked ? BLOCK_STI : BLOCK_NMI);
+        assert_int_equal(check(), !blocked || bs == (tf && !btf) ? PASSES : GUEST);
         put(GUEST_INTERRUPTIBILITY, 0);
         put(GUEST_ACTIVITY_STATE, ACTIVITY_HLT);
         assert_int_equal(check(), bs == (tf && !btf) ? PASSES : GUEST);
@@ -861,6 +878,7 @@ int main(void)
         cmocka_unit_test_setup(test_unusable_segments, setup),
         cmocka_unit_test_setup(test_ldtr, setup),
         cmocka_unit_test_setup(test_cpl3, setup),
+        cmocka_unit_test_setup(test_compatibility_mode, setup),
         cmocka_unit_test_setup(test_32bit_guest, setup),
         cmocka_unit_test_setup(test_v8086, setup),
         cmocka_unit_test_setup(test_activity, setup),
