@@ -17,6 +17,8 @@ CTRL_A = 0x01
 # Nestor's last words (core/power.c): the guest's code, or what became of it, as the exit status.
 MACHINE_OFF = re.compile(rb"machine off, status (\d+)")
 PANIC = re.compile(rb"PANIC:")
+LOG_LINE = re.compile(rb"\[ *\d+\.\d{6}\] cpu\d+ ")
+SHARED_MARK = b"nestor: "  # before each line of the log that shares COM1 with the guest
 SUMMARY = re.compile(rb"SUMMARY: \d+ tests, (\d+) unexpected failures")
 
 AFTER_OFF = 5.0    # seconds that a machine may take to go off once Nestor has said so
@@ -95,6 +97,7 @@ class Console:
         self.next_write = 0.0
         self.stdin_open = self.terminal.fd >= 0
         self.log_line = b""
+        self.log_on_com2 = False
         self.guest_line = b""
         self.failures = None  # the last SUMMARY's
         self.off_status = None
@@ -111,6 +114,8 @@ class Console:
             match = SUMMARY.search(line)
             if match:
                 self.failures = int(match.group(1))
+            if not self.log_on_com2 and line.startswith(SHARED_MARK):
+                self.log_said(line)
 
     # Nestor's log.
 
@@ -122,6 +127,7 @@ class Console:
         self.log_line = (self.log_line + data)[-65536:]
         *lines, self.log_line = self.log_line.split(b"\n")
         for line in lines:
+            self.log_on_com2 |= LOG_LINE.match(line) is not None
             self.log_said(line)
 
     def log_said(self, line):
