@@ -154,7 +154,7 @@ static void write_host_state(struct backend_ctx *hw)
     write_host_segments();
     vmwrite(HOST_CR0, read_cr0());
     vmwrite(HOST_CR4, read_cr4());
-    vmwrite(HOST_FS_BASE, 0);
+    vmwrite(HOST_FS_BASE, msr_read(MSR_FS_BASE)); // libfdt's canary (core/smp.c)
     vmwrite(HOST_GS_BASE, (u64)this_cpu());
     vmwrite(HOST_PAT, msr_read(MSR_PAT));
     vmwrite(HOST_EFER, msr_read(MSR_EFER));
