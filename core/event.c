@@ -275,7 +275,8 @@ static void deliver_interrupt(struct vcpu *vcpu)
         vcpu_modify(vcpu, GROUP_BLOCKING)->activity = ACTIVITY_ACTIVE;
     inject(vcpu, &(struct event){.valid = true, .vector = (u8)vector, .type = EVENT_INTERRUPT});
     // One more behind it needs a window as soon as the handler opens it.
-    if (irq_pending(vcpu))
+    vcpu->events.interrupts_check = irq_pending(vcpu);
+    if (vcpu->events.interrupts_check)
         vcpu->cur->ctl.interrupt_window = true;
 }
 

@@ -24,8 +24,9 @@
 // --- priorities ---
 
 // The highest vector in a 256-bit register, -1 if it is empty.
-static int apic_highest(const u64 bits[4])
+static inline int apic_highest(const u64 bits[4])
 {
+#pragma GCC unroll 4
     for (int i = 3; i >= 0; i--) {
         u64 word = __atomic_load_n(&bits[i], __ATOMIC_RELAXED);
 
@@ -50,13 +51,21 @@ static bool apic_bit(const u64 bits[4], u8 vector)
     return bits[vector >> 6] & BIT(vector & 63);
 }
 
+static int lapic_deliverable(const struct lapic *lapic)
+{
+    int vector = apic_highest(lapic->s.irr);
+
+    return vector >= 0 && ((u32)vector & 0xf0) > (lapic->ppr & 0xf0) ? vector : -1;
+}
+
 static void lapic_update_ppr(struct lapic *lapic)
 {
     int in_service = apic_highest(lapic->s.isr);
     u32 class = in_service < 0 ? 0 : (u32)in_service & 0xf0;
 
     lapic->ppr = (lapic->s.tpr & 0xf0) >= class ? lapic->s.tpr : class;
-    lapic->vcpu->events.interrupts_check = true;
+    if (lapic_deliverable(lapic) >= 0) // what comes later says so itself
+        lapic->vcpu->events.interrupts_check = true;
 }
 
 // --- acceptance ---
@@ -170,13 +179,6 @@ bool lapic_takes_ext_int(const struct lapic *lapic)
 }
 
 // --- what core asks at a boundary ---
-
-static int lapic_deliverable(const struct lapic *lapic)
-{
-    int vector = apic_highest(lapic->s.irr);
-
-    return vector >= 0 && ((u32)vector & 0xf0) > (lapic->ppr & 0xf0) ? vector : -1;
-}
 
 static bool ext_int_pending(const struct lapic *lapic)
 {

@@ -147,6 +147,15 @@ static void time_to_ram(struct rtc *rtc, u64 seconds)
     ram[RTC_CENTURY] = encode(rtc, c.year / 100);
 }
 
+// The bytes change once a second, unless somebody writes them or the way they are encoded.
+static void rtc_show(struct rtc *rtc, u64 seconds)
+{
+    if (rtc->shown == seconds + 1)
+        return;
+    time_to_ram(rtc, seconds);
+    rtc->shown = seconds + 1;
+}
+
 static u64 time_from_ram(const struct rtc *rtc)
 {
     const u8 *ram = rtc->s.ram;
@@ -324,7 +333,7 @@ static u8 rtc_read(struct rtc *rtc, unsigned index)
     if (index == REG_C)
         return rtc_read_c(rtc);
     if (is_time(index) && rtc_runs(rtc))
-        time_to_ram(rtc, rtc_seconds(rtc, rtc_chain(rtc)));
+        rtc_show(rtc, rtc_seconds(rtc, rtc_chain(rtc)));
     return rtc->s.ram[index];
 }
 
@@ -362,6 +371,7 @@ static void rtc_write_time(struct rtc *rtc, unsigned index, u8 value)
 
 static void rtc_write(struct rtc *rtc, unsigned index, u8 value)
 {
+    rtc->shown = 0;
     if (index == REG_A || index == REG_B) {
         rtc_write_control(rtc, index, value);
     } else if (is_time(index)) {

@@ -30,6 +30,7 @@ struct rtc {
     struct irq_line irq;
     struct machine *machine;
     struct timer timer;
+    u64 shown; // the second that the time bytes say, + 1; 0: not known
 };
 
 void rtc_init(struct rtc *rtc, struct machine *machine);
