@@ -109,7 +109,8 @@ size: $(BUILD)/nestor
 	@stat -c 'image    %s bytes' $<
 
 clean:
-	rm -rf $(addprefix $(BUILD)/,$(DIRS) unit guests nestor nestor.* symbols.* builtin.dtb dsdt.* flags config)
+	rm -rf $(addprefix $(BUILD)/,$(DIRS) unit guests nestor nestor.* symbols.* builtin.dtb dsdt.* flags config \
+		pass1.functions system bench count check)
 
 -include $(OBJECTS:.o=.d)
 -include tests/guests/build.mk
