@@ -25,12 +25,13 @@ _Static_assert(offsetof(struct svm_cpu, host_spec_ctrl) == SVM_CPU_HOST_SPEC_CTR
 _Static_assert(offsetof(struct vcpu, gpr) == 0, "enter.S");
 _Static_assert(offsetof(struct vcpu, spec_ctrl) == VCPU_SPEC_CTRL, "enter.S");
 
-#define CPUID_1_ECX_XSAVE            BIT(26)
-#define CPUID_80000001_ECX_SVM       BIT(2)
-#define CPUID_80000001_EDX_PAGE1GB   BIT(26)
-#define CPUID_80000001_EDX_RDTSCP    BIT(27)
-#define CPUID_80000008_EBX_IBPB      BIT(12)
-#define CPUID_80000008_EBX_SPEC_CTRL (BIT(14) | BIT(15) | BIT(24)) // IBRS, STIBP, SSBD
+#define CPUID_1_ECX_XSAVE                BIT(26)
+#define CPUID_80000001_ECX_SVM           BIT(2)
+#define CPUID_80000001_EDX_PAGE1GB       BIT(26)
+#define CPUID_80000001_EDX_RDTSCP        BIT(27)
+#define CPUID_80000008_EBX_XSAVE_ERR_PTR BIT(2)
+#define CPUID_80000008_EBX_IBPB          BIT(12)
+#define CPUID_80000008_EBX_SPEC_CTRL     (BIT(14) | BIT(15) | BIT(24)) // IBRS, STIBP, SSBD
 
 u32 svm_features = ~0u;
 u32 svm_clean_after;
@@ -122,6 +123,7 @@ static void choose_mitigations(struct svm_cpu *cpu)
         cpu->host_spec_ctrl = msr_read(MSR_SPEC_CTRL);
     }
     cpu->has_ibpb = cpuid(0x80000008, 0).ebx & CPUID_80000008_EBX_IBPB;
+    cpu->restores_fp_pointers = cpuid(0x80000008, 0).ebx & CPUID_80000008_EBX_XSAVE_ERR_PTR;
 }
 
 // Nestor's own CR4 and CR0 as XSAVE, XRSTOR and XSETBV need them.

@@ -201,6 +201,7 @@ static bool step_done(struct vcpu_ctx *ctx, struct vm_exit *exit)
     if (!own_tf) {
         payload &= ~(u64)DR6_BS;
         hw->vmcb->dr6 = (hw->vmcb->dr6 & ~DR6_BS) | (hw->step_dr6 & DR6_BS);
+        hw->vmcb->clean &= ~(u32)SVM_CLEAN_DRX;
         if (hw->step == SVM_STEP_SHADOW)
             ctx->state.rflags &= ~RFLAGS_TF;
     }

@@ -320,11 +320,22 @@ struct fpu_area {
 #define MXCSR_INITIAL 0x1f80
 #define FCW_INITIAL   0x37f
 
+// Where XRSTOR leaves the last x87 instruction's pointers alone (no XSaveErPtr), one of Nestor's own
+// takes the place of another vCPU's (APM vol. 2, "FXSAVE and FXRSTOR Instructions").
+static void forget_fp_pointers(const struct svm_cpu *cpu)
+{
+    static const u32 zero;
+
+    if (!cpu->restores_fp_pointers)
+        __asm__ volatile("fnclex; emms; fildl %0" : : "m"(zero));
+}
+
 // XRSTOR takes MXCSR from memory even where XSTATE_BV says that SSE is in its initial state.
 static void load_fpu(struct vcpu *vcpu, struct svm_cpu *cpu)
 {
     struct fpu_area *area = vcpu->fpu;
 
+    forget_fp_pointers(cpu);
     if (!cpu->xcr0_all) {
         if (!area->mxcsr && !area->legacy[0] && !area->legacy[1]) { // never saved
             area->mxcsr = MXCSR_INITIAL;
