@@ -3,6 +3,7 @@
 """The stretch between starting a machine and its end: the guest's COM1 goes to stdout and stdin
 to it, byte for byte; Nestor's log on COM2 goes to the log and says how the run ended."""
 
+import errno
 import os
 import re
 import select
@@ -64,8 +65,22 @@ class Terminal:
 
     def restore(self):
         if self.saved is not None:
-            termios.tcsetattr(self.fd, termios.TCSADRAIN, self.saved)
+            try:
+                termios.tcsetattr(self.fd, termios.TCSADRAIN, self.saved)
+            except termios.error:  # it is gone
+                pass
             self.saved = None
+
+    def read(self):
+        """What was typed. A terminal in raw mode has no end but its own: its window was closed, of
+        which only the leader of the session (make, maybe) is told by a signal."""
+        try:
+            data = os.read(self.fd, 4096)
+        except OSError:
+            data = b""
+        if not data and self.saved is not None:
+            raise Ended(128 + signal.SIGHUP, "the terminal is gone")
+        return data
 
     def filter(self, data):
         """What of the typed `data` goes to the guest. Ctrl-A x ends the run, twice Ctrl-A is one;
@@ -161,7 +176,7 @@ class Console:
                 if data:
                     sink(data)
         if self.terminal.fd in readable:
-            data = os.read(self.terminal.fd, 4096)
+            data = self.terminal.read()
             self.stdin_open = bool(data)
             self.to_guest += self.terminal.filter(data)
         if writable:
@@ -213,7 +228,9 @@ class Console:
             signal.setitimer(signal.ITIMER_REAL, self.timeout)
         try:
             self.run()
-        except BrokenPipeError as error:
+        except OSError as error:
+            if error.errno not in (errno.EPIPE, errno.EIO):
+                raise
             raise Ended(128 + signal.SIGPIPE, "stdout or the log was closed") from error
         finally:
             signal.setitimer(signal.ITIMER_REAL, 0)
