@@ -95,7 +95,7 @@ bool apic_is_x2apic(void)
 
 static INIT_TEXT void choose_mode(u64 base)
 {
-    bool wanted = !option_is("x2apic", "off");
+    bool wanted = !option_off("x2apic");
 
     if ((cpuid(1, 0).ecx & BIT(21)) && ((base & APIC_BASE_X2APIC) || wanted)) {
         apic = &x2apic;

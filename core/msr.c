@@ -528,8 +528,8 @@ static void report_unknown(struct vcpu *vcpu, u32 msr, bool write, u64 value)
         known = true;
     spin_unlock(&report_lock);
     if (!known)
-        log_debug("guest %s: %s of unknown MSR %#x (%#llx): #GP", vcpu->vm->config->name,
-                  write ? "write" : "read", msr, (unsigned long long)value);
+        log_info("guest %s: %s of unknown MSR %#x (%#llx): #GP", vcpu->vm->config->name,
+                 write ? "write" : "read", msr, (unsigned long long)value);
 }
 
 int msr_read_guest(struct vcpu *vcpu, u32 msr, u64 *value)

@@ -13,7 +13,8 @@ enum { CMDLINE_MAX = 2048, OPTION_MAX = 64 };
 static char cmdline_copy[CMDLINE_MAX];
 static struct {
     const char *name, *value;
-    bool known; // somebody asked for it
+    bool known;     // somebody asked for it
+    bool is_switch; // by option_off
 } options[OPTION_MAX];
 static u32 option_count;
 static u32 option_lost; // given, but no room
@@ -32,6 +33,7 @@ static void add_option(char *word)
         *value++ = 0;
     options[option_count].name = word;
     options[option_count].value = value ? value : "";
+    options[option_count].is_switch = false;
     options[option_count++].known = false;
 }
 
@@ -79,11 +81,24 @@ bool option_is(const char *name, const char *value)
     return given && strcmp(given, value) == 0;
 }
 
-void options_check(void)
+bool option_off(const char *name)
 {
     for (u32 i = 0; i < option_count; i++)
+        if (strcmp(options[i].name, name) == 0)
+            options[i].is_switch = true;
+    return option_is(name, "off");
+}
+
+void options_check(void)
+{
+    for (u32 i = 0; i < option_count; i++) {
+        const char *value = options[i].value;
+
         if (!options[i].known)
             log_warn("unknown option `%s` on the command line: ignored", options[i].name);
+        else if (options[i].is_switch && strcmp(value, "off") != 0 && strcmp(value, "auto") != 0)
+            log_warn("option %s=%s: expected auto or off", options[i].name, value);
+    }
     if (option_lost)
         log_warn("the command line is too long: its end is ignored");
 }

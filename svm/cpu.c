@@ -71,7 +71,7 @@ static void note_features(u32 edx)
     u32 wanted = 0;
 
     for (u32 i = 0; i < ARRAY_SIZE(optional); i++)
-        if (!option_is(optional[i].option, "off"))
+        if (!option_off(optional[i].option))
             wanted |= optional[i].bit;
     __atomic_fetch_and(&svm_features, edx & wanted, __ATOMIC_RELAXED);
     svm_clean_after = svm_has(SVM_FEATURE_VMCB_CLEAN) ? SVM_CLEAN_ALL : 0;
@@ -115,7 +115,7 @@ void svm_describe(char *buf, size_t size)
 // CALLs left, so the return stack is filled on all of them.
 static void choose_mitigations(struct svm_cpu *cpu)
 {
-    if (option_is("mitigations", "off"))
+    if (option_off("mitigations"))
         return;
     cpu->stub_flags = SVM_STUB_CLEAR;
     if (cpuid(0x80000008, 0).ebx & CPUID_80000008_EBX_SPEC_CTRL) {

@@ -34,7 +34,7 @@ struct svm_cpu {
     u64 xcr0_all; // every component the CPU knows; 0: no XSAVE
     bool has_rdtscp, has_ibpb;
     bool restores_fp_pointers; // XRSTOR loads FIP, FDP and FOP always
-    struct vcpu *last; // whose branch predictions are in the CPU
+    struct vcpu *last;         // whose branch predictions are in the CPU
 };
 
 enum { SVM_CPL_UNKNOWN = 0xff };

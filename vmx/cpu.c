@@ -101,7 +101,7 @@ static unsigned read_caps(struct vmx_caps *caps)
     caps->cr0_fixed0 = msr_read(MSR_VMX_CR0_FIXED0);
     caps->cr4_fixed0 = msr_read(MSR_VMX_CR4_FIXED0);
     count = check_controls(caps);
-    if (option_is("preemption-timer", "off"))
+    if (option_off("preemption-timer"))
         caps->controls.base[CONTROL_PIN] &= ~(u32)PIN_PREEMPTION_TIMER;
     if (!(caps->controls.allowed[CONTROL_SECONDARY] & SECONDARY_EPT))
         return count; // IA32_VMX_EPT_VPID_CAP may not exist
@@ -210,7 +210,7 @@ static void choose_mitigations(struct vmx_cpu *cpu)
     u32 edx = cpuid(0, 0).eax >= 7 ? cpuid(7, 0).edx : 0;
     u64 arch = edx & CPUID_7_EDX_ARCH_CAPABILITIES ? msr_read(MSR_ARCH_CAPABILITIES) : 0;
 
-    if (option_is("mitigations", "off"))
+    if (option_off("mitigations"))
         return;
     cpu->run_flags = RUN_CLEAR;
     if ((edx & CPUID_7_EDX_L1D_FLUSH) && !(arch & (ARCH_CAP_RDCL_NO | ARCH_CAP_SKIP_L1DFL_VMENTRY)))

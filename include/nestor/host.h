@@ -32,6 +32,8 @@ void boot_modules_release(bool (*needed)(const struct boot_module *module));
 // nobody asked for.
 const char *option_get(const char *name);
 bool option_is(const char *name, const char *value);
+// Whether a switch `name=auto|off` is off; options_check() warns of any other value.
+bool option_off(const char *name);
 void options_check(void);
 
 // Host ACPI. Tables are mapped, their length and checksum checked; NULL if there is none (a corrupt

@@ -19,18 +19,18 @@ guests: $(GUEST_NAMES:%=$(BUILD)/guests/%.elf)
 
 $(GUEST_OBJ)/%.c.o: %.c tests/guests/build.mk
 	@mkdir -p $(@D)
-	$(CROSS_COMPILE)gcc $(GUEST_CPPFLAGS) $(GUEST_CFLAGS) -MMD -MP -c $< -o $@
+	$(call quiet,CC      $<)$(CROSS_COMPILE)gcc $(GUEST_CPPFLAGS) $(GUEST_CFLAGS) -MMD -MP -c $< -o $@
 
 $(GUEST_OBJ)/%.S.o: %.S tests/guests/build.mk
 	@mkdir -p $(@D)
-	$(CROSS_COMPILE)gcc $(GUEST_CPPFLAGS) -g -MMD -MP -c $< -o $@
+	$(call quiet,AS      $<)$(CROSS_COMPILE)gcc $(GUEST_CPPFLAGS) -g -MMD -MP -c $< -o $@
 
 define GUEST_RULE
 $(BUILD)/guests/$(1).elf: $(patsubst %,$(GUEST_OBJ)/%.o,$(wildcard tests/guests/$(1).[cS])) \
 		$(GUEST_LIB) tests/guests/lib/guest.ld
-	$(CROSS_COMPILE)ld -m elf_x86_64 -nostdlib -static -z max-page-size=4096 -z noexecstack --build-id=none \
+	$$(call quiet,LD      $$@)$(CROSS_COMPILE)ld -m elf_x86_64 -nostdlib -static -z max-page-size=4096 -z noexecstack --build-id=none \
 		-T tests/guests/lib/guest.ld -o $(BUILD)/guests/$(1).elf64 $$(filter %.o,$$^)
-	$(CROSS_COMPILE)objcopy -O elf32-i386 --strip-debug $(BUILD)/guests/$(1).elf64 $$@
+	@$(CROSS_COMPILE)objcopy -O elf32-i386 --strip-debug $(BUILD)/guests/$(1).elf64 $$@
 endef
 $(foreach name,$(GUEST_NAMES),$(eval $(call GUEST_RULE,$(name))))
 

@@ -261,6 +261,7 @@ def file_cases():
 def option_cases():
     for name, option, line in (("unknown", "frobnicate=7", "frobnicate"),
                                ("bad-value", "loglevel=purple", "purple"),
+                               ("bad-switch", "mitigations=purple", "expected auto or off"),
                                ("long", "x" * 3000, "xxxx"), ("equals", "=", "option")):
         yield Case("option-" + name, tree(GOOD), [line], options=["--option", option])
 
