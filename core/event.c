@@ -125,9 +125,8 @@ static void commit_payload(struct vcpu *vcpu, const struct event *event)
 }
 
 // An interrupt shadow ends with the delivery. Left in force it does no harm to that (SDM vol. 3
-// "Interruptibility State"), but VM
-// entry refuses it together with RFLAGS.TF unless a single step is pending ("Checks on Guest
-// Non-Register State").
+// "Interruptibility State"), but VM entry refuses it together with RFLAGS.TF unless a single step is
+// pending ("Checks on Guest Non-Register State").
 static void end_shadow(struct vcpu *vcpu)
 {
     if (vcpu_state(vcpu, GROUP_BLOCKING)->interruptibility & (BLOCK_STI | BLOCK_MOV_SS))
@@ -204,8 +203,8 @@ static void take_sipi(struct vcpu *vcpu)
     state->activity = ACTIVITY_ACTIVE;
 }
 
-#define PENDING_DB \
-    (BIT(12) | DR6_BS | DR6_RTM) // without one of these, breakpoints that matched are not enabled
+// Without one of these, breakpoints that matched are not enabled.
+#define PENDING_DB (BIT(12) | DR6_BS | DR6_RTM)
 
 // #DB traps that wait: with MOV SS blocking they wait for the next instruction.
 static bool deliver_pending_debug(struct vcpu *vcpu)

@@ -99,8 +99,7 @@ static bool handle_host_exit(const struct vm_exit *exit)
             irq_handle(exit->vector);
         cpu_call_poll();
         return true;
-    // the deadline's interrupt may still be pending: follow_deadline would wait for it
-    case EXIT_TIMER:
+    case EXIT_TIMER: // the deadline's interrupt may still be pending: follow_deadline would wait for it
         timer_arm_hardware(timer_poll());
         cpu_call_poll();
         return true;
