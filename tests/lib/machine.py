@@ -179,7 +179,6 @@ boot: cdrom
 com1: enabled=1, mode=term, dev={com1}
 com2: enabled=1, mode=term, dev={com2}
 port_e9_hack: enabled=0
-sound: waveoutdrv=dummy, waveindrv=dummy
 log: {log}
 panic: action=fatal
 error: action=report
@@ -226,6 +225,8 @@ class Bochs(Emulator):
                 reset=1 if options.bare else 0, share=self.share(path), iso=iso,
                 com1=os.ttyname(slave1), com2=os.ttyname(slave2),
                 log=os.path.join(self.directory, "bochs.log")))
+            if debugger:  # Debian's build has sound, a Bochs of the user's own perhaps not
+                file.write("sound: waveoutdrv=dummy, waveindrv=dummy\n")
             file.write("".join(line + "\n" for line in options.emulator_option))
         command = [path, "-q", "-f", config]
         if debugger:
