@@ -305,9 +305,10 @@ static void read_hypervisor(u32 leaf, u32 out[4])
         out[EAX] = HYPERVISOR_LEAF + 0x10;
         memcpy(&out[EBX], signature, sizeof(signature));
     } else if (leaf == HYPERVISOR_LEAF + 0x10) {
-        out[EAX] =
-            (u32)(tsc_hz / 1000); // the timing leaf that guests know from others: TSC and bus kHz
-        out[EBX] = 1000000;
+        // The timing leaf that guests know from others: TSC and local APIC timer in kHz. The timer
+        // counts TSC ticks (devices/lapic_timer.c).
+        out[EAX] = (u32)(tsc_hz / 1000);
+        out[EBX] = (u32)(tsc_hz / 1000);
     }
 }
 
@@ -356,9 +357,7 @@ void cpuid_read(struct vcpu *vcpu, u32 leaf, u32 subleaf, u32 out[4])
         memcpy(out, t->extended[leaf - 0x80000000u], sizeof(t->extended[0]));
     else if (leaf - HYPERVISOR_LEAF < 0x100)
         read_hypervisor(leaf, out);
-    else if (
-        // Intel: above the last basic leaf the last one's data (SDM); with subleaves taken as read
-        !t->amd)
+    else if (!t->amd) // Intel: above the last leaf stands the last basic one's data
         memcpy(out, t->basic[t->max_basic], sizeof(t->basic[0]));
 }
 

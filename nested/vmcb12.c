@@ -545,6 +545,33 @@ static bool reflect_by_bit(struct vcpu *vcpu, const struct vm_exit *exit)
     return false;
 }
 
+// EXITINFO1 of IOIO and EXITINFO2 of task switches (APM 15.10.2, 15.14.1), from the neutral exit:
+// one that Nestor makes itself has no other.
+static u64 io_info(struct vcpu *vcpu, const struct exit_io *io)
+{
+    unsigned addr_size = io->addr_size <= 8 ? io->addr_size : vcpu_code_size(vcpu);
+    u64 seg = io->seg < SEG_LDTR ? io->seg : SEG_DS;
+
+    return (io->in ? SVM_IOIO_IN : 0) |
+           (io->string ? SVM_IOIO_STR | seg << SVM_IOIO_SEG_SHIFT : 0) |
+           (io->rep ? SVM_IOIO_REP : 0) | (u64)io->size << SVM_IOIO_SIZE_SHIFT |
+           (u64)(addr_size / 2) << SVM_IOIO_ADDR_SHIFT | (u64)io->port << SVM_IOIO_PORT_SHIFT;
+}
+
+static u64 next_rip_of(struct vcpu *vcpu, const struct vm_exit *exit)
+{
+    return exit->next_rip ? exit->next_rip : vcpu->cur->state.rip + exit->insn_len;
+}
+
+static u64 task_info(const struct exit_task_switch *task)
+{
+    enum { SOURCE_IRET = 1, SOURCE_JMP = 2 };
+
+    return task->error | (task->source == SOURCE_IRET ? SVM_TASK_IRET : 0) |
+           (task->source == SOURCE_JMP ? SVM_TASK_JMP : 0) |
+           (task->has_error ? SVM_TASK_HAS_ERROR : 0) | (task->rf ? SVM_TASK_RF : 0);
+}
+
 // IOPM: a bit per port; an access exits if the bit of any byte is set (APM 15.10.1).
 static bool reflect_io(struct vcpu *vcpu, const struct vm_exit *exit)
 {
@@ -557,7 +584,7 @@ static bool reflect_io(struct vcpu *vcpu, const struct vm_exit *exit)
     guest_read_gpa(vcpu, (v->iopm_base_pa & PAGE_MASK) + exit->io.port / 8, bytes, 2);
     if (!((unsigned)(bytes[0] | bytes[1] << 8) >> (exit->io.port % 8) & mask))
         return false;
-    vmexit(vcpu, VMEXIT_IOIO, exit->raw_info1, exit->next_rip ? exit->next_rip : exit->raw_info2);
+    vmexit(vcpu, VMEXIT_IOIO, io_info(vcpu, &exit->io), next_rip_of(vcpu, exit));
     return true;
 }
 
@@ -644,7 +671,7 @@ static bool vmcb12_reflect(struct vcpu *vcpu, struct vm_exit *exit)
     case EXIT_TASK_SWITCH:
         if (!(vcpu->nested->vmcb.intercept[SVM_WORD_3] & SVM_INTERCEPT_TASK_SWITCH))
             return false;
-        vmexit(vcpu, VMEXIT_TASK_SWITCH, exit->task.selector, exit->raw_info2);
+        vmexit(vcpu, VMEXIT_TASK_SWITCH, exit->task.selector, task_info(&exit->task));
         return true;
     case EXIT_GDTR_IDTR:
     case EXIT_LDTR_TR:

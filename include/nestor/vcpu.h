@@ -149,11 +149,9 @@ struct controls {
         dr_intercepts;
     u64 cr0_mask, cr4_mask;     // bits whose change exits (guest/host mask)
     u64 cr0_shadow, cr4_shadow; // what the guest reads for those bits
-    u8 cr3_target_count;        // reserved for front ends
     hpa_t stage2_root;
     u8 stage2_levels;
-    bool stage2_ad;  // EPT: A/D bits enabled
-    bool efer_lmsle; // unused by Nestor; kept so that front ends have a place for it
+    bool stage2_ad; // EPT: A/D bits enabled
     u64 tsc_offset;
     u64 tsc_multiplier; // 0 = none; VMX's fixed point (48 fraction bits)
     const void *
@@ -218,7 +216,6 @@ struct vcpu {
     u8 level;             // 0: L1 or plain guest, 1: L2
     // for the next entry: exit before the guest's first instruction, after an injection
     bool immediate_exit;
-    bool launched_once;
     u32 requests; // enum vcpu_request, atomic
     struct vcpu_events events;
 
@@ -234,7 +231,6 @@ struct vcpu {
     void *nested_bitmap;    // page_alloc'd: where the front end merges its L2's MSR bitmap
     struct vcpu_msrs *msrs; // what core/msr.c keeps for MSRs that are only remembered
     struct insn_cache *insn_cache;
-    u32 run_state; // enum vcpu_run_state
     u32 asid_generation;
     u16 tag[2]; // VPID or ASID of each context, private to the back end
     u64 exits;
