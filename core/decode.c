@@ -13,6 +13,9 @@ struct cursor {
     struct insn *insn;
     const struct opcode_entry *entry;
     u32 flags; // of the entry, after the group's have been added
+    u8 pp;     // mandatory prefix: 0 none, 1 66, 2 F3, 3 F2
+    u8 vex_map, evex_reg;
+    bool masked; // EVEX: a mask, zeroing or broadcast, or what must be fixed is not
 };
 
 static u64 take(struct cursor *c, unsigned size)
@@ -136,6 +139,8 @@ static void operand_size(struct cursor *c)
 
     if (c->flags & F_BYTE)
         size = 1;
+    else if (c->flags & F_WORD)
+        size = 2;
     else if (c->flags & F_NATIVE)
         size = native_size(insn);
     else if (c->flags & F_BRANCH && insn->mode == INSN_MODE_64)
@@ -183,23 +188,65 @@ static const struct opcode_entry *extended_entry(u8 escape, u8 map, u8 opcode)
     return NULL;
 }
 
-// Only the length of these is known. A legacy 66, F2, F3, F0 or REX before them is #UD.
+static u8 legacy_pp(const struct insn *insn)
+{
+    if (insn->prefixes & (INSN_REP | INSN_REPNE))
+        return insn->prefixes & INSN_REP ? 2 : 3;
+    return insn->prefixes & INSN_OPSIZE ? 1 : 0;
+}
+
+// VEX's second byte (of three) and third: inverted R, X, B; W, inverted vvvv, L, pp. The two-byte
+// form has R where that has W. Outside 64-bit code the registers are the low eight.
+static void take_vex(struct cursor *c, u8 first, u8 last, bool two_bytes)
+{
+    struct insn *insn = c->insn;
+    u8 rex = two_bytes ? (u8)(~first >> 5 & REX_R) : (u8)(~first >> 5 | (last >> 4 & REX_W));
+
+    insn->rex = (u8)(0x40 | (insn_mode_is_64(insn->mode) ? rex : rex & REX_W));
+    insn->vvvv = ~last >> 3 & (insn_mode_is_64(insn->mode) ? 15 : 7);
+    insn->vex_length = last & 4 ? 32 : 16;
+    c->pp = last & 3;
+}
+
+// EVEX's three bytes: R X B R' 0 mmm; W vvvv 1 pp; z L'L b V' aaa. All of registers' bits inverted.
+static void take_evex(struct cursor *c, u8 first, u8 second)
+{
+    struct insn *insn = c->insn;
+    u8 third = (u8)take(c, 1);
+
+    take_vex(c, first, (u8)(second & ~4), false);
+    if (insn_mode_is_64(insn->mode)) {
+        insn->vvvv |= third & 8 ? 0 : 16;
+        c->evex_reg = first & 0x10 ? 0 : 16;
+    }
+    insn->vex_length = (u8)(16 << (third >> 5 & 3));
+    c->masked = third & 0x97 || insn->vex_length > 64 || first & 8 || !(second & 4) ||
+                (!insn_mode_is_64(insn->mode) && !(third & 8));
+}
+
+// A legacy 66, F2, F3, F0 or REX before them is #UD.
 static void take_extended(struct cursor *c, u8 escape)
 {
     struct insn *insn = c->insn;
     const u8 bad = INSN_REP | INSN_REPNE | INSN_LOCK | INSN_OPSIZE;
-    u8 map = 1, first;
+    u8 map = 1, first, second;
 
     if (insn->prefixes & bad || insn->rex) {
         c->status = INSN_INVALID;
         return;
     }
-    first = (u8)take(c, 1);
+    first = second = (u8)take(c, 1);
     if (escape != 0xc5) {
         map = first & (escape == 0x62 ? 7 : 0x1f);
-        take(c, escape == 0x62 ? 2 : 1);
+        second = (u8)take(c, 1);
     }
+    insn->encoding = escape == 0x62 ? INSN_EVEX : escape == 0x8f ? INSN_XOP : INSN_VEX;
+    if (escape == 0x62)
+        take_evex(c, first, second);
+    else
+        take_vex(c, first, second, escape == 0xc5);
     insn->map = INSN_MAP_EXTENDED;
+    c->vex_map = map;
     insn->opcode = (u8)take(c, 1);
     c->entry = extended_entry(escape, map, insn->opcode);
 }
@@ -207,9 +254,26 @@ static void take_extended(struct cursor *c, u8 escape)
 static const struct opcode_entry *entry_0f38(const struct insn *insn)
 {
     // F2 makes these CRC32; F3 nothing.
-    if ((insn->opcode & 0xfe) == 0xf0 && !(insn->prefixes & (INSN_REP | INSN_REPNE)))
-        return &opcode_movbe[insn->opcode & 1];
-    return &other;
+    if ((insn->opcode & 0xfe) != 0xf0 || insn->prefixes & INSN_REP)
+        return &other;
+    return insn->prefixes & INSN_REPNE ? &opcode_crc32[insn->opcode & 1]
+                                       : &opcode_movbe[insn->opcode & 1];
+}
+
+static const struct opcode_entry *entry_0f(const struct insn *insn)
+{
+    bool f3 = insn->prefixes & INSN_REP;
+
+    switch (insn->opcode) {
+    case 0xbc:
+        return &opcode_bits[0][f3];
+    case 0xbd:
+        return &opcode_bits[1][f3];
+    case 0xb8:
+        return &opcode_bits[2][f3];
+    default:
+        return &opcode_map_0f[insn->opcode];
+    }
 }
 
 static void take_opcode(struct cursor *c, u8 byte)
@@ -223,12 +287,12 @@ static void take_opcode(struct cursor *c, u8 byte)
     insn->opcode = byte;
     c->entry = &opcode_map_1[byte];
     if (byte == 0x63 && !insn_mode_is_64(insn->mode))
-        c->entry = &other; // ARPL
+        c->entry = &opcode_arpl;
     if (byte != 0x0f)
         return;
     insn->opcode = (u8)take(c, 1);
     insn->map = INSN_MAP_0F;
-    c->entry = &opcode_map_0f[insn->opcode];
+    c->entry = entry_0f(insn);
     if (insn->opcode != 0x38 && insn->opcode != 0x3a)
         return;
     insn->map = insn->opcode == 0x38 ? INSN_MAP_0F38 : INSN_MAP_0F3A;
@@ -395,8 +459,31 @@ static u8 memory_size(const struct insn *insn)
     case INSN_OTHER: case INSN_LEA: case INSN_NOP: return 0;
     case INSN_MOV_FROM_SREG: case INSN_MOV_TO_SREG: return 2;
     case INSN_CMPXCHG8B: return insn->rex & REX_W ? 16 : 8;
+    case INSN_SGDT: case INSN_SIDT: case INSN_LGDT: case INSN_LIDT:
+        return (u8)(native_size(insn) + 2);
+    case INSN_SMSW: case INSN_LMSW: case INSN_SLDT: case INSN_STR: case INSN_LLDT: case INSN_LTR:
+    case INSN_VERR: case INSN_VERW: return 2;
+    case INSN_INVLPG: return 0;
+    case INSN_BOUND: return (u8)(2 * insn->opsize);
     case INSN_CALL_FAR: case INSN_JMP_FAR: return (u8)(insn->opsize + 2);
     default: return insn->src == OPERAND_RM ? insn->src_size : insn->opsize;
+    }
+    // clang-format on
+}
+
+static void name_operand(struct insn *insn)
+{
+    // clang-format off
+    switch (insn->op) {
+    case INSN_SMSW: case INSN_SLDT: case INSN_STR:
+        insn->dst = OPERAND_RM;
+        break;
+    case INSN_LMSW: case INSN_LLDT: case INSN_LTR: case INSN_VERR: case INSN_VERW:
+        insn->src = OPERAND_RM;
+        insn->src_size = 2;
+        break;
+    default:
+        break;
     }
     // clang-format on
 }
@@ -414,8 +501,83 @@ static void name_special(struct insn *insn)
         if (s->where != ANYWHERE && (s->where == MEMORY) != insn->has_mem)
             continue;
         insn->op = s->op;
+        name_operand(insn);
         return;
     }
+}
+
+static bool evex_width_fits(const struct insn *insn, const struct vector_entry *v)
+{
+    bool wide = insn->rex & REX_W;
+
+    if (v->opcode >= 0x10 && v->opcode <= 0x2b && v->map == INSN_MAP_0F)
+        return wide == (v->pp & 1);
+    if (v->opcode == 0xd6 || (v->opcode == 0x7e && v->pp == 2))
+        return wide;
+    return v->flags & MOVE_GPR || v->opcode == 0x6f || v->opcode == 0x7f || !wide;
+}
+
+// Whether the fields of VEX and EVEX are as the move's manual page has them.
+static bool vector_form_fits(const struct cursor *c, const struct vector_entry *v)
+{
+    const struct insn *insn = c->insn;
+    bool merges = v->flags & (MOVE_LOW | MOVE_HIGH) && !(v->flags & MOVE_STORE);
+    bool scalar = (v->opcode & 0xfe) == 0x10 && v->pp >= 2 && v->map == INSN_MAP_0F;
+
+    if (insn->encoding == INSN_LEGACY)
+        return true;
+    if (v->flags & MOVE_MMX || insn->encoding == INSN_XOP || (insn->vvvv && !merges))
+        return false;
+    if (v->size && !scalar && insn->vex_length != 16)
+        return false;
+    return insn->encoding == INSN_VEX ||
+           (!c->masked && !(v->flags & MOVE_NO_EVEX) && evex_width_fits(insn, v));
+}
+
+// EVEX scales an 8-bit displacement by the size of these moves' memory operand.
+static void name_vector(struct cursor *c, const struct vector_entry *v)
+{
+    struct insn *insn = c->insn;
+    u8 size = v->size;
+
+    if (size == 0)
+        size = insn->encoding == INSN_LEGACY ? 16 : insn->vex_length;
+    else if (v->flags & MOVE_GPR && insn->rex & REX_W && insn_mode_is_64(insn->mode))
+        size = 8;
+    insn->op = v->flags & MOVE_STORE ? INSN_VEC_STORE : INSN_VEC_LOAD;
+    insn->move = v->flags;
+    insn->src_size = insn->mem_size = size;
+    insn->reg = (u8)(insn->reg | c->evex_reg);
+    if (insn->encoding == INSN_EVEX && insn->modrm >> 6 == 1)
+        insn->disp *= size;
+}
+
+static void find_vector(struct cursor *c)
+{
+    struct insn *insn = c->insn;
+    bool legacy = insn->encoding == INSN_LEGACY;
+    u8 map = legacy            ? insn->map
+             : c->vex_map == 1 ? INSN_MAP_0F
+             : c->vex_map == 2 ? INSN_MAP_0F38
+                               : 0;
+    u8 pp = legacy ? legacy_pp(insn) : c->pp;
+
+    for (const struct vector_entry *v = opcode_vector; v->opcode; v++)
+        if (v->opcode == insn->opcode && v->pp == pp && v->map == map && vector_form_fits(c, v)) {
+            name_vector(c, v);
+            return;
+        }
+}
+
+static void find_x87(struct insn *insn)
+{
+    u8 size = opcode_x87[insn->opcode & 7][insn->modrm >> 3 & 7];
+
+    if (insn->map != INSN_MAP_1 || (insn->opcode & 0xf8) != 0xd8 || !size)
+        return;
+    insn->op = INSN_X87;
+    insn->move = size & 0x80 ? MOVE_STORE : 0;
+    insn->src_size = insn->mem_size = size & 0x7f;
 }
 
 static bool valid_system_register(const struct insn *insn)
@@ -472,6 +634,10 @@ static void decode_body(struct cursor *c)
         name_special(insn);
     if (insn->has_mem)
         insn->mem_size = memory_size(insn);
+    if (insn->has_mem && insn->op == INSN_OTHER && !(insn->prefixes & INSN_LOCK)) {
+        find_x87(insn);
+        find_vector(c);
+    }
     if (!valid(c))
         c->status = INSN_INVALID;
 }

@@ -29,13 +29,14 @@ const struct opcode_entry opcode_map_1[256] = {
     [0x0e] = E(PUSH_SREG, NONE, SREG, F_NO64),
     [0x16] = E(PUSH_SREG, NONE, SREG, F_NO64), [0x17] = E(POP_SREG, SREG, NONE, F_NO64),
     [0x1e] = E(PUSH_SREG, NONE, SREG, F_NO64), [0x1f] = E(POP_SREG, SREG, NONE, F_NO64),
-    [0x27] = OTHER(F_NO64), [0x2f] = OTHER(F_NO64), [0x37] = OTHER(F_NO64), [0x3f] = OTHER(F_NO64),
+    [0x27] = E(DAA, NONE, NONE, B | F_NO64), [0x2f] = E(DAS, NONE, NONE, B | F_NO64),
+    [0x37] = E(AAA, NONE, NONE, B | F_NO64), [0x3f] = E(AAS, NONE, NONE, B | F_NO64),
     [0x40 ... 0x47] = E(INC, REG, NONE, R | F_NO64),
     [0x48 ... 0x4f] = E(DEC, REG, NONE, R | F_NO64),
     [0x50 ... 0x57] = E(PUSH, NONE, REG, R | F_STACK),
     [0x58 ... 0x5f] = E(POP, REG, NONE, R | F_STACK),
     [0x60] = E(PUSHA, NONE, NONE, F_NO64), [0x61] = E(POPA, NONE, NONE, F_NO64),
-    [0x62] = OTHER(M | F_MEM | F_NO64),
+    [0x62] = E(BOUND, REG, RM, M | F_MEM | F_NO64),
     [0x63] = EX(MOVSX, REG, RM, 4, M | F_ONLY64),
     [0x68] = E(PUSH, NONE, IMM, F_STACK | IMM(IZ)), [0x6a] = E(PUSH, NONE, IMM, F_STACK | IMM(IB)),
     [0x69] = E(IMUL3, REG, RM, M | IMM(IZ)), [0x6b] = E(IMUL3, REG, RM, M | IMM(IB)),
@@ -75,7 +76,8 @@ const struct opcode_entry opcode_map_1[256] = {
     [0xce] = E(INTO, NONE, NONE, F_NO64), [0xcf] = BARE(IRET),
     [0xd0] = G(SHIFT_IMM, B | IMM(ONE)), [0xd1] = G(SHIFT_IMM, IMM(ONE)),
     [0xd2] = G(SHIFT_CL, B), [0xd3] = G(SHIFT_CL, 0),
-    [0xd4] = OTHER(F_NO64 | IMM(UB)), [0xd5] = OTHER(F_NO64 | IMM(UB)), [0xd6] = OTHER(F_NO64),
+    [0xd4] = E(AAM, NONE, IMM, B | F_NO64 | IMM(UB)),
+    [0xd5] = E(AAD, NONE, IMM, B | F_NO64 | IMM(UB)), [0xd6] = OTHER(F_NO64),
     [0xd7] = E(XLAT, NONE, NONE, B),
     [0xd8 ... 0xdf] = OTHER(M),
     [0xe0] = E(LOOPNE, NONE, IMM, F_BRANCH | IMM(IB)),
@@ -97,7 +99,8 @@ const struct opcode_entry opcode_map_1[256] = {
 };
 
 const struct opcode_entry opcode_map_0f[256] = {
-    [0x00 ... 0x03] = OTHER(M), [0x05] = BARE(SYSCALL), [0x06] = BARE(CLTS), [0x07] = BARE(SYSRET),
+    [0x00 ... 0x01] = OTHER(M), [0x02] = EX(LAR, REG, RM, 2, M), [0x03] = EX(LSL, REG, RM, 2, M),
+    [0x05] = BARE(SYSCALL), [0x06] = BARE(CLTS), [0x07] = BARE(SYSRET),
     [0x08] = BARE(INVD), [0x09] = BARE(WBINVD), [0x0b] = BARE(UD),
     [0x0d] = E(NOP, NONE, NONE, M), [0x0e] = OTHER(0), [0x0f] = OTHER(M | IMM(IB)),
     [0x10 ... 0x17] = OTHER(M), [0x18 ... 0x19] = E(NOP, NONE, NONE, M),
@@ -138,6 +141,17 @@ const struct opcode_entry opcode_map_0f[256] = {
 
 const struct opcode_entry opcode_movbe[2] = {
     E(MOVBE, REG, RM, M | F_MEM), E(MOVBE, RM, REG, M | F_MEM),
+};
+
+const struct opcode_entry opcode_arpl = E(ARPL, RM, REG, M | F_WORD);
+// F2 0F38 F0, F1: the source has the operand size, the destination 4 bytes, with REX.W 8.
+const struct opcode_entry opcode_crc32[2] = {
+    E(CRC32, REG, RM, M | B), E(CRC32, REG, RM, M),
+};
+// 0F BC, BD, B8 without prefix and with F3. CPUs without BMI1 and LZCNT ignore the F3.
+const struct opcode_entry opcode_bits[3][2] = {
+    {E(BSF, REG, RM, M), E(TZCNT, REG, RM, M)}, {E(BSR, REG, RM, M), E(LZCNT, REG, RM, M)},
+    {OTHER(M), E(POPCNT, REG, RM, M)},
 };
 
 #define SHIFTS(s)                                                                          \
@@ -182,6 +196,7 @@ const struct opcode_entry opcode_groups[GROUP_COUNT][8] = {
 
 const struct special_entry opcode_special[] = {
     S(0F, 0x00, ANY, ANYWHERE, 0x38, 0x00, SLDT), S(0F, 0x00, ANY, ANYWHERE, 0x38, 0x08, STR),
+    S(0F, 0x00, ANY, ANYWHERE, 0x38, 0x20, VERR), S(0F, 0x00, ANY, ANYWHERE, 0x38, 0x28, VERW),
     S(0F, 0x00, ANY, ANYWHERE, 0x38, 0x10, LLDT), S(0F, 0x00, ANY, ANYWHERE, 0x38, 0x18, LTR),
     S(0F, 0x01, ANY, MEMORY, 0x38, 0x00, SGDT), S(0F, 0x01, ANY, MEMORY, 0x38, 0x08, SIDT),
     S(0F, 0x01, ANY, MEMORY, 0x38, 0x10, LGDT), S(0F, 0x01, ANY, MEMORY, 0x38, 0x18, LIDT),
@@ -210,5 +225,41 @@ const struct special_entry opcode_special[] = {
     S(0F38, 0x80, O16, MEMORY, 0, 0, INVEPT), S(0F38, 0x81, O16, MEMORY, 0, 0, INVVPID),
     S(0F38, 0x82, O16, MEMORY, 0, 0, INVPCID),
     {.op = INSN_NONE},
+};
+
+#define V(map, opcode, pp, size, flags) {INSN_MAP_##map, opcode, pp, size, flags}
+#define A  MOVE_ALIGNED
+#define ST MOVE_STORE
+#define NE MOVE_NO_EVEX
+
+const struct vector_entry opcode_vector[] = {
+    V(0F, 0x10, 0, 0, 0), V(0F, 0x10, 1, 0, 0), V(0F, 0x10, 2, 4, 0), V(0F, 0x10, 3, 8, 0),
+    V(0F, 0x11, 0, 0, ST), V(0F, 0x11, 1, 0, ST), V(0F, 0x11, 2, 4, ST), V(0F, 0x11, 3, 8, ST),
+    V(0F, 0x12, 0, 8, MOVE_LOW), V(0F, 0x12, 1, 8, MOVE_LOW),
+    V(0F, 0x13, 0, 8, ST), V(0F, 0x13, 1, 8, ST),
+    V(0F, 0x16, 0, 8, MOVE_HIGH), V(0F, 0x16, 1, 8, MOVE_HIGH),
+    V(0F, 0x17, 0, 8, MOVE_HIGH | ST), V(0F, 0x17, 1, 8, MOVE_HIGH | ST),
+    V(0F, 0x28, 0, 0, A), V(0F, 0x28, 1, 0, A), V(0F, 0x29, 0, 0, A | ST), V(0F, 0x29, 1, 0, A | ST),
+    V(0F, 0x2b, 0, 0, A | ST), V(0F, 0x2b, 1, 0, A | ST),
+    V(0F, 0x6e, 0, 4, MOVE_MMX | MOVE_GPR), V(0F, 0x6e, 1, 4, MOVE_GPR),
+    V(0F, 0x7e, 0, 4, MOVE_MMX | MOVE_GPR | ST), V(0F, 0x7e, 1, 4, MOVE_GPR | ST),
+    V(0F, 0x7e, 2, 8, 0), V(0F, 0xd6, 1, 8, ST),
+    V(0F, 0x6f, 0, 8, MOVE_MMX), V(0F, 0x6f, 1, 0, A), V(0F, 0x6f, 2, 0, 0),
+    V(0F, 0x7f, 0, 8, MOVE_MMX | ST), V(0F, 0x7f, 1, 0, A | ST), V(0F, 0x7f, 2, 0, ST),
+    V(0F, 0xe7, 0, 8, MOVE_MMX | ST), V(0F, 0xe7, 1, 0, A | ST), V(0F, 0xf0, 3, 0, NE),
+    V(0F38, 0x2a, 1, 0, A),
+    {.opcode = 0},
+};
+
+#define STORES 0x80
+const u8 opcode_x87[8][8] = {
+    {4, 4, 4, 4, 4, 4, 4, 4},
+    {4, 0, STORES | 4, STORES | 4, 0, 2, 0, STORES | 2},
+    {4, 4, 4, 4, 4, 4, 4, 4},
+    {4, STORES | 4, STORES | 4, STORES | 4, 0, 10, 0, STORES | 10},
+    {8, 8, 8, 8, 8, 8, 8, 8},
+    {8, STORES | 8, STORES | 8, STORES | 8, 0, 0, 0, STORES | 2},
+    {2, 2, 2, 2, 2, 2, 2, 2},
+    {2, STORES | 2, STORES | 2, STORES | 2, 10, 8, STORES | 10, STORES | 8},
 };
 // clang-format on

@@ -45,6 +45,7 @@ enum immediate_kind {
 #define F_NOMEM  (1u << 16) // ModRM.mod is ignored: a register always (MOV CR, MOV DR)
 #define F_OPREG  (1u << 17) // reg is in the opcode's low bits
 #define F_MIN4   (1u << 18) // operand size at least 4
+#define F_WORD   (1u << 19) // operand size 2
 
 struct opcode_entry {
     u8 op;       // enum insn_op or enum opcode_group; INSN_NONE: invalid
@@ -71,6 +72,18 @@ struct special_entry {
     u8 op;
 };
 
+// Moves between vector registers and memory. pp: the mandatory prefix as VEX.pp has it (none, 66,
+// F3, F2).
+struct vector_entry {
+    u8 map, opcode, pp;
+    u8 size;  // bytes of memory, 0: the whole vector
+    u8 flags; // enum insn_move
+};
+
+extern const struct vector_entry opcode_vector[]; // ends with opcode 0
+extern const u8 opcode_x87[8][8]; // memory bytes of D8..DF by ModRM.reg, 0x80: it stores; 0: none
+
 extern const struct opcode_entry opcode_map_1[256], opcode_map_0f[256], opcode_movbe[2];
+extern const struct opcode_entry opcode_arpl, opcode_crc32[2], opcode_bits[3][2];
 extern const struct opcode_entry opcode_groups[GROUP_COUNT][8];
 extern const struct special_entry opcode_special[]; // ends with op INSN_NONE

@@ -74,6 +74,10 @@ enum insn_op {
     INSN_CALL_FAR, INSN_JMP_FAR, INSN_RET_FAR, INSN_IRET, INSN_INT, INSN_INT3, INSN_INTO, INSN_INT1,
     INSN_MOVS, INSN_CMPS, INSN_STOS, INSN_LODS, INSN_SCAS, INSN_INS, INSN_OUTS, INSN_IN, INSN_OUT,
     INSN_CBW, INSN_CWD, INSN_LAHF, INSN_SAHF, INSN_XLAT,
+    INSN_BSF, INSN_BSR, INSN_TZCNT, INSN_LZCNT, INSN_POPCNT, INSN_CRC32, INSN_BOUND,
+    INSN_AAA, INSN_AAS, INSN_DAA, INSN_DAS, INSN_AAM, INSN_AAD, INSN_ARPL,
+    INSN_VEC_LOAD, INSN_VEC_STORE, // moves of vector registers from and to memory
+    INSN_X87,                      // any with a memory operand but environments and states
     INSN_CMC, INSN_CLC, INSN_STC, INSN_CLI, INSN_STI, INSN_CLD, INSN_STD,
     INSN_NOP, // and the hints: multi-byte NOP, ENDBR, PREFETCH
     INSN_PAUSE, INSN_HLT,
@@ -85,6 +89,7 @@ enum insn_op {
     INSN_XSETBV,
     INSN_INVD, INSN_WBINVD, INSN_INVLPG, INSN_INVPCID, INSN_MONITOR, INSN_MWAIT, INSN_RSM,
     INSN_SGDT, INSN_SIDT, INSN_LGDT, INSN_LIDT, INSN_SLDT, INSN_STR, INSN_LLDT, INSN_LTR,
+    INSN_LAR, INSN_LSL, INSN_VERR, INSN_VERW,
     INSN_SYSCALL, INSN_SYSRET, INSN_SYSENTER, INSN_SYSEXIT, INSN_SWAPGS, INSN_LSS,
     INSN_XBEGIN, // C6: XABORT
    
@@ -96,6 +101,19 @@ enum insn_op {
     INSN_OP_COUNT
 };
 // clang-format on
+
+// How the opcode is encoded, and so what a write does to the rest of a vector register.
+enum insn_encoding { INSN_LEGACY, INSN_VEX, INSN_EVEX, INSN_XOP };
+
+enum insn_move {
+    MOVE_ALIGNED = BIT(0), // memory must be aligned to its size: #GP(0)
+    MOVE_MMX = BIT(1),
+    MOVE_LOW = BIT(2),     // a load changes the low 8 bytes only, the high ones come from vvvv
+    MOVE_HIGH = BIT(3),    // the same for bytes 15:8; a store stores these
+    MOVE_STORE = BIT(4),   // (the decoder's)
+    MOVE_GPR = BIT(5),     // (the decoder's) 4 or 8 bytes by W
+    MOVE_NO_EVEX = BIT(6), // (the decoder's)
+};
 
 struct insn {
     u8 op;     // enum insn_op
@@ -118,8 +136,12 @@ struct insn {
     u8 scale; // 1, 2, 4, 8
     u8 seg;   // enum segment_index: also that of implicit rSI and rBX operands
     s64 disp;
-    u64 imm;  // sign- or zero-extended as the instruction uses it; relative branch offset
-    u16 imm2; // ENTER's nesting level, the selector of a far pointer
+    u64 imm;       // sign- or zero-extended as the instruction uses it; relative branch offset
+    u8 encoding;   // enum insn_encoding
+    u8 move;       // enum insn_move, of INSN_VEC_*
+    u8 vex_length; // bytes of a vector register in a VEX or EVEX form: 16, 32, 64
+    u8 vvvv;       // its second source register
+    u16 imm2;      // ENTER's nesting level, the selector of a far pointer
 };
 
 // Describes the instruction at bytes[0..len). Returns an enum insn_status; out is meaningful only

@@ -98,6 +98,13 @@ static const char *const names[INSN_OP_COUNT] = {
     [INSN_INVVPID] = "invvpid", [INSN_VMRUN] = "vmrun", [INSN_VMMCALL] = "vmmcall",
     [INSN_VMLOAD] = "vmload", [INSN_VMSAVE] = "vmsave", [INSN_STGI] = "stgi", [INSN_CLGI] = "clgi",
     [INSN_SKINIT] = "skinit", [INSN_INVLPGA] = "invlpga",
+    [INSN_BSF] = "bsf", [INSN_BSR] = "bsr", [INSN_TZCNT] = "tzcnt", [INSN_LZCNT] = "lzcnt",
+    [INSN_POPCNT] = "popcnt", [INSN_CRC32] = "crc32", [INSN_AAA] = "aaa", [INSN_AAS] = "aas",
+    [INSN_DAA] = "daa", [INSN_DAS] = "das", [INSN_AAM] = "aam", [INSN_AAD] = "aad",
+    [INSN_BOUND] = "bound", [INSN_ARPL] = "arpl", [INSN_LAR] = "lar", [INSN_LSL] = "lsl",
+    [INSN_VERR] = "verr", [INSN_VERW] = "verw", [INSN_X87] = "f",
+    // MOVLPS and the like; VMOV..; LDDQU
+    [INSN_VEC_LOAD] = "", [INSN_VEC_STORE] = "",
 };
 // clang-format on
 
@@ -163,8 +170,9 @@ static bool width_comparable(const struct insn *insn)
     return names[insn->op] && insn->op < INSN_MOV_FROM_CR && insn->op != INSN_NOP &&
            insn->op != INSN_PAUSE && insn->op != INSN_UD && insn->op != INSN_CMPXCHG8B &&
            insn->op != INSN_XBEGIN && insn->op != INSN_LSS && insn->op != INSN_MOV_FROM_SREG &&
-           insn->op != INSN_MOV_TO_SREG && insn->op != INSN_XLAT && insn->op != INSN_MOVNTI &&
-           !(is_port(insn) && insn->rex & 8);
+           insn->op != INSN_MOV_TO_SREG && insn->op != INSN_CRC32 &&
+           (insn->op < INSN_AAA || insn->op > INSN_X87) && insn->op != INSN_XLAT &&
+           insn->op != INSN_MOVNTI && !(is_port(insn) && insn->rex & 8);
 }
 
 static const char *compare_memory(const struct insn *insn, const ZydisDecodedOperand *o)
