@@ -160,6 +160,42 @@ static bool read_modules(struct parser *p, const struct value *v, struct vm_conf
     return true;
 }
 
+// There are more names than fit a line.
+static bool hide_unknown(struct parser *p, const struct value *v, const char *name)
+{
+    char list[FOUND_SIZE] = "";
+    const char *one, *last = "";
+
+    say(p, "%.31s: found \"%.40s\", expected names of features:", v->name, name);
+    for (u32 i = 0; (one = config_hideable_name(i)) != NULL; last = one, i++) {
+        size_t len = strlen(list);
+
+        if (strcmp(one, last) == 0)
+            continue;
+        fmt_snprintf(list + len, sizeof(list) - len, " %s", one);
+        if (len > FOUND_SIZE - 40) {
+            say(p, "%.31s:%s", v->name, list);
+            list[0] = 0;
+        }
+    }
+    say(p, "%.31s:%s", v->name, list);
+    return false;
+}
+
+static bool read_hide(struct parser *p, const struct value *v, struct vm_config *vm)
+{
+    if (!is_text(v))
+        return wrong(p, v, "names of features");
+    for (u32 used = 0; used < v->size; used += (u32)strlen(v->data + used) + 1) {
+        u64 rows = config_hideable(v->data + used);
+
+        if (!rows)
+            return hide_unknown(p, v, v->data + used);
+        vm->hidden |= rows;
+    }
+    return true;
+}
+
 static bool read_cpus(struct parser *p, const struct value *v, struct vm_config *vm)
 {
     u32 count = v->size / 4;
@@ -197,6 +233,11 @@ static bool read_test_device(struct parser *p, const struct value *v, struct vm_
     return read_flag(p, v, &vm->test_device);
 }
 
+static bool read_pci_test_device(struct parser *p, const struct value *v, struct vm_config *vm)
+{
+    return read_flag(p, v, &vm->pci_test_device);
+}
+
 static bool read_console(struct parser *p, const struct value *v, struct vm_config *vm)
 {
     return read_flag(p, v, &vm->console);
@@ -221,8 +262,10 @@ static const struct property {
     {"command-line", read_command_line, false},
     {"modules", read_modules, false},
     {"cpus", read_cpus, false},
+    {"hide", read_hide, false},
     {"nested", read_nested, false},
     {"test-device", read_test_device, false},
+    {"pci-test-device", read_pci_test_device, false},
     {"console", read_console, false},
     {"phandle", read_nothing, false},
 };

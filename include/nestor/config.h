@@ -21,8 +21,10 @@ struct vm_config {
     u32 module_count;
     bool nested;
     bool test_device; // the test device, fw_cfg and port latches of GUESTS.md
+    bool pci_test_device; // pci_testdev.h's
     bool console;     // COM1 is the machine's console; the first guest's by default
     bool pinned;
+    u64 hidden;                // features that the guest is not to see: core/hide.c's rows
     u32 cpus[CONFIG_VCPU_MAX]; // pCPU of each vCPU; assigned in order if not pinned
 };
 
@@ -37,3 +39,10 @@ struct config {
 // -E_INVAL if the whole tree is unusable (report says why).
 int config_parse(struct config *config, const void *dtb, u64 dtb_size,
                  void (*report)(const char *line));
+
+// The features that `hide` may name (core/hide.c). A name's rows as bits of vm_config.hidden, 0: no
+// such name; the names by row, NULL behind the last (a name may have several rows); and the CPUID
+// bits that a guest is not to see.
+u64 config_hideable(const char *name);
+const char *config_hideable_name(u32 n);
+u32 config_hidden_bits(const struct vm_config *vm, u32 leaf, u32 subleaf, unsigned reg);

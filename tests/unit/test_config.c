@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // Copyright (c) 2026 The Nestor authors
-// unit-sources: core/config.c
+// unit-sources: core/config.c core/hide.c
 // unit-libs: -lfdt
 //
 // The configuration: what is right is read wholly; each mistake gives its line and leaves the guest
@@ -110,6 +110,7 @@ static void test_right(void **state)
     guest("test", 64, 1, "k2");
     fdt_property(blob, "modules", "env\0two", 8);
     fdt_property(blob, "test-device", NULL, 0);
+    fdt_property(blob, "hide", "umip\0pku\0tsc-adjust", 20);
     fdt_property_u32(blob, "phandle", 1);
     cpus(1, 7);
     end_guest();
@@ -132,6 +133,13 @@ static void test_right(void **state)
     assert_string_equal(vm->modules[1], "two");
     assert_true(!vm->nested && !vm->console && vm->test_device && vm->pinned);
     assert_int_equal(vm->cpus[0], 7);
+    assert_int_equal(vm->hidden, config_hideable("umip") | config_hideable("pku") |
+                                     config_hideable("tsc-adjust"));
+    assert_int_equal(config_hidden_bits(vm, 7, 0, 2), BIT(2) | BIT(3)); // ECX: UMIP PKU
+    assert_int_equal(config_hidden_bits(vm, 7, 0, 1), BIT(1));          // EBX: TSC_ADJUST
+    assert_int_equal(config_hidden_bits(vm, 0xd, 0, 0), BIT(9));        // PKU's state
+    assert_int_equal(config_hidden_bits(vm, 0xd, 1, 0), 0);
+    assert_int_equal(config_hidden_bits(vm - 1, 7, 0, 2), 0);
 }
 
 static void test_console_moves(void **state)
@@ -184,6 +192,8 @@ static const struct mistake {
     {"modules", "a\0b\0c\0d\0e\0f\0g\0h\0i", 18,
      "modules: found \"a\" and more, expected 1..8 names of modules, without spaces"},
     {"nested", "\0\0\0\1", 4, "nested: found <1>, expected no value"},
+    {"hide", "\0\0\0\1", 4, "hide: found <1>, expected names of features"},
+    {"hide", "", 0, "hide: found no value, expected names of features"},
     {"cpus", "", 0, "cpus: found no value, expected 1..64 CPU numbers"},
     {"cpus", "\0\0\4\0", 4, "cpus: found <1024>, expected CPU numbers 0..1023"},
     {"cpus", "\0\0\0\1", 4, "cpus: found 1, expected as many as vcpus: 2"},
@@ -224,6 +234,24 @@ static void test_mistakes(void **state)
     (void)state;
     for (size_t i = 0; i < ARRAY_SIZE(mistakes); i++)
         test_mistake(&mistakes[i]);
+}
+
+// The names it expects are said, over several lines.
+static void test_hide_unknown(void **state)
+{
+    static const char first[] =
+        "/guests/a: hide: found \"x3apic\", expected names of features:\n/guests/a: hide: hypervisor "
+        "x2apic tsc-deadline ";
+    static const char last[] = " avx512\n/guests/a: this guest is left out\n";
+
+    (void)state;
+    begin("nestor,config-v1");
+    guest("a", 64, 1, "k");
+    fdt_property(blob, "hide", "umip\0x3apic", 12);
+    end_guest();
+    assert_int_equal(parse(), 0);
+    assert_memory_equal(lines, first, sizeof(first) - 1);
+    assert_non_null(strstr(lines, last));
 }
 
 static void test_several(void **state)
@@ -339,9 +367,9 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_right),    cmocka_unit_test(test_console_moves),
-        cmocka_unit_test(test_mistakes), cmocka_unit_test(test_several),
-        cmocka_unit_test(test_too_many), cmocka_unit_test(test_trees),
-        cmocka_unit_test(test_damaged),
+        cmocka_unit_test(test_mistakes), cmocka_unit_test(test_hide_unknown),
+        cmocka_unit_test(test_several),  cmocka_unit_test(test_too_many),
+        cmocka_unit_test(test_trees),    cmocka_unit_test(test_damaged),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);
