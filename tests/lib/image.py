@@ -65,7 +65,10 @@ def config_dts(guest):
         lines.append('initrd = "initrd";')
     if guest.get("append") is not None:
         lines.append("command-line = %s;" % dts_string(guest["append"]))
-    lines += ["%s;" % flag for flag in ("nested", "test-device") if guest.get(flag)]
+    lines += ["%s;" % flag for flag in ("nested", "test-device", "pci-test-device")
+              if guest.get(flag)]
+    if guest.get("hide"):
+        lines.append("hide = %s;" % ", ".join(dts_string(name) for name in guest["hide"]))
     return ('/dts-v1/;\n\n/ {\n\tcompatible = "nestor,config-v1";\n\n\tguests {\n\t\t%s {\n%s\t\t};'
             "\n\t};\n};\n" % (guest["name"], "".join("\t\t\t%s\n" % line for line in lines)))
 
