@@ -154,15 +154,42 @@ static inline bool bus_pio_whole(struct machine *machine, struct vcpu *vcpu, u16
     return true;
 }
 
+// Ports that are nobody's may be a PCI device's at this moment.
+static enum pci_decode bus_pci(struct machine *machine, bool io, u64 address, unsigned size,
+                               bool write, u64 *value)
+{
+    enum pci_decode decode;
+
+    spin_lock(&machine->lock);
+    decode = pci_bar_access(&machine->pci, io, address, size, write, value);
+    spin_unlock(&machine->lock);
+    return decode;
+}
+
+static enum pci_decode bus_pci_port(struct machine *machine, u16 port, unsigned size, bool write,
+                                    u32 *value)
+{
+    u64 wide = *value;
+    enum pci_decode decode = bus_pci(machine, true, port, size, write, &wide);
+
+    if (decode == PCI_DONE)
+        *value = (u32)wide;
+    return decode;
+}
+
 static void bus_pio_part(struct machine *machine, struct vcpu *vcpu, u16 port, unsigned size,
                          bool write, u32 *value)
 {
+    enum pci_decode decode = PCI_ACROSS;
+
     if (bus_pio_whole(machine, vcpu, port, size, write, value))
         return;
     if (bus_pio_unknown(&machine->bus, port, size))
-        bus_log_port(machine, port, size, write);
-    else
+        decode = bus_pci_port(machine, port, size, write, value);
+    if (decode == PCI_ACROSS)
         bus_pio_split(machine, vcpu, port, size, write, value);
+    else if (decode == PCI_NOBODY)
+        bus_log_port(machine, port, size, write);
 }
 
 void bus_pio(struct vcpu *vcpu, u16 port, unsigned size, bool write, u32 *value)
@@ -207,6 +234,7 @@ void bus_mmio(struct vcpu *vcpu, gpa_t gpa, unsigned size, bool write, u64 *valu
 {
     struct machine *machine = vcpu->vm->machine;
     const struct bus_range *range;
+    enum pci_decode decode = PCI_ACROSS;
 
     if (!write)
         *value = BITS(8 * size - 1, 0);
@@ -219,9 +247,12 @@ void bus_mmio(struct vcpu *vcpu, gpa_t gpa, unsigned size, bool write, u64 *valu
         spin_lock(&machine->lock);
         range->mmio(range->device, vcpu, gpa, size, write, value);
         spin_unlock(&machine->lock);
-    } else if (!range || gpa + size - 1 < range->first) {
-        bus_log_page(machine, gpa, size, write);
-    } else {
-        bus_mmio_split(vcpu, gpa, size, write, value);
+        return;
     }
+    if (!range || gpa + size - 1 < range->first)
+        decode = bus_pci(machine, false, gpa, size, write, value);
+    if (decode == PCI_ACROSS)
+        bus_mmio_split(vcpu, gpa, size, write, value);
+    else if (decode == PCI_NOBODY)
+        bus_log_page(machine, gpa, size, write);
 }

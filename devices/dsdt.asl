@@ -31,7 +31,7 @@ DefinitionBlock ("dsdt.aml", "DSDT", 2, "NESTOR", "NESTORPC", 1)
                 WordIO (ResourceProducer, MinFixed, MaxFixed, PosDecode, EntireRange,
                     0, 0x0D00, 0xFFFF, 0, 0xF300)
                 DWordMemory (ResourceProducer, PosDecode, MinFixed, MaxFixed, NonCacheable, ReadWrite,
-                    0, 0xC0000000, 0xFEBFFFFF, 0, 0x3EC00000)
+                    0, 0xC0000000, 0xFEAFFFFF, 0, 0x3EB00000)
             })
 
             // INTA-INTD of all devices, swizzled: IOAPIC pins 16-19, or IRQ 10 and 11 of the PIC.
@@ -106,6 +106,7 @@ DefinitionBlock ("dsdt.aml", "DSDT", 2, "NESTOR", "NESTORPC", 1)
                     IO (Decode16, 0x0080, 0x0080, 1, 1)
                     IO (Decode16, 0x0092, 0x0092, 1, 1)
                     IO (Decode16, 0x0600, 0x0600, 1, 16)
+                    Memory32Fixed (ReadWrite, 0xFEB00000, 0x100000) // ECAM of bus 0
                     Memory32Fixed (ReadOnly, 0xFEC00000, 0x1000)
                     Memory32Fixed (ReadWrite, 0xFEE00000, 0x1000)
                 })

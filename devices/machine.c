@@ -124,8 +124,9 @@ static int machine_add_ports(struct machine *machine)
         if (error)
             return error;
     }
-    return bus_add_mmio(machine->vm, IOAPIC_BASE, PAGE_SIZE, ioapic_mmio, &machine->ioapic,
-                        "IOAPIC");
+    return bus_add_mmio(machine->vm, PCI_ECAM_BASE, PCI_ECAM_SIZE, pci_ecam, &machine->pci, "ECAM")
+               ?: bus_add_mmio(machine->vm, IOAPIC_BASE, PAGE_SIZE, ioapic_mmio, &machine->ioapic,
+                               "IOAPIC");
 }
 
 static int machine_add_test_devices(struct machine *machine)
@@ -133,6 +134,8 @@ static int machine_add_test_devices(struct machine *machine)
     int error;
 
     machine->fwcfg.machine = machine;
+    if (machine->vm->config->pci_test_device)
+        pci_testdev_init(&machine->pci_testdev, &machine->pci);
     if (!machine->vm->config->test_device)
         return 0;
     error = testdev_create(&machine->testdev, machine);
@@ -236,6 +239,7 @@ void machine_reset(struct vm *vm)
     chipset_reset(&machine->chipset);
     fwcfg_reset(&machine->fwcfg);
     testdev_reset(&machine->testdev);
+    pci_testdev_reset(&machine->pci_testdev);
     spin_unlock(&machine->lock);
 }
 

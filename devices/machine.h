@@ -20,6 +20,7 @@
 #include "i8042.h"
 #include "ioapic.h"
 #include "pci.h"
+#include "pci_testdev.h"
 #include "pic.h"
 #include "pit.h"
 #include "rtc.h"
@@ -53,6 +54,7 @@ struct machine {
     struct chipset chipset;
     struct fwcfg fwcfg; // these two only where config->test_device
     struct testdev testdev;
+    struct pci_testdev pci_testdev; // only where config->pci_test_device
 };
 
 // The level of an ISA interrupt line (0..15, not 2), to the PIC and the IOAPIC. Under

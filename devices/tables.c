@@ -1,12 +1,13 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // Copyright (c) 2026 The Nestor authors
 //
-// The ACPI tables (ACPI 6.3, chapter 5): RSDP, RSDT and XSDT, FADT, FACS, MADT, and the DSDT that
-// iasl has compiled from dsdt.asl. They say what the other files here do.
+// The ACPI tables (ACPI 6.3, chapter 5): RSDP, RSDT and XSDT, FADT, FACS, MADT, MCFG, and the DSDT
+// that iasl has compiled from dsdt.asl. They say what the other files here do.
 
 #include "tables.h"
 #include "acpi_pm.h"
 #include "ioapic.h"
+#include "pci.h"
 #include "rtc.h"
 
 #include <nestor/string.h>
@@ -38,7 +39,7 @@ struct PACKED acpi_rsdp {
     u8 extended_checksum, reserved[3];
 };
 
-enum { POINTERS = 2 }; // FADT, MADT
+enum { POINTERS = 3 }; // FADT, MADT, MCFG
 
 struct PACKED acpi_rsdt {
     struct acpi_header header;
@@ -123,6 +124,14 @@ struct PACKED madt_x2apic_nmi {
 struct PACKED acpi_madt {
     struct acpi_header header;
     u32 lapic_address, flags;
+};
+
+struct PACKED acpi_mcfg { // PCI Firmware Specification 3.2, 4.1.2
+    struct acpi_header header;
+    u64 reserved0, base;
+    u16 segment;
+    u8 first_bus, last_bus;
+    u32 reserved1;
 };
 
 enum {
@@ -277,6 +286,12 @@ static struct acpi_madt *put_madt(struct writer *w, u32 vcpus)
     return madt;
 }
 
+static void put_mcfg(struct acpi_mcfg *mcfg)
+{
+    mcfg->base = PCI_ECAM_BASE;
+    finish(mcfg, "MCFG", 1, sizeof(*mcfg));
+}
+
 static void put_rsdp(struct acpi_rsdp *rsdp, gpa_t rsdt, gpa_t xsdt)
 {
     memcpy(rsdp->signature, "RSD PTR ", 8);
@@ -298,6 +313,7 @@ s64 tables_build(const struct tables_input *input, u8 *memory, size_t size, gpa_
     struct acpi_fadt *fadt = take(&w, sizeof(*fadt), 16);
     struct acpi_facs *facs = take(&w, sizeof(*facs), 64);
     void *dsdt = take(&w, input->dsdt_size, 16);
+    struct acpi_mcfg *mcfg = take(&w, sizeof(*mcfg), 16);
     struct acpi_madt *madt = put_madt(&w, input->vcpus);
 
     if (w.full)
@@ -305,8 +321,10 @@ s64 tables_build(const struct tables_input *input, u8 *memory, size_t size, gpa_
     memcpy(dsdt, input->dsdt, input->dsdt_size);
     put_facs(facs);
     put_fadt(fadt, where(&w, facs), where(&w, dsdt));
+    put_mcfg(mcfg);
     rsdt->table[0] = (u32)(xsdt->table[0] = where(&w, fadt));
     rsdt->table[1] = (u32)(xsdt->table[1] = where(&w, madt));
+    rsdt->table[2] = (u32)(xsdt->table[2] = where(&w, mcfg));
     finish(rsdt, "RSDT", 1, sizeof(*rsdt));
     finish(xsdt, "XSDT", 1, sizeof(*xsdt));
     put_rsdp(rsdp, where(&w, rsdt), where(&w, xsdt));

@@ -142,6 +142,8 @@ class Qemu(Emulator):
                     "-cdrom", iso]
         if options.bare and options.test_device:
             command += ["-device", "pc-testdev"]
+        if options.bare and options.pci_test_device:
+            command += ["-device", "pci-testdev"]
         if not options.bare:
             command += ["-no-reboot"]  # a reset then is Nestor's crash: end, don't boot again
         if options.firmware == "uefi":

@@ -214,8 +214,11 @@ static inline void make_machine(unsigned vcpus)
     fake_input = "";
     memset(fake_output, 0, sizeof(fake_output));
     memset(fake_vcpu, 0, sizeof(fake_vcpu));
-    fake_config =
-        (struct vm_config){.name = "fake", .vcpus = vcpus, .test_device = true, .console = true};
+    fake_config = (struct vm_config){.name = "fake",
+                                     .vcpus = vcpus,
+                                     .test_device = true,
+                                     .pci_test_device = true,
+                                     .console = true};
     fake_vm = (struct vm){
         .config = &fake_config, .vcpus = fake_vcpus, .vcpu_count = vcpus, .ram_size = MIB(512)};
     for (unsigned i = 0; i < vcpus; i++) {

@@ -79,9 +79,9 @@ static void test_roots(void **state)
     assert_int_equal(memory[15], 2);
     rsdt = table_at(get(memory + 16, 4), "RSDT");
     xsdt = table_at(get(memory + 24, 8), "XSDT");
-    assert_int_equal(get(rsdt + 4, 4), 36 + 2 * 4);
-    assert_int_equal(get(xsdt + 4, 4), 36 + 2 * 8);
-    for (unsigned i = 0; i < 2; i++)
+    assert_int_equal(get(rsdt + 4, 4), 36 + 3 * 4);
+    assert_int_equal(get(xsdt + 4, 4), 36 + 3 * 8);
+    for (unsigned i = 0; i < 3; i++)
         assert_int_equal(get(rsdt + 36 + 4 * i, 4), get(xsdt + 36 + 8 * i, 8));
 }
 
@@ -179,12 +179,24 @@ static void test_no_room(void **state)
     }
 }
 
+static void test_mcfg(void **state)
+{
+    const u8 *mcfg;
+
+    (void)state;
+    build(1);
+    mcfg = find("MCFG");
+    assert_int_equal(get(mcfg + 4, 4), 60);
+    assert_int_equal(get(mcfg + 44, 8), 0xfeb00000);
+    assert_int_equal(get(mcfg + 52, 8), 0); // segment 0, buses 0 to 0
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_roots),   cmocka_unit_test(test_fadt),
         cmocka_unit_test(test_madt),    cmocka_unit_test(test_many_cpus),
-        cmocka_unit_test(test_no_room),
+        cmocka_unit_test(test_no_room), cmocka_unit_test(test_mcfg),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -6,7 +6,7 @@
 // unit-sources: devices/pic.c
 // unit-sources: devices/pit.c devices/rtc.c devices/uart.c devices/i8042.c devices/acpi_pm.c
 // unit-sources: devices/pci.c devices/chipset.c devices/fwcfg.c devices/testdev.c devices/tables.c
-// unit-sources: devices/bus.c devices/machine.c
+// unit-sources: devices/pci_testdev.c devices/bus.c devices/machine.c
 
 #include "machine_fake.h"
 

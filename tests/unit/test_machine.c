@@ -7,7 +7,7 @@
 // unit-sources: devices/pic.c
 // unit-sources: devices/pit.c devices/rtc.c devices/uart.c devices/i8042.c devices/acpi_pm.c
 // unit-sources: devices/pci.c devices/chipset.c devices/fwcfg.c devices/testdev.c devices/tables.c
-// unit-sources: devices/bus.c devices/machine.c
+// unit-sources: devices/pci_testdev.c devices/bus.c devices/machine.c
 
 #include "machine_fake.h"
 
@@ -95,7 +95,7 @@ static void test_pci(void **state)
     assert_int_equal(in(4, 0xcfc), 0x00081b36);
     out(4, 0xcf8, 0x80000008);
     assert_int_equal(in(4, 0xcfc), 0x06000000);
-    out(4, 0xcf8, 0x80000800); // device 1
+    out(4, 0xcf8, 0x80001000); // device 2
     assert_int_equal(in(4, 0xcfc), ~0u);
     out(4, 0xcf8, 0x80000100); // function 1
     assert_int_equal(in(4, 0xcfc), ~0u);
@@ -107,6 +107,111 @@ static void test_pci(void **state)
     assert_int_equal(in(4, 0xcf8), 0x80fffffc);
     out(2, 0xcf8, 0); // words are not the address register's
     assert_int_equal(in(4, 0xcf8), 0x80fffffc);
+}
+
+static u32 ecam(unsigned slot, unsigned offset)
+{
+    return mmio_read(0, PCI_ECAM_BASE + slot * 0x8000ull + offset);
+}
+
+static void test_ecam(void **state)
+{
+    u64 value = 0;
+
+    (void)state;
+    assert_int_equal(ecam(0, 0), 0x00081b36);
+    assert_int_equal(ecam(0, 2) & 0xffff, 8); // across two registers
+    assert_int_equal(ecam(0, 8), 0x06000000);
+    assert_int_equal(ecam(0, 0x100), ~0u); // no extended registers
+    assert_int_equal(ecam(2, 0), ~0u);
+    assert_int_equal(mmio_read(0, PCI_ECAM_BASE + 0x1000), ~0u); // function 1
+    assert_int_equal(mmio_read(0, PCI_ECAM_BASE + PCI_ECAM_SIZE - 4), ~0u);
+    bus_mmio(&fake_vcpu[0], PCI_ECAM_BASE, 8, false, &value);
+    assert_int_equal(value, 0x81b36);
+    mmio_write(0, PCI_ECAM_BASE + 4, ~0u);
+    assert_int_equal(ecam(0, 4), 0);
+    assert_int_equal(fake_log_lines, 0);
+}
+
+static u32 test_config(unsigned offset)
+{
+    out(4, 0xcf8, 0x80000800 | offset);
+    return in(4, 0xcfc);
+}
+
+static void set_test_config(unsigned offset, u32 value)
+{
+    out(4, 0xcf8, 0x80000800 | offset);
+    out(4, 0xcfc, value);
+    assert_int_equal(ecam(1, offset), in(4, 0xcfc));
+}
+
+static void test_pci_bars(void **state)
+{
+    (void)state;
+    assert_int_equal(test_config(0), 0x00051b36);
+    assert_int_equal(test_config(4), 3);
+    assert_int_equal(test_config(0x10), 0xc0000000);
+    assert_int_equal(test_config(0x14), 0xc001);
+    set_test_config(0x10, ~0u); // sizes
+    assert_int_equal(test_config(0x10), 0xfffff000);
+    set_test_config(0x14, ~0u);
+    assert_int_equal(test_config(0x14), 0xffffff01);
+    set_test_config(0x18, ~0u);
+    assert_int_equal(test_config(0x18), 0);
+    assert_int_equal(in(4, 0xff04), ~0u); // a base beyond 64 KiB decodes nothing
+    set_test_config(0x10, 0xd0001000);
+    set_test_config(0x14, 0x1000);
+    mmio_write(0, 0xd0001000, 0x01);
+    assert_int_equal(mmio_read(0, 0xd0001004), 0x40);
+    assert_int_equal(mmio_read(0, 0xd0001008), 0xface);
+    assert_int_equal(mmio_read(0, 0xd0000ffe), 0x0200ffff); // half of it before the BAR
+    assert_int_equal(mmio_read(0, 0xc0000004), ~0u);        // where it was
+    outb(0x1000, 2);
+    assert_int_equal(in(4, 0x1008), 0xfacade01);
+    assert_int_equal(in(4, 0x10fe), 0xffff0000);
+    set_test_config(4, 1);
+    assert_int_equal(mmio_read(0, 0xd0001008), ~0u);
+    assert_int_equal(in(4, 0x1008), 0xfacade01);
+    set_test_config(4, 2);
+    assert_int_equal(in(4, 0x1008), ~0u);
+    out(4, 0xcf8, 0x80000810); // a single byte of a register
+    outb(0xcff, 0xe0);
+    assert_int_equal(mmio_read(0, 0xe0001008), 0xface);
+    machine_reset(&fake_vm);
+    assert_int_equal(test_config(0x10), 0xc0000000);
+}
+
+static void test_pci_test_device(void **state)
+{
+    static const struct {
+        u8 width;
+        u32 data;
+    } expected[] = {{1, 0xfa}, {2, 0xface}, {4, 0xfacade01}};
+
+    (void)state;
+    assert_int_equal(mmio_read(0, 0xc0000000), 0);
+    for (unsigned i = 0; i < 3; i++) {
+        u64 value = expected[i].data;
+
+        outb(0xc000, (u8)i);
+        mmio_write(0, 0xc0000000, i);
+        assert_int_equal(inb(0xc001), expected[i].width);
+        assert_int_equal(in(4, 0xc008), expected[i].data);
+        assert_int_equal(in(4, 0xc00c), 0);
+        assert_int_equal(inb(0xc010), 'p');
+        assert_int_equal(mmio_read(0, 0xc0000010), 'm' | 'm' << 8 | 'i' << 16 | 'o' << 24);
+        for (unsigned n = 0; n < 3; n++)
+            out(expected[i].width, 0xc040, expected[i].data);
+        out(expected[i].width, 0xc040, 1); // another value
+        bus_mmio(&fake_vcpu[0], 0xc0000040, expected[i].width, true, &value);
+        assert_int_equal(in(4, 0xc00c), 3);
+        assert_int_equal(mmio_read(0, 0xc000000c), 1);
+    }
+    outb(0xc000, 3);
+    assert_int_equal(in(4, 0xc000), 0);
+    outb(0xc000, 0xff);
+    assert_int_equal(in(4, 0xc000), 0);
 }
 
 static void test_i8042(void **state)
@@ -336,6 +441,9 @@ int main(void)
         TEST_1(test_pm_timer_status),
         TEST_1(test_resets),
         TEST_1(test_pci),
+        TEST_1(test_ecam),
+        TEST_1(test_pci_bars),
+        TEST_1(test_pci_test_device),
         TEST_1(test_i8042),
         TEST_1(test_small_ports),
         TEST_1(test_fwcfg),
