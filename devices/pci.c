@@ -45,11 +45,20 @@ static void pci_config_write(struct pci_function *function, unsigned offset, uns
     }
 }
 
+// Bits 1:0 of CONFIG_ADDRESS read as 0 and a PC's bridge ignores them. Test images rely on a QEMU
+// that adds them to the offset; as long as the access stays within one register, so does this.
+static unsigned pci_data_offset(u32 address, u16 port, unsigned size)
+{
+    unsigned offset = (address & 0xff) | (port & 3);
+
+    return (offset & 3) + size <= 4 ? offset : (address & 0xfc) | (port & 3);
+}
+
 // The access lies within the four bytes at CONFIG_DATA, so within one register.
 static void pci_data(struct pci *pci, u16 port, unsigned size, bool write, u32 *value)
 {
     struct pci_function *function = pci_target(pci);
-    unsigned offset = (pci->s.address & 0xfc) | (port & 3);
+    unsigned offset = pci_data_offset(pci->s.address, port, size);
 
     if (!function)
         return;
@@ -82,9 +91,9 @@ void pci_pio(void *device, struct vcpu *vcpu, u16 port, unsigned size, bool writ
     else if (port == RESET_CONTROL && size == 1)
         pci_reset_control(pci, write, value);
     else if (port == CONFIG_ADDRESS && size == 4 && write)
-        pci->s.address = *value & ((u32)CONFIG_ENABLE | 0x00fffffc);
+        pci->s.address = *value & ((u32)CONFIG_ENABLE | 0x00ffffff);
     else if (port == CONFIG_ADDRESS && size == 4)
-        *value = pci->s.address;
+        *value = pci->s.address & ~3u;
 }
 
 // One register of one function, whatever bytes of it; wider or crossing accesses become several.

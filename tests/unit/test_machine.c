@@ -109,6 +109,20 @@ static void test_pci(void **state)
     assert_int_equal(in(4, 0xcf8), 0x80fffffc);
 }
 
+// What test images rely on (GUESTS.md): the address's low bits count while a register holds it all.
+static void test_pci_low_bits(void **state)
+{
+    (void)state;
+    out(4, 0xcf8, 0x80000002);
+    assert_int_equal(in(4, 0xcf8), 0x80000000);
+    assert_int_equal(in(2, 0xcfc), 0x0008);
+    assert_int_equal(in(2, 0xcfe), 0x0008);
+    assert_int_equal(in(4, 0xcfc), 0x00081b36);
+    out(4, 0xcf8, 0x800000ff);
+    assert_int_equal(in(4, 0xcfc), 0);
+    assert_int_equal(inb(0xcfc), 0);
+}
+
 static u32 ecam(unsigned slot, unsigned offset)
 {
     return mmio_read(0, PCI_ECAM_BASE + slot * 0x8000ull + offset);
@@ -441,6 +455,7 @@ int main(void)
         TEST_1(test_pm_timer_status),
         TEST_1(test_resets),
         TEST_1(test_pci),
+        TEST_1(test_pci_low_bits),
         TEST_1(test_ecam),
         TEST_1(test_pci_bars),
         TEST_1(test_pci_test_device),
