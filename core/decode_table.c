@@ -68,7 +68,7 @@ const struct opcode_entry opcode_map_1[256] = {
     [0xb8 ... 0xbf] = E(MOV, REG, IMM, R | IMM(IV)),
     [0xc0] = G(SHIFT_IMM, B | IMM(UB)), [0xc1] = G(SHIFT_IMM, IMM(UB)),
     [0xc2] = E(RET, NONE, IMM, F_BRANCH | IMM(IW)), [0xc3] = E(RET, NONE, NONE, F_BRANCH),
-    [0xc4] = OTHER(M | F_MEM | F_NO64), [0xc5] = OTHER(M | F_MEM | F_NO64), // LES, LDS
+    [0xc4 ... 0xc5] = E(LFAR, REG, RM, M | F_MEM | F_NO64),
     [0xc6] = G(MOV, B | IMM(IZ)), [0xc7] = G(MOV, IMM(IZ)),
     [0xc8] = E(ENTER, NONE, NONE, F_STACK | IMM(ENTER)), [0xc9] = E(LEAVE, NONE, NONE, F_STACK),
     [0xca] = E(RET_FAR, NONE, IMM, IMM(IW)), [0xcb] = BARE(RET_FAR),
@@ -127,7 +127,7 @@ const struct opcode_entry opcode_map_0f[256] = {
     [0xac] = E(SHRD, RM, REG, M | IMM(UB)), [0xad] = E(SHRD, RM, REG, M),
     [0xae] = OTHER(M), [0xa6 ... 0xa7] = OTHER(M), [0xaf] = E(IMUL2, REG, RM, M),
     [0xb0] = E(CMPXCHG, RM, REG, M | B | F_LOCK), [0xb1] = E(CMPXCHG, RM, REG, M | F_LOCK),
-    [0xb2] = E(LSS, REG, RM, M | F_MEM), [0xb4 ... 0xb5] = OTHER(M | F_MEM),
+    [0xb2] = E(LSS, REG, RM, M | F_MEM), [0xb4 ... 0xb5] = E(LFAR, REG, RM, M | F_MEM),
     [0xb6] = EX(MOVZX, REG, RM, 1, M), [0xb7] = EX(MOVZX, REG, RM, 2, M),
     [0xb8] = OTHER(M), [0xb9] = E(UD, NONE, NONE, M),
     [0xba] = G(BT, IMM(UB)), [0xbc ... 0xbd] = OTHER(M),

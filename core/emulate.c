@@ -30,7 +30,7 @@ enum emulate_result emu_intercept(struct emulate_ctx *c, enum emulate_point poin
 
 // --- segmentation ---
 
-static bool canonical(const struct emulate_ctx *c, u64 address)
+bool emu_canonical(const struct emulate_ctx *c, u64 address)
 {
     unsigned unused = c->cr4 & CR4_LA57 ? 64 - 57 : 64 - 48;
 
@@ -53,7 +53,7 @@ static bool segment_type_allows(const struct segment *s, unsigned access)
     return !code && read_write;
 }
 
-static bool segment_limit_allows(const struct segment *s, u64 offset, unsigned size)
+bool emu_limit_allows(const struct segment *s, u64 offset, unsigned size)
 {
     u64 last = offset + size - 1;
     bool expand_down = (s->access & (BIT(3) | BIT(2))) == BIT(2);
@@ -70,7 +70,7 @@ static bool segment_allows(struct emulate_ctx *c, const struct segment *s, u64 o
 
     if (protected_mode && (s->access & SEG_UNUSABLE || !segment_type_allows(s, access)))
         return false;
-    return segment_limit_allows(s, offset, size);
+    return emu_limit_allows(s, offset, size);
 }
 
 enum emulate_result emulate_linear(struct emulate_ctx *c, enum segment_index seg, u64 offset,
@@ -83,7 +83,7 @@ enum emulate_result emulate_linear(struct emulate_ctx *c, enum segment_index seg
         c->ops->get_seg(c, seg, &s);
     *la = linear_wrap(c, s.base + offset);
     if (long_mode)
-        ok = canonical(c, *la) && canonical(c, *la + size - 1);
+        ok = emu_canonical(c, *la) && emu_canonical(c, *la + size - 1);
     else
         ok = segment_allows(c, &s, offset, size, access);
     if (!ok)
@@ -455,7 +455,8 @@ enum emulate_result emulate_insn(struct emulate_ctx *c)
 
     if (r != EMULATE_OK)
         return r;
-    c->shadow = 0;
+    c->shadow = c->seg_loaded = 0;
+    c->unblock_nmi = c->switched = c->task_trap = false;
     c->dst = c->src = 0;
     emu_start_over(c);
     r = run(c);

@@ -7,6 +7,7 @@
 #pragma once
 
 #include <arch/x86/regs.h>
+#include <nestor/descriptor.h>
 #include <nestor/emulate.h>
 #include <nestor/vcpu.h>
 
@@ -78,6 +79,39 @@ enum emulate_result emu_mem_write(struct emulate_ctx *c, gva_t la, const void *b
 enum emulate_result emu_mem_check(struct emulate_ctx *c, gva_t la, unsigned size);
 enum emulate_result emu_operand_address(struct emulate_ctx *c, unsigned access); // sets c->linear
 enum emulate_result emu_intercept(struct emulate_ctx *c, enum emulate_point point);
+
+// A canonical address; an access within a segment's limit.
+bool emu_canonical(const struct emulate_ctx *c, u64 address);
+bool emu_limit_allows(const struct segment *s, u64 offset, unsigned size);
+
+// --- emulate_far.c ---
+// The flags that a task switch or IRET to VM86 loads.
+#define RFLAGS_LOADED                                                                           \
+    (RFLAGS_CF | RFLAGS_PF | RFLAGS_AF | RFLAGS_ZF | RFLAGS_SF | RFLAGS_TF | RFLAGS_IF |        \
+     RFLAGS_DF | RFLAGS_OF | RFLAGS_IOPL | RFLAGS_NT | RFLAGS_RF | RFLAGS_VM | RFLAGS_AC |      \
+     RFLAGS_VIF | RFLAGS_VIP | RFLAGS_ID)
+struct far_stack {
+    struct segment ss;
+    u64 sp;
+    u8 width;  // of the stack pointer
+    u16 error; // of its #SS
+};
+enum emulate_result emu_raise_selector(struct emulate_ctx *c, u8 vector, u16 selector);
+struct segment emu_segment(struct emulate_ctx *c, enum segment_index seg); // as loaded so far
+void emu_set_segment(struct emulate_ctx *c, enum segment_index seg, struct segment s);
+struct segment segment_vm86(u16 selector);
+// Beyond the table's limit: `vector`.
+enum emulate_result emu_read_descriptor(struct emulate_ctx *c, u16 selector, u8 vector,
+                                        struct descriptor *d);
+// Sets and clears type bits (accessed, busy) of the descriptor in memory too.
+enum emulate_result emu_change_type(struct emulate_ctx *c, struct descriptor *d, u8 set, u8 clear);
+enum emulate_result emu_far_push(struct emulate_ctx *c, struct far_stack *st, u64 value,
+                                 unsigned size);
+enum emulate_result run_load_far(struct emulate_ctx *c);
+enum emulate_result run_far(struct emulate_ctx *c);
+enum emulate_result run_ret_far(struct emulate_ctx *c);
+enum emulate_result run_iret(struct emulate_ctx *c);
+enum emulate_result run_int(struct emulate_ctx *c);
 
 // --- emulate_alu.c: a and b may have garbage above size; the result does not ---
 u64 alu_binary(u8 op, u64 a, u64 b, unsigned size, u64 *flags); // INSN_ADD..INSN_CMP, TEST as AND

@@ -170,15 +170,42 @@ static enum emulate_result op_out(struct emulate_ctx *ctx, u16 port, unsigned si
     return EMULATE_OK;
 }
 
+static const u32 segment_groups[SEG_COUNT] = {
+    [SEG_ES] = GROUP_DATA,     [SEG_CS] = GROUP_CODE,   [SEG_SS] = GROUP_CODE,
+    [SEG_DS] = GROUP_DATA,     [SEG_FS] = GROUP_SYSTEM, [SEG_GS] = GROUP_SYSTEM,
+    [SEG_LDTR] = GROUP_SYSTEM, [SEG_TR] = GROUP_SYSTEM,
+};
+
 static void op_get_seg(struct emulate_ctx *ctx, enum segment_index seg, struct segment *out)
 {
-    static const u32 groups[SEG_COUNT] = {
-        [SEG_ES] = GROUP_DATA,     [SEG_CS] = GROUP_CODE,   [SEG_SS] = GROUP_CODE,
-        [SEG_DS] = GROUP_DATA,     [SEG_FS] = GROUP_SYSTEM, [SEG_GS] = GROUP_SYSTEM,
-        [SEG_LDTR] = GROUP_SYSTEM, [SEG_TR] = GROUP_SYSTEM,
-    };
+    *out = vcpu_state(ctx->opaque, segment_groups[seg])->seg[seg];
+}
 
-    *out = vcpu_state(ctx->opaque, groups[seg])->seg[seg];
+static void op_get_gdt(struct emulate_ctx *ctx, u64 *base, u32 *limit)
+{
+    const struct guest_state *s = vcpu_state(ctx->opaque, GROUP_TABLES);
+
+    *base = s->gdtr.base;
+    *limit = s->gdtr.limit;
+}
+
+static enum emulate_result op_load_cr3(struct emulate_ctx *ctx, u64 cr3)
+{
+    return cr_write_guest(ctx->opaque, 3, cr3) ? emulate_raise(ctx, VECTOR_GP, true, 0)
+                                               : EMULATE_OK;
+}
+
+// An emulated instruction's task switch is an exit like the hardware's.
+static enum emulate_result op_task_switch(struct emulate_ctx *ctx,
+                                          const struct exit_task_switch *task)
+{
+    struct vcpu *vcpu = ctx->opaque;
+    struct vm_exit exit = {
+        .kind = EXIT_TASK_SWITCH, .insn_len = ctx->insn.length, .task = *task};
+
+    if (vcpu->level && nested_reflect(vcpu, &exit))
+        return EMULATE_INTERCEPTED;
+    return emulate_task_switch(ctx, task);
 }
 
 static const struct emulate_ops ops = {
@@ -189,6 +216,10 @@ static const struct emulate_ops ops = {
     .io_in = op_in,
     .io_out = op_out,
     .get_seg = op_get_seg,
+    .load_seg = emulate_load_seg,
+    .get_gdt = op_get_gdt,
+    .task_switch = op_task_switch,
+    .load_cr3 = op_load_cr3,
 };
 
 static void prepare(struct vcpu *vcpu, struct emulate_ctx *ctx, struct emulate_regs *regs,
@@ -209,6 +240,9 @@ static void prepare(struct vcpu *vcpu, struct emulate_ctx *ctx, struct emulate_r
     ctx->cpl = (u8)vcpu_cpl(vcpu);
     ctx->cr0 = s->cr0;
     ctx->cr4 = s->cr4;
+    ctx->long_mode = s->efer & EFER_LMA;
+    ctx->shadow = ctx->seg_loaded = 0;
+    ctx->unblock_nmi = ctx->switched = ctx->task_trap = false;
     ctx->max_repeat = s->rflags & RFLAGS_TF ? 1 : 0; // each repetition traps
     ctx->bytes_count = 0;
     if (exit->bytes_count) {
@@ -226,11 +260,28 @@ static void commit_registers(struct vcpu *vcpu, const struct emulate_regs *regs)
         vcpu_modify(vcpu, GROUP_RIP)->rsp = rsp;
 }
 
+// Segments and what else far transfers and IRET change.
+static void commit_far(struct vcpu *vcpu, const struct emulate_ctx *ctx)
+{
+    for (unsigned i = 0; i < SEG_COUNT; i++)
+        if (ctx->seg_loaded & BIT(i))
+            vcpu_modify(vcpu, segment_groups[i])->seg[i] = ctx->seg[i];
+    if (ctx->unblock_nmi)
+        vcpu_modify(vcpu, GROUP_BLOCKING)->interruptibility &= ~(u32)BLOCK_NMI;
+    if (ctx->switched) {
+        vcpu_modify(vcpu, GROUP_RIP)->rflags &= ~RFLAGS_TF; // no trap of the old task's
+        vcpu_modify(vcpu, GROUP_CR)->cr0 |= CR0_TS;
+        vcpu_modify(vcpu, GROUP_DEBUG)->dr7 &= ~(u64)DR7_LOCAL;
+    }
+}
+
 static void commit_insn(struct vcpu *vcpu, const struct emulate_ctx *ctx)
 {
     commit_registers(vcpu, ctx->regs);
+    if (unlikely(ctx->seg_loaded | ctx->unblock_nmi))
+        commit_far(vcpu, ctx);
+    vcpu_finish_insn(vcpu, ctx->next_rip); // with TF as it was before
     vcpu_modify(vcpu, GROUP_RIP)->rflags = ctx->next_rflags;
-    vcpu_finish_insn(vcpu, ctx->next_rip);
     if (ctx->shadow)
         vcpu_modify(vcpu, GROUP_BLOCKING)->interruptibility |= ctx->shadow;
 }
@@ -247,6 +298,84 @@ static void commit_repeat(struct vcpu *vcpu, const struct emulate_ctx *ctx)
         vcpu_trap_step(vcpu);
 }
 
+static void raise_task_trap(struct vcpu *vcpu, const struct emulate_ctx *ctx)
+{
+    static const struct event trap = {
+        .vector = VECTOR_DB, .type = EVENT_EXCEPTION, .has_payload = true, .payload = DR6_BT};
+
+    if (unlikely(ctx->task_trap))
+        vcpu_inject_event(vcpu, &trap);
+}
+
+// A fault in the new task after its switch is taken there.
+static void commit_fault(struct vcpu *vcpu, const struct emulate_ctx *ctx)
+{
+    if (ctx->switched)
+        commit_insn(vcpu, ctx);
+    else
+        commit_registers(vcpu, ctx->regs);
+    if (ctx->unblock_nmi)
+        vcpu_modify(vcpu, GROUP_BLOCKING)->interruptibility &= ~(u32)BLOCK_NMI;
+    if (ctx->fault.valid)
+        vcpu_inject_event(vcpu, &ctx->fault);
+}
+
+// What precedes the switch: the event that it delivers is not lost if that faults, and goes into the
+// faults' error codes (EXT) if no instruction made it.
+static bool prepare_task_switch(struct vcpu *vcpu, struct emulate_ctx *ctx, struct vm_exit *exit)
+{
+    const struct event *event = &vcpu->events.reinject;
+    bool software = event->type == EVENT_SOFT_INTERRUPT || event->type == EVENT_SOFT_EXCEPTION ||
+                    event->type == EVENT_INT1;
+    struct insn insn = {.length = exit->insn_len};
+
+    if (exit->task.source == TASK_GATE && software && event->insn_len)
+        insn.length = event->insn_len;
+    if ((exit->task.source != TASK_GATE || software) && !insn.length &&
+        !insn_decode_current(vcpu, &insn))
+        return false;
+    memcpy(ctx->gpr, ctx->regs->gpr, sizeof(ctx->gpr));
+    ctx->next_rip = ctx->regs->rip;
+    if (exit->task.source != TASK_GATE || (software && !event->rip_is_next))
+        ctx->next_rip = (u32)(ctx->regs->rip + insn.length);
+    ctx->next_rflags = ctx->regs->rflags | (exit->task.rf ? RFLAGS_RF : 0);
+    ctx->unblock_nmi = exit->task.source == TASK_IRET;
+    return true;
+}
+
+static bool is_external(const struct event *event)
+{
+    return event->valid && event->type != EVENT_SOFT_INTERRUPT &&
+           event->type != EVENT_SOFT_EXCEPTION;
+}
+
+void vcpu_task_switch(struct vcpu *vcpu, struct vm_exit *exit)
+{
+    struct event *event = &vcpu->events.reinject;
+    struct emulate_ctx ctx;
+    struct emulate_regs regs;
+    enum emulate_result r;
+
+    prepare(vcpu, &ctx, &regs, exit);
+    if (!prepare_task_switch(vcpu, &ctx, exit))
+        return;
+    r = emulate_task_switch(&ctx, &exit->task);
+    if (ctx.switched && event->valid && event->type == EVENT_NMI)
+        vcpu_modify(vcpu, GROUP_BLOCKING)->interruptibility |= BLOCK_NMI;
+    if (r == EMULATE_FAULT) {
+        if (ctx.fault.vector != VECTOR_PF && is_external(event))
+            ctx.fault.error |= 1;
+        commit_fault(vcpu, &ctx);
+    } else if (r == EMULATE_OK) {
+        event->valid = false;
+        commit_insn(vcpu, &ctx);
+        raise_task_trap(vcpu, &ctx);
+    } else {
+        vm_stop(vcpu->vm, vcpu, "task switch to selector %#x: a TSS or the GDT is not in RAM",
+                exit->task.selector);
+    }
+}
+
 static void emulate_fully(struct vcpu *vcpu, struct vm_exit *exit)
 {
     struct emulate_ctx ctx;
@@ -256,6 +385,7 @@ static void emulate_fully(struct vcpu *vcpu, struct vm_exit *exit)
     switch (emulate_insn(&ctx)) {
     case EMULATE_OK:
         commit_insn(vcpu, &ctx);
+        raise_task_trap(vcpu, &ctx);
         break;
     case EMULATE_HALT:
         commit_insn(vcpu, &ctx);
@@ -265,9 +395,7 @@ static void emulate_fully(struct vcpu *vcpu, struct vm_exit *exit)
         commit_repeat(vcpu, &ctx);
         break;
     case EMULATE_FAULT:
-        commit_registers(vcpu, &regs);
-        if (ctx.fault.valid)
-            vcpu_inject_event(vcpu, &ctx.fault);
+        commit_fault(vcpu, &ctx);
         break;
     case EMULATE_INTERCEPTED:
         break;

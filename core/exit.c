@@ -271,12 +271,6 @@ static void on_entry_failed(struct vcpu *vcpu, struct vm_exit *exit)
             LLU(exit->raw_reason), LLU(exit->raw_info1), LLU(exit->raw_info2));
 }
 
-static void on_task_switch(struct vcpu *vcpu, struct vm_exit *exit)
-{
-    vm_stop(vcpu->vm, vcpu, "task switch to selector %#x: hardware task switching is not supported",
-            exit->task.selector);
-}
-
 // --- small instructions ---
 
 static void on_nop(struct vcpu *vcpu,
@@ -322,7 +316,8 @@ static const exit_handler exit_table[EXIT_KIND_COUNT] = {
     [EXIT_TRIPLE_FAULT] = on_triple_fault,
     [EXIT_INTERRUPT_WINDOW] = on_window,
     [EXIT_NMI_WINDOW] = on_window,
-    [EXIT_TASK_SWITCH] = on_task_switch,
+    [EXIT_TASK_SWITCH] = vcpu_task_switch,
+    [EXIT_IRET] = vcpu_emulate, // SVM: of a nested task, with NMIs blocked
     [EXIT_ENTRY_FAILED] = on_entry_failed,
     [EXIT_CPUID] = on_cpuid,
     [EXIT_HLT] = on_hlt,

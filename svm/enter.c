@@ -278,7 +278,9 @@ static __attribute__((noinline)) void adjust_exit(struct vcpu *vcpu, struct vm_e
     hw->soft_len = 0;
     if (hw->step != SVM_STEP_NONE)
         finish_step(ctx, exit);
-    if (exit->kind == EXIT_IRET && !(ctx->ctl.intercepts & INTERCEPT_IRET)) {
+    // The IRET of a nested task is left to core, since the step's TF would go to its TSS.
+    if (exit->kind == EXIT_IRET && !(ctx->ctl.intercepts & INTERCEPT_IRET) &&
+        !(ctx->state.rflags & RFLAGS_NT)) {
         hw->at_iret = true;
         hw->iret_rip = ctx->state.rip;
         hw->prepare = true;

@@ -75,6 +75,12 @@ struct emulate_ops {
     // EMULATE_ACCESSED for each repetition; an instruction that is not emulated is asked about at
     // EMULATE_DECODED only. NULL: nobody to ask.
     enum emulate_result (*intercept)(struct emulate_ctx *ctx, enum emulate_point point);
+    void (*get_gdt)(struct emulate_ctx *ctx, u64 *base, u32 *limit); // NULL: unhandled
+    // A far transfer or IRET names a task: emulate_task_switch, or an exit to L1. NULL: unhandled.
+    enum emulate_result (*task_switch)(struct emulate_ctx *ctx,
+                                       const struct exit_task_switch *task);
+    // CR3 of the new task, at once: #GP if it is refused. NULL: CR3 stays.
+    enum emulate_result (*load_cr3)(struct emulate_ctx *ctx, u64 cr3);
 };
 
 struct emulate_ctx {
@@ -85,6 +91,7 @@ struct emulate_ctx {
     enum insn_mode mode;
     u8 cpl; // VM86: 3
     u64 cr0, cr4;
+    bool long_mode;            // EFER.LMA
     u32 max_repeat;            // repetitions for one call, 0 = 256
     u8 bytes[INSN_MAX_LENGTH]; // the instruction's first bytes if the hardware gave them
     u8 bytes_count;            // 0: fetched through read_mem
@@ -95,6 +102,12 @@ struct emulate_ctx {
     struct event fault;
     gva_t linear; // of the explicit or string memory operand, for intercept
     u16 port;
+    struct segment seg[SEG_COUNT]; // commit those of seg_loaded (bits by enum segment_index)
+    u8 seg_loaded;
+    bool unblock_nmi; // IRET: also where it faults
+    // The task was switched: set CR0.TS, clear DR7's local enables, commit all, also before a fault;
+    // then, if task_trap, raise #DB with BT.
+    bool switched, task_trap;
     // Private.
     u64 gpr[16]; // becomes regs->gpr
     u64 dst, src;
@@ -108,6 +121,13 @@ enum emulate_result emulate_insn(struct emulate_ctx *ctx);
 
 // Fills ctx->fault and returns EMULATE_FAULT. The error code is dropped in real mode.
 enum emulate_result emulate_raise(struct emulate_ctx *ctx, u8 vector, bool has_error, u32 error);
+
+// The load_seg of a machine with descriptor tables: to ctx->seg, or its fault.
+enum emulate_result emulate_load_seg(struct emulate_ctx *ctx, enum segment_index seg, u16 selector);
+
+// The task switch of ctx->gpr, next_rip and next_rflags (as they go to the old TSS) to `task`.
+enum emulate_result emulate_task_switch(struct emulate_ctx *ctx,
+                                        const struct exit_task_switch *task);
 
 // Segmentation: the linear address of an access, or its fault (#GP, #SS, #AC). Intel SDM volume 3
 // sections 5.3, 5.5; canonical addresses volume 1 section 3.3.7.1.

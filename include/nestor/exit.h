@@ -179,9 +179,11 @@ struct exit_dr {
     bool write;
 };
 
+enum task_source { TASK_CALL, TASK_IRET, TASK_JMP, TASK_GATE }; // GATE: in the IDT
+
 struct exit_task_switch {
     u16 selector;
-    u8 source; // 0 CALL, 1 IRET, 2 JMP, 3 task gate in the IDT
+    u8 source; // enum task_source
     bool has_error, rf;
     u32 error;
 };

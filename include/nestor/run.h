@@ -128,3 +128,5 @@ int guest_translate(struct vcpu *vcpu, gva_t la, u32 access, gpa_t *gpa, u8 **ho
 // Emulates the instruction at RIP (string I/O, MMIO). Injects its faults, advances RIP, stops the
 // guest if it is unknown.
 void vcpu_emulate(struct vcpu *vcpu, struct vm_exit *exit);
+// EXIT_TASK_SWITCH: with the event that it delivers in events.reinject.
+void vcpu_task_switch(struct vcpu *vcpu, struct vm_exit *exit);

@@ -88,7 +88,7 @@ static const char *const names[INSN_OP_COUNT] = {
     [INSN_SIDT] = "sidt", [INSN_LGDT] = "lgdt", [INSN_LIDT] = "lidt", [INSN_SLDT] = "sldt",
     [INSN_STR] = "str", [INSN_LLDT] = "lldt", [INSN_LTR] = "ltr", [INSN_SYSCALL] = "syscall",
     [INSN_SYSRET] = "sysret", [INSN_SYSENTER] = "sysenter", [INSN_SYSEXIT] = "sysexit",
-    [INSN_SWAPGS] = "swapgs", [INSN_LSS] = "lss", [INSN_XBEGIN] = "x", [INSN_RDRAND] = "rdrand",
+    [INSN_SWAPGS] = "swapgs", [INSN_LSS] = "lss", [INSN_LFAR] = "l", [INSN_XBEGIN] = "x", [INSN_RDRAND] = "rdrand",
     [INSN_RDSEED] = "rdseed", [INSN_XSAVES] = "xsaves", [INSN_XRSTORS] = "xrstors",
     [INSN_GETSEC] = "getsec", [INSN_TPAUSE] = "tpause", [INSN_UMWAIT] = "umwait",
     [INSN_VMCALL] = "vmcall", [INSN_VMLAUNCH] = "vmlaunch", [INSN_VMRESUME] = "vmresume",

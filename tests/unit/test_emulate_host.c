@@ -2,6 +2,7 @@
 // Copyright (c) 2026 The Nestor authors
 // unit-sources: core/decode.c core/decode_table.c core/emulate.c
 // unit-sources: core/emulate_alu.c core/emulate_ops.c
+// unit-sources: core/emulate_far.c core/descriptor.c
 //
 // The emulator against the CPU that runs the tests: random instructions of the 64-bit user-mode
 // subset with random operands, executed for real in a copied code page and by the emulator on a
@@ -213,6 +214,7 @@ static bool wanted(const struct insn *insn)
     case INSN_MOV_TO_SREG: case INSN_POP_SREG: case INSN_INS: case INSN_OUTS: case INSN_IN:
     case INSN_OUT:
     case INSN_CLI: case INSN_STI: case INSN_HLT: case INSN_UD: case INSN_OTHER: case INSN_ENTER:
+    case INSN_LSS: case INSN_LFAR:
     case INSN_CALL_FAR: case INSN_JMP_FAR: case INSN_RET_FAR: case INSN_IRET: case INSN_INT:
     case INSN_INT3: case INSN_INTO: case INSN_INT1:
         return false;

@@ -81,6 +81,7 @@
 #define DR6_RTM   BIT(16)
 #define DR7_FIXED 0x400ull
 #define DR7_GD    BIT(13)
+#define DR7_LOCAL (BIT(0) | BIT(2) | BIT(4) | BIT(6) | BIT(8)) // L0 to L3, LE
 
 #define DEBUGCTL_LBR BIT(0)
 #define DEBUGCTL_BTF BIT(1)
