@@ -10,11 +10,14 @@ import tempfile
 from session import BUILD, Session, expect
 
 TINY = os.path.join(BUILD, "system", "tiny.elf")
+RANDOM_ACCESS = os.path.join(BUILD, "guests", "random_access.elf")
+RANDOM = {"qemu-svm": 100000, "bochs-vmx": 50000}  # accesses
+LOG_LIMIT = 64 << 10
 MACHINES = {"qemu-svm": 60, "bochs-vmx": 180}
 KILLED = 126
 RESETS = 20
 TREE = '/dts-v1/; / { compatible = "nestor,config-v1"; guests { %s }; };'
-GUEST = '%s { memory = <%d>; vcpus = <%d>; kernel = "tiny"; command-line = "%s"; %s };'
+GUEST = '%s { memory = <%d>; vcpus = <%d>; kernel = "%s"; command-line = "%s"; %s };'
 MEMORY = re.compile(r"memory (before guests|after a guest): (\d+) KiB in use by Nestor, (\d+) KiB")
 
 
@@ -23,7 +26,8 @@ def start(log, directory, machine, guests, option, cpus):
     with open(config, "w") as file:
         file.write(TREE % " ".join(GUEST % guest for guest in guests))
     return Session(log, ["--machine", machine, "--host-cpus", cpus, "--host-mem", 256,
-                         "--config", config, "--module", "tiny=" + TINY, "--option", option],
+                         "--config", config, "--module", "tiny=" + TINY, "--module",
+                         "random=" + RANDOM_ACCESS, "--option", option],
                    MACHINES[machine])
 
 
@@ -47,7 +51,7 @@ def check_memory(text, guests):
 def kill(machine, word):
     """The guest `victim` is killed; `stays` does not notice."""
     def run(log):
-        guests = [("victim", 32, 2, word, ""), ("stays", 32, 1, "echo", "console;")]
+        guests = [("victim", 32, 2, "tiny", word, ""), ("stays", 32, 1, "tiny", "echo", "console;")]
         with tempfile.TemporaryDirectory() as directory, \
                 start(log, directory, machine, guests, "stop-guest=victim,2", 3) as session:
             session.wait(rb"TINY: up")
@@ -67,7 +71,7 @@ def resets(machine):
     """A guest of two vCPUs that resets for ever until it is killed."""
     def run(log):
         with tempfile.TemporaryDirectory() as directory, \
-                start(log, directory, machine, [("round", 16, 2, "reset", "")],
+                start(log, directory, machine, [("round", 16, 2, "tiny", "reset", "")],
                       "stop-guest=round,%d" % (12 if machine == "qemu-svm" else 4), 2) as session:
             status = session.finish()
             text = log_of(session)
@@ -78,10 +82,37 @@ def resets(machine):
     return run
 
 
+def random_neighbour(machine):
+    """One guest throws random accesses at its machine; the other answers all the while."""
+    def run(log):
+        guests = [("random", 64, 1, "random", "count=%d seed=3" % RANDOM[machine],
+                   "test-device; pci-test-device;"),
+                  ("stays", 32, 1, "tiny", "echo", "console;")]
+        with tempfile.TemporaryDirectory() as directory, \
+                start(log, directory, machine, guests, "mitigations=auto", 2) as session:
+            session.wait(rb"TINY: up")
+            answers = 0
+            while "guest random: ended" not in log_of(session):
+                answers += 1
+                session.type("answer %d\n" % answers)
+                session.wait(rb"answer %d" % answers, 20)
+            session.type("still here qq")
+            session.wait(rb"still here qq")
+            status = session.finish()
+            text = log_of(session)
+        expect(answers > 2, "the random guest was done after %d answers", answers)
+        expect(status == 0, "status %d", status)
+        expect("PANIC" not in text, "Nestor panicked")
+        expect(len(text) < LOG_LIMIT, "%d bytes of log", len(text))
+        check_memory(text, 2)
+    return run
+
+
 def tests():
     out = []
     for machine, seconds in MACHINES.items():
         out += [("life-kill-%s-%s" % (word, machine), seconds / 8, kill(machine, word))
                 for word in ("hang", "spin")]
+        out.append(("life-random-" + machine, seconds / 6, random_neighbour(machine)))
         out.append(("life-resets-" + machine, seconds / 4, resets(machine)))
     return out
