@@ -253,18 +253,31 @@ static bool interrupts_open(struct vcpu *vcpu)
     return (state->rflags & RFLAGS_IF) && !(state->interruptibility & (BLOCK_STI | BLOCK_MOV_SS));
 }
 
+// The CPU delivers the local APIC's interrupt itself where it can; else a window tells when. What L1
+// gets of its L2's interrupts is decided here; an interrupt shadow (QEMU forgets it at VMRUN) and
+// the single step that finds an NMI's window must not meet a delivery.
+static void wait_for_window(struct vcpu *vcpu, int next)
+{
+    struct controls *ctl = &vcpu->cur->ctl;
+
+    if (backend->delivers_offers && !vcpu->level && !vcpu->cur->state.interruptibility &&
+        !ctl->nmi_window)
+        ctl->offer = (u8)next; // 0: the PIC's, whose vector is known only when it is acknowledged
+    ctl->interrupt_window |= !ctl->offer;
+}
+
 static void deliver_interrupt(struct vcpu *vcpu)
 {
-    int vector;
+    int vector = irq_next(vcpu);
 
-    if (!irq_pending(vcpu)) {
+    if (vector < 0) {
         vcpu->events.interrupts_check = false;
         return;
     }
     if (vcpu->level && nested_event(vcpu, NESTED_INTERRUPT) != NESTED_DELIVER)
         return;
     if (!interrupts_open(vcpu) || vcpu->cur->ctl.inject.valid) {
-        vcpu->cur->ctl.interrupt_window = true;
+        wait_for_window(vcpu, vector);
         return;
     }
     vector = irq_ack(vcpu);
@@ -273,10 +286,11 @@ static void deliver_interrupt(struct vcpu *vcpu)
     if (vcpu->cur->state.activity != ACTIVITY_ACTIVE)
         vcpu_modify(vcpu, GROUP_BLOCKING)->activity = ACTIVITY_ACTIVE;
     inject(vcpu, &(struct event){.valid = true, .vector = (u8)vector, .type = EVENT_INTERRUPT});
-    // One more behind it needs a window as soon as the handler opens it.
-    vcpu->events.interrupts_check = irq_pending(vcpu);
-    if (vcpu->events.interrupts_check)
-        vcpu->cur->ctl.interrupt_window = true;
+    // One more behind it is taken as soon as the handler opens for it.
+    vector = irq_next(vcpu);
+    vcpu->events.interrupts_check = vector >= 0;
+    if (vector >= 0)
+        wait_for_window(vcpu, vector);
 }
 
 // While an injection into L2 is on its way nothing may exit to L1: what waits does so at the
@@ -298,8 +312,8 @@ static void prepare_boundary(struct vcpu *vcpu)
     bool injected;
 
     vcpu->cur->ctl.inject.valid = false;
+    vcpu->cur->ctl.windows = 0;
     vcpu->cur->ctl.interrupt_window = vcpu->cur->ctl.intercepts & INTERCEPT_INTERRUPT_WINDOW;
-    vcpu->cur->ctl.nmi_window = false;
     if (unlikely(ev->init) && !ev->gif_clear)
         take_init(vcpu);
     if (unlikely(ev->sipi))

@@ -186,9 +186,9 @@ static bool ext_int_pending(const struct lapic *lapic)
            lapic_takes_ext_int(lapic);
 }
 
-bool irq_pending(struct vcpu *vcpu)
+int irq_next(struct vcpu *vcpu)
 {
-    return lapic_deliverable(vcpu->lapic) >= 0 || ext_int_pending(vcpu->lapic);
+    return unlikely(ext_int_pending(vcpu->lapic)) ? 0 : lapic_deliverable(vcpu->lapic);
 }
 
 static int ext_int_ack(struct lapic *lapic)
@@ -205,6 +205,18 @@ static int ext_int_ack(struct lapic *lapic)
     return vector;
 }
 
+static void begin_service(struct lapic *lapic, u8 vector)
+{
+    apic_bit_clear(lapic->s.irr, vector);
+    lapic->s.isr[vector >> 6] |= BIT(vector & 63);
+    lapic_update_ppr(lapic);
+}
+
+void irq_taken(struct vcpu *vcpu, u8 vector)
+{
+    begin_service(vcpu->lapic, vector);
+}
+
 int irq_ack(struct vcpu *vcpu)
 {
     struct lapic *lapic = vcpu->lapic;
@@ -217,9 +229,7 @@ int irq_ack(struct vcpu *vcpu)
     vector = lapic_deliverable(lapic);
     if (vector < 0)
         return -E_NOENT;
-    apic_bit_clear(lapic->s.irr, (u8)vector);
-    lapic->s.isr[vector >> 6] |= BIT(vector & 63);
-    lapic_update_ppr(lapic);
+    begin_service(lapic, (u8)vector);
     return vector;
 }
 

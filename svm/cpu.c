@@ -223,5 +223,6 @@ struct backend svm_backend = {
     .enter = svm_enter,
     .stage2_levels = svm_stage2_levels,
     .stage2_1g = true, // unless a CPU lacks it: svm_probe
+    .delivers_offers = true,
     .report = svm_report,
 };

@@ -6,7 +6,8 @@
 // 15.21 virtual interrupts).
 //
 // Interrupt window: V_IRQ with an intercepted VINTR. QEMU forgets the VMCB's interrupt shadow at
-// VMRUN, so there it opens at once.
+// VMRUN, so there it opens at once. An offered interrupt is a V_IRQ with its vector that is not
+// intercepted: it costs no exit (V_IRQ is 0 behind an exit when the guest has taken it).
 //
 // NMI blocking (SVM of the test machines has no virtual NMI): the model's BLOCK_NMI is set when an
 // NMI is injected. While it is set, IRET is intercepted. The exit comes before IRET has executed,
@@ -105,13 +106,14 @@ static void inject(struct vcpu *vcpu, const struct event *event)
     vmcb->rip += length;
 }
 
-static void open_interrupt_window(struct backend_ctx *hw, bool open)
+static void set_virtual_interrupt(struct backend_ctx *hw, bool window, u8 offer)
 {
-    u8 v_irq = open ? SVM_V_IRQ : 0;
+    u8 v_irq = window || offer ? SVM_V_IRQ : 0;
 
-    if (hw->vmcb->v_irq == v_irq)
+    if (hw->vmcb->v_irq == v_irq && hw->vmcb->v_intr_vector == offer)
         return;
     hw->vmcb->v_irq = v_irq;
+    hw->vmcb->v_intr_vector = offer;
     hw->vmcb->clean &= ~(u32)SVM_CLEAN_TPR;
 }
 
@@ -137,13 +139,15 @@ static enum svm_step wanted_step(const struct vcpu_ctx *ctx)
     return ctx->ctl.nmi_window ? SVM_STEP_SHADOW : SVM_STEP_NONE;
 }
 
-static void prepare_nmi(struct vcpu_ctx *ctx)
+static void prepare_intercepts(struct vcpu_ctx *ctx)
 {
     struct backend_ctx *hw = ctx->hw;
     enum svm_step step = wanted_step(ctx);
     u32 word3 = hw->word3, exceptions = hw->exceptions;
 
     hw->at_iret = false;
+    if (ctx->ctl.offer)
+        word3 &= ~(u32)SVM_INTERCEPT_VINTR;
     if (step != SVM_STEP_NONE) {
         begin_step(ctx, step);
         exceptions |= ~(u32)BIT(VECTOR_NMI);
@@ -174,11 +178,11 @@ static __attribute__((noinline)) void prepare(struct vcpu *vcpu, struct svm_cpu 
     if (ctx->flush)
         flush_asid(vcpu, cpu);
     hw->vmcb->interrupt_shadow = ctx->state.interruptibility & (BLOCK_STI | BLOCK_MOV_SS) ? 1 : 0;
-    hw->prepare = ctx->ctl.interrupt_window; // to close it again
+    hw->prepare = ctx->ctl.interrupt_window || ctx->ctl.offer; // to close it again
     if (ctx->ctl.inject.valid)
         inject(vcpu, &ctx->ctl.inject);
-    open_interrupt_window(hw, ctx->ctl.interrupt_window);
-    prepare_nmi(ctx);
+    set_virtual_interrupt(hw, ctx->ctl.interrupt_window, ctx->ctl.offer);
+    prepare_intercepts(ctx);
     hw->adjust = true;
     hw->blocking = (u8)(ctx->state.interruptibility & (BLOCK_NMI | BLOCK_SMI));
     // The immediate exit: an interrupt to itself, taken as soon as the injection is done.
@@ -273,6 +277,7 @@ static __attribute__((noinline)) void adjust_exit(struct vcpu *vcpu, struct vm_e
         hw->vmcb->tlb_control = SVM_TLB_NOTHING;
         ctx->state.interruptibility |= hw->blocking;
     }
+    exit->offer_taken = ctx->ctl.offer && !(hw->vmcb->v_irq & SVM_V_IRQ);
     if (exit->interrupted.valid)
         take_back_injection(ctx, exit);
     hw->soft_len = 0;
@@ -297,8 +302,7 @@ static inline u64 is_rare(const struct vcpu *vcpu, const struct vcpu_ctx *ctx,
 {
     u32 groups = (ctx->dirty & ~(u32)(GROUP_RIP | GROUP_BLOCKING)) | vcpu->shared_dirty |
                  ctx->ctl_dirty | ctx->flush | ctx->state.interruptibility;
-    u32 events = ctx->ctl.inject.valid | ctx->ctl.interrupt_window | ctx->ctl.nmi_window |
-                 vcpu->immediate_exit | ctx->hw->prepare;
+    u32 events = ctx->ctl.inject.valid | ctx->ctl.windows | vcpu->immediate_exit | ctx->hw->prepare;
 
     return groups | events | (vcpu->xcr0 ^ cpu->xcr0) | (vcpu->xss ^ cpu->xss) |
            (vcpu->tsc_aux ^ cpu->tsc_aux);

@@ -46,12 +46,18 @@ void machine_reset(struct vm *vm); // as after power-on; no vCPU runs
 gpa_t machine_write_tables(struct vm *vm);
 
 // --- interrupts, from the vCPU's own pCPU (devices/lapic.c, pic.c) ---
-// Whether an interrupt is there that would be taken if RFLAGS.IF and the shadow allowed: PPR is
-// taken into account; ExtINT included.
-bool irq_pending(struct vcpu *vcpu);
+// The interrupt that would be taken if RFLAGS.IF and the shadow allowed (PPR is taken into account):
+// the local APIC's vector, 0 for an ExtINT (the PIC's), -1 for none.
+int irq_next(struct vcpu *vcpu);
+static inline bool irq_pending(struct vcpu *vcpu)
+{
+    return irq_next(vcpu) >= 0;
+}
 // Acknowledges and returns the vector, or -E_NOENT if it has gone meanwhile (PIC spurious ones
 // return their vector).
 int irq_ack(struct vcpu *vcpu);
+// The CPU has delivered this vector of the local APIC itself.
+void irq_taken(struct vcpu *vcpu, u8 vector);
 
 void lapic_reset(struct vcpu *vcpu, bool init); // power-on or INIT
 u64 lapic_read_cr8(struct vcpu *vcpu);

@@ -198,6 +198,7 @@ struct vm_exit {
     bool vector_valid;
     u8 vector;
     u8 bytes[15];
+    bool offer_taken;                     // of controls.offer; not filled if there was none
     u64 next_rip;                         // 0 = not known
     u64 raw_reason, raw_info1, raw_info2; // for reports only
     struct event event;                   // EXCEPTION, NMI, SOFT_INT

@@ -159,7 +159,15 @@ struct controls {
         msr_bitmap;
     // Decided anew for every entry (core/event.c); no dirty bit.
     struct event inject;
-    bool interrupt_window, nmi_window;
+    union {
+        struct {
+            bool interrupt_window, nmi_window;
+            // The local APIC's interrupt that the CPU may deliver by itself as soon as the guest
+            // takes one (backend->delivers_offers); 0: none.
+            u8 offer;
+        };
+        u32 windows; // any of these
+    };
 };
 
 // A back end's per-context part: its VMCS or VMCB and what belongs to it.
@@ -273,6 +281,8 @@ struct backend {
     u8 (*stage2_levels)(void); // what the hardware will walk for Nestor's own tables: 4 or 5
     bool stage2_1g;
     bool has_mtf;
+    // controls.offer: exit->offer_taken says that the guest has taken it (APM vol. 2, 15.21.4)
+    bool delivers_offers;
     // PAE's PDPTEs are CPU state (VMX); else they are read from memory (SVM, nested paging)
     bool holds_pdptes;
     // What a guest cannot execute although the CPU can: not offered in CPUID.

@@ -36,13 +36,13 @@ static void no_pull(struct vcpu *v, u32 groups)
     v->shared_valid |= groups & GROUP_ALL_SHARED;
 }
 
-static const struct backend fake_backend = {.pull = no_pull};
+static struct backend fake_backend = {.pull = no_pull};
 const struct backend *backend = &fake_backend;
 
-bool irq_pending(struct vcpu *v)
+int irq_next(struct vcpu *v)
 {
     (void)v;
-    return interrupt >= 0;
+    return interrupt;
 }
 
 int irq_ack(struct vcpu *v)
@@ -358,6 +358,41 @@ static void test_order(void **state)
 
 // --- blocking ---
 
+// Where the CPU delivers by itself no window is opened: but not for the PIC's interrupt, in an
+// interrupt shadow, while an NMI waits or is in service, or in an L2.
+static void test_offer(void **state)
+{
+    static const u32 refused[] = {BLOCK_STI, BLOCK_MOV_SS, BLOCK_NMI};
+    struct controls *ctl = &vcpu.ctx[0].ctl;
+    struct guest_state *s = &vcpu.ctx[0].state;
+
+    (void)state;
+    fake_backend.delivers_offers = true;
+    s->rflags &= ~(u64)RFLAGS_IF;
+    interrupt = 0x41;
+    vcpu.events.interrupts_check = true;
+    events_choose(&vcpu);
+    assert_true(ctl->offer == 0x41 && !ctl->interrupt_window && interrupt == 0x41);
+    events_prepare(&vcpu); // nothing has come of it: offered again
+    assert_int_equal(ctl->offer, 0x41);
+    for (unsigned i = 0; i < ARRAY_SIZE(refused); i++) {
+        s->interruptibility = refused[i];
+        events_choose(&vcpu);
+        assert_true(!ctl->offer && ctl->interrupt_window);
+    }
+    s->interruptibility = 0;
+    interrupt = 0; // ExtINT
+    events_choose(&vcpu);
+    assert_true(!ctl->offer && ctl->interrupt_window);
+    interrupt = 0x41;
+    answers[NESTED_INTERRUPT] = NESTED_DELIVER;
+    in_l2();
+    vcpu.cur->state.rflags &= ~(u64)RFLAGS_IF;
+    events_choose(&vcpu);
+    assert_true(!vcpu.cur->ctl.offer && vcpu.cur->ctl.interrupt_window);
+    fake_backend.delivers_offers = false;
+}
+
 static void test_interrupt_window(void **state)
 {
     (void)state;
@@ -671,6 +706,7 @@ int main(void)
         cmocka_unit_test_setup(test_real_mode_pushes_no_error, setup),
         cmocka_unit_test_setup(test_reinjection_is_first, setup),
         cmocka_unit_test_setup(test_order, setup),
+        cmocka_unit_test_setup(test_offer, setup),
         cmocka_unit_test_setup(test_interrupt_window, setup),
         cmocka_unit_test_setup(test_mov_ss, setup),
         cmocka_unit_test_setup(test_breakpoints_not_enabled, setup),
