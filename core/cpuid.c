@@ -109,6 +109,8 @@ static void pass_leaves(struct cpuid_table *t)
         if (leaf <= (leaf >> 31 ? host_extended : host_basic))
             read_host(leaf, 0, leaf_regs(t, leaf));
     }
+    if (backend->supplies_umip)
+        t->basic[7][ECX] |= B(2);
     t->max_basic = MIN(MAX(host_basic, 0xdu), (u32)BASIC_MAX);
     t->max_extended = MIN(host_extended, 0x80000000u + EXTENDED_MAX);
     t->basic[0][EAX] = t->max_basic;

@@ -203,7 +203,7 @@ static void take_vex(struct cursor *c, u8 first, u8 last, bool two_bytes)
     u8 rex = two_bytes ? (u8)(~first >> 5 & REX_R) : (u8)(~first >> 5 | (last >> 4 & REX_W));
 
     insn->rex = (u8)(0x40 | (insn_mode_is_64(insn->mode) ? rex : rex & REX_W));
-    insn->vvvv = (u8)(~last >> 3) & (insn_mode_is_64(insn->mode) ? 15 : 7);
+    insn->vvvv = (u8)(~last >> 3 & (insn_mode_is_64(insn->mode) ? 15 : 7));
     insn->vex_length = last & 4 ? 32 : 16;
     c->pp = last & 3;
 }

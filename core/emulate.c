@@ -73,6 +73,12 @@ static bool segment_allows(struct emulate_ctx *c, const struct segment *s, u64 o
     return emu_limit_allows(s, offset, size);
 }
 
+// Intel SDM volume 3, table "Alignment Requirements by Data Type": 8 for 10 bytes, 4 for 6.
+static unsigned alignment(unsigned size)
+{
+    return 1u << (31 - __builtin_clz(size));
+}
+
 enum emulate_result emulate_linear(struct emulate_ctx *c, enum segment_index seg, u64 offset,
                                    unsigned size, unsigned access, gva_t *la)
 {
@@ -89,7 +95,7 @@ enum emulate_result emulate_linear(struct emulate_ctx *c, enum segment_index seg
     if (!ok)
         return emulate_raise(c, seg == SEG_SS ? VECTOR_SS : VECTOR_GP, true, 0);
     if (c->cpl == 3 && c->cr0 & CR0_AM && c->regs->rflags & RFLAGS_AC && access != EMULATE_FETCH &&
-        *la & (size - 1))
+        *la & (alignment(size) - 1))
         return emulate_raise(c, VECTOR_AC, true, 0);
     return EMULATE_OK;
 }
@@ -330,8 +336,13 @@ static enum emulate_result check_port(struct emulate_ctx *c)
     return io_bitmap_allows(c, c->port, c->insn.opsize);
 }
 
-static enum emulate_result check_privilege(struct emulate_ctx *c, u8 flags)
+static enum emulate_result check_privilege(struct emulate_ctx *c, u16 flags)
 {
+    if ((flags & OP_PROTECTED && (!(c->cr0 & CR0_PE) || in_vm86(c))) ||
+        (flags & OP_LONG && !insn_mode_is_64(c->mode)))
+        return emulate_raise(c, VECTOR_UD, false, 0);
+    if (flags & OP_UMIP && c->cr4 & CR4_UMIP && c->cpl != 0)
+        return raise_gp0(c);
     if (flags & OP_CPL0 && c->cpl != 0)
         return raise_gp0(c);
     if (flags & OP_PORT)
@@ -350,7 +361,7 @@ void emu_commit(struct emulate_ctx *c)
     memcpy(c->regs->gpr, c->gpr, sizeof(c->gpr));
 }
 
-static enum emulate_result load_operands(struct emulate_ctx *c, u8 flags, unsigned access)
+static enum emulate_result load_operands(struct emulate_ctx *c, u16 flags, unsigned access)
 {
     const struct insn *insn = &c->insn;
     enum emulate_result r = EMULATE_OK;
@@ -364,7 +375,7 @@ static enum emulate_result load_operands(struct emulate_ctx *c, u8 flags, unsign
     return r == EMULATE_OK ? emu_intercept(c, EMULATE_ACCESSED) : r;
 }
 
-static unsigned operand_access(const struct emulate_ctx *c, u8 flags)
+static unsigned operand_access(const struct emulate_ctx *c, u16 flags)
 {
     if (!(flags & OP_STORE_DST) || !is_memory(c, c->insn.dst))
         return EMULATE_READ;

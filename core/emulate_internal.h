@@ -2,7 +2,8 @@
 // Copyright (c) 2026 The Nestor authors
 //
 // What the emulator's files share: emulate.c (frame, memory, operands), emulate_alu.c (arithmetic),
-// emulate_ops.c (the instructions).
+// emulate_ops.c (the instructions and their table), emulate_rare.c, emulate_vector.c and
+// emulate_system.c (more of them).
 
 #pragma once
 
@@ -20,12 +21,15 @@ enum op_flags {
     OP_PORT = BIT(4),       // I/O permission is checked
     OP_VM86 = BIT(5),       // PUSHF, POPF: IOPL counts in VM86
     OP_CPL0 = BIT(6),
-    OP_CET = BIT(7), // a shadow stack or branch tracking would see it: unhandled with CR4.CET
+    OP_CET = BIT(7),       // a shadow stack or branch tracking would see it: unhandled with CR4.CET
+    OP_PROTECTED = BIT(8), // #UD in real mode and VM86
+    OP_UMIP = BIT(9),      // CR4.UMIP keeps it from all but CPL 0
+    OP_LONG = BIT(10),     // #UD outside 64-bit code
 };
 
 struct emulate_op {
     enum emulate_result (*run)(struct emulate_ctx *c);
-    u8 flags;
+    u16 flags;
 };
 
 extern const struct emulate_op emulate_op_table[INSN_OP_COUNT];
@@ -80,15 +84,34 @@ enum emulate_result emu_mem_check(struct emulate_ctx *c, gva_t la, unsigned size
 enum emulate_result emu_operand_address(struct emulate_ctx *c, unsigned access); // sets c->linear
 enum emulate_result emu_intercept(struct emulate_ctx *c, enum emulate_point point);
 
+// --- emulate_rare.c, emulate_vector.c, emulate_system.c: for the table in emulate_ops.c ---
+enum emulate_result emu_run_scan(struct emulate_ctx *c);
+enum emulate_result emu_run_count_zeros(struct emulate_ctx *c);
+enum emulate_result emu_run_popcnt(struct emulate_ctx *c);
+enum emulate_result emu_run_crc32(struct emulate_ctx *c);
+enum emulate_result emu_run_adjust(struct emulate_ctx *c);
+enum emulate_result emu_run_bound(struct emulate_ctx *c);
+enum emulate_result emu_run_arpl(struct emulate_ctx *c);
+enum emulate_result emu_run_vec_load(struct emulate_ctx *c);
+enum emulate_result emu_run_vec_store(struct emulate_ctx *c);
+enum emulate_result emu_run_x87(struct emulate_ctx *c);
+enum emulate_result emu_run_system(struct emulate_ctx *c);
+enum emulate_result emu_run_rdtsc(struct emulate_ctx *c);
+enum emulate_result emu_run_xgetbv(struct emulate_ctx *c);
+enum emulate_result emu_run_mov_dr(struct emulate_ctx *c);
+enum emulate_result emu_run_invlpg(struct emulate_ctx *c);
+enum emulate_result emu_run_store_table(struct emulate_ctx *c);
+enum emulate_result emu_run_load_table(struct emulate_ctx *c);
+
 // A canonical address; an access within a segment's limit.
 bool emu_canonical(const struct emulate_ctx *c, u64 address);
 bool emu_limit_allows(const struct segment *s, u64 offset, unsigned size);
 
 // --- emulate_far.c ---
 // The flags that a task switch or IRET to VM86 loads.
-#define RFLAGS_LOADED                                                                           \
-    (RFLAGS_CF | RFLAGS_PF | RFLAGS_AF | RFLAGS_ZF | RFLAGS_SF | RFLAGS_TF | RFLAGS_IF |        \
-     RFLAGS_DF | RFLAGS_OF | RFLAGS_IOPL | RFLAGS_NT | RFLAGS_RF | RFLAGS_VM | RFLAGS_AC |      \
+#define RFLAGS_LOADED                                                                      \
+    (RFLAGS_CF | RFLAGS_PF | RFLAGS_AF | RFLAGS_ZF | RFLAGS_SF | RFLAGS_TF | RFLAGS_IF |   \
+     RFLAGS_DF | RFLAGS_OF | RFLAGS_IOPL | RFLAGS_NT | RFLAGS_RF | RFLAGS_VM | RFLAGS_AC | \
      RFLAGS_VIF | RFLAGS_VIP | RFLAGS_ID)
 struct far_stack {
     struct segment ss;

@@ -384,27 +384,31 @@ static enum emulate_result run_pop_sreg(struct emulate_ctx *c)
                            : r;
 }
 
-static enum emulate_result run_pusha(struct emulate_ctx *c)
+// Whether `count` values can be pushed: all of them, or the instruction has no effect.
+static enum emulate_result check_pushes(struct emulate_ctx *c, unsigned count)
 {
     u64 sp = c->gpr[GPR_RSP];
-    enum emulate_result r;
+    enum emulate_result r = EMULATE_OK;
     gva_t la;
 
-    for (unsigned i = 0; i < 8; i++) { // all eight can be written, or none is
+    while (r == EMULATE_OK && count--) {
         stack_move(c, 0ull - c->insn.opsize);
         r = stack_address(c, EMULATE_WRITE, &la);
         if (r == EMULATE_OK)
             r = emu_mem_check(c, la, c->insn.opsize);
-        if (r != EMULATE_OK)
-            return r;
     }
     c->gpr[GPR_RSP] = sp;
-    for (unsigned i = 0; i < 8; i++) {
+    return r;
+}
+
+static enum emulate_result run_pusha(struct emulate_ctx *c)
+{
+    u64 sp = c->gpr[GPR_RSP];
+    enum emulate_result r = check_pushes(c, 8);
+
+    for (unsigned i = 0; r == EMULATE_OK && i < 8; i++)
         r = push(c, i == GPR_RSP ? sp : c->gpr[i]);
-        if (r != EMULATE_OK)
-            return r;
-    }
-    return EMULATE_OK;
+    return r;
 }
 
 static enum emulate_result run_popa(struct emulate_ctx *c)
@@ -419,6 +423,51 @@ static enum emulate_result run_popa(struct emulate_ctx *c)
             emu_reg_set(c, i, c->insn.opsize, value);
     }
     return EMULATE_OK;
+}
+
+// The nesting level's frame pointers are copied from the enclosing frame.
+static enum emulate_result push_display(struct emulate_ctx *c, unsigned level, u64 frame)
+{
+    enum emulate_result r = EMULATE_OK;
+
+    for (unsigned i = 1; r == EMULATE_OK && i < level; i++) {
+        u64 value = 0, offset;
+        gva_t la;
+
+        emu_reg_set(c, GPR_RBP, stack_width(c), c->gpr[GPR_RBP] - c->insn.opsize);
+        offset = c->gpr[GPR_RBP] & size_mask(stack_width(c));
+        r = emulate_linear(c, SEG_SS, offset, c->insn.opsize, EMULATE_READ, &la);
+        if (r == EMULATE_OK)
+            r = emu_mem_read(c, la, &value, c->insn.opsize, EMULATE_READ);
+        if (r == EMULATE_OK)
+            r = push(c, value);
+    }
+    return r == EMULATE_OK ? push(c, frame) : r;
+}
+
+// The final stack pointer must be writable.
+static enum emulate_result run_enter(struct emulate_ctx *c)
+{
+    unsigned level = c->insn.imm2 & 31;
+    u64 frame, sp = c->gpr[GPR_RSP];
+    enum emulate_result r = check_pushes(c, level + 1);
+    gva_t la;
+
+    stack_move(c, 0ull - c->insn.opsize * (level + 1) - c->insn.imm);
+    if (r == EMULATE_OK)
+        r = stack_address(c, EMULATE_WRITE, &la);
+    if (r == EMULATE_OK)
+        r = emu_mem_check(c, la, c->insn.opsize);
+    if (r != EMULATE_OK)
+        return r;
+    c->gpr[GPR_RSP] = sp;
+    r = push(c, c->gpr[GPR_RBP]);
+    frame = c->gpr[GPR_RSP];
+    if (r == EMULATE_OK && level)
+        r = push_display(c, level, frame);
+    emu_reg_set(c, GPR_RBP, c->insn.opsize, frame);
+    stack_move(c, 0ull - c->insn.imm);
+    return r;
 }
 
 static enum emulate_result run_leave(struct emulate_ctx *c)
@@ -849,5 +898,37 @@ const struct emulate_op emulate_op_table[INSN_OP_COUNT] = {
     [INSN_NOP ... INSN_PAUSE] = {run_nop, 0},
     [INSN_HLT] = {run_hlt, OP_CPL0},
     [INSN_UD] = {run_ud, X},
+    [INSN_ENTER] = {run_enter, 0},
+    [INSN_BSF ... INSN_BSR] = {emu_run_scan, D | S | W},
+    [INSN_TZCNT ... INSN_LZCNT] = {emu_run_count_zeros, D | S | W},
+    [INSN_POPCNT] = {emu_run_popcnt, S | W},
+    [INSN_CRC32] = {emu_run_crc32, S | W},
+    [INSN_AAA ... INSN_AAD] = {emu_run_adjust, 0},
+    [INSN_BOUND] = {emu_run_bound, X},
+    [INSN_ARPL] = {emu_run_arpl, D | S | W | OP_PROTECTED},
+    [INSN_VEC_LOAD] = {emu_run_vec_load, X},
+    [INSN_VEC_STORE] = {emu_run_vec_store, X},
+    [INSN_X87] = {emu_run_x87, X},
+    [INSN_MOV_FROM_CR ... INSN_MOV_TO_CR] = {emu_run_system, OP_CPL0},
+    [INSN_MOV_FROM_DR] = {emu_run_mov_dr, W | OP_CPL0},
+    [INSN_MOV_TO_DR] = {emu_run_mov_dr, S | OP_CPL0},
+    [INSN_CLTS] = {emu_run_system, OP_CPL0},
+    [INSN_LMSW] = {emu_run_system, S | OP_CPL0},
+    [INSN_SMSW] = {emu_run_system, W | OP_UMIP},
+    [INSN_CPUID] = {emu_run_system, 0},
+    [INSN_RDMSR ... INSN_WRMSR] = {emu_run_system, OP_CPL0},
+    [INSN_RDTSC ... INSN_RDTSCP] = {emu_run_rdtsc, 0},
+    [INSN_RDPMC] = {emu_run_system, 0},
+    [INSN_XGETBV] = {emu_run_xgetbv, 0},
+    [INSN_XSETBV] = {emu_run_system, 0},
+    [INSN_INVD ... INSN_WBINVD] = {emu_run_system, OP_CPL0},
+    [INSN_INVLPG] = {emu_run_invlpg, X | OP_CPL0},
+    [INSN_MONITOR ... INSN_MWAIT] = {emu_run_system, 0},
+    [INSN_RSM] = {emu_run_system, 0},
+    [INSN_SGDT ... INSN_SIDT] = {emu_run_store_table, X | OP_UMIP},
+    [INSN_LGDT ... INSN_LIDT] = {emu_run_load_table, X | OP_CPL0},
+    [INSN_SLDT ... INSN_STR] = {emu_run_system, W | OP_UMIP | OP_PROTECTED},
+    [INSN_SWAPGS] = {emu_run_system, OP_CPL0 | OP_LONG},
+    [INSN_VMCALL ... INSN_INVLPGA] = {emu_run_system, 0},
 };
 // clang-format on

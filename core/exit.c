@@ -155,7 +155,7 @@ static u64 cr_merge_owned(struct vcpu *vcpu, unsigned number, u64 value)
     return (value & ~mask) | (cr_read_guest(vcpu, number) & mask);
 }
 
-static u64 cr_visible(struct vcpu *vcpu, unsigned number)
+u64 cr_visible(struct vcpu *vcpu, unsigned number)
 {
     const struct controls *ctl = &vcpu->cur->ctl;
     u64 mask = number == 0 ? ctl->cr0_mask : number == 4 ? ctl->cr4_mask : 0;
@@ -250,6 +250,8 @@ static void on_invlpg(struct vcpu *vcpu, struct vm_exit *exit)
 
 static void on_exception(struct vcpu *vcpu, struct vm_exit *exit)
 {
+    if (unlikely(exit->event.vector == VECTOR_UD) && vcpu_emulate_forced(vcpu))
+        return;
     vcpu_inject_event(vcpu, &exit->event);
 }
 
@@ -325,6 +327,8 @@ static const exit_handler exit_table[EXIT_KIND_COUNT] = {
     [EXIT_RDMSR] = on_rdmsr,
     [EXIT_WRMSR] = on_wrmsr,
     [EXIT_CR] = on_cr,
+    [EXIT_GDTR_IDTR] = vcpu_emulate,
+    [EXIT_LDTR_TR] = vcpu_emulate,
     [EXIT_INVD] = on_nop,
     [EXIT_WBINVD] = on_nop,
     [EXIT_INVLPG] = on_invlpg,

@@ -41,6 +41,8 @@ static void controls_init(struct vcpu *vcpu, struct controls *ctl)
     // #DB and #AC delivery can loop inside the CPU for ever, with no exit, if the guest's own
     // handler raises them anew.
     ctl->exception_bitmap = BIT(VECTOR_AC) | BIT(VECTOR_DB);
+    if (vm->config->test_device)
+        ctl->exception_bitmap |= BIT(VECTOR_UD); // forced emulation
     ctl->stage2_root = vm->stage2.root;
     ctl->stage2_levels = vm->stage2.levels;
 }

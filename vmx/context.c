@@ -214,6 +214,8 @@ static void write_intercepts(struct vcpu_ctx *ctx)
         base[CONTROL_SECONDARY] | vmx_intercept_controls(ctl->intercepts, CONTROL_SECONDARY);
     hw->secondary &=
         hw->vpid ? allowed[CONTROL_SECONDARY] : allowed[CONTROL_SECONDARY] & ~(u32)SECONDARY_VPID;
+    if (hw->cr4 & vmx_caps.cr4_supplied)
+        hw->secondary |= SECONDARY_DESCRIPTOR_TABLE;
     vmwrite(EXCEPTION_BITMAP, ctl->exception_bitmap | BIT(VECTOR_MC));
     vmwrite(CR0_GUEST_HOST_MASK, ctl->cr0_mask | CR0_OWN);
     vmwrite(CR4_GUEST_HOST_MASK, ctl->cr4_mask | CR4_OWN);

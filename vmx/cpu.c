@@ -122,6 +122,10 @@ static void accept_caps(const struct vmx_caps *caps)
     vmx_caps = *caps;
     vmx_caps.timer = caps->controls.base[CONTROL_PIN] & PIN_PREEMPTION_TIMER;
     vmx_msr_bitmap_init();
+    if (!(cpuid(7, 0).ecx & BIT(2)) &&
+        (caps->controls.allowed[CONTROL_SECONDARY] & SECONDARY_DESCRIPTOR_TABLE))
+        vmx_caps.cr4_supplied = CR4_UMIP;
+    vmx_backend.supplies_umip = vmx_caps.cr4_supplied;
     vmx_backend.stage2_1g = caps->ept_vpid & EPT_CAP_1G;
     vmx_backend.lacks_rdtscp = !(caps->controls.base[CONTROL_SECONDARY] & SECONDARY_RDTSCP);
     vmx_backend.lacks_invpcid = !(caps->controls.base[CONTROL_SECONDARY] & SECONDARY_INVPCID);

@@ -164,15 +164,20 @@ static void write_cr(struct vcpu_ctx *ctx)
 {
     const struct guest_state *state = &ctx->state;
     struct backend_ctx *hw = ctx->hw;
+    bool umip = (state->cr4 ^ hw->cr4) & vmx_caps.cr4_supplied;
 
     // Unrestricted guest: PE and PG are the guest's, whatever IA32_VMX_CR0_FIXED0 says.
     vmwrite(GUEST_CR0,
             (state->cr0 & ~(CR0_NW | CR0_CD)) | (vmx_caps.cr0_fixed0 & ~(CR0_PE | CR0_PG)));
     vmwrite(GUEST_CR3, state->cr3);
-    vmwrite(GUEST_CR4, state->cr4 | vmx_caps.cr4_fixed0 | CR4_MCE);
+    vmwrite(GUEST_CR4, (state->cr4 & ~vmx_caps.cr4_supplied) | vmx_caps.cr4_fixed0 | CR4_MCE);
     hw->cr0 = state->cr0;
     hw->cr4 = state->cr4;
     vmx_write_shadows(ctx);
+    if (unlikely(umip)) {
+        ctx->ctl_dirty |= CTL_INTERCEPTS;
+        vmx_write_controls(ctx);
+    }
 }
 
 // The CPU keeps EFER.LMA, and with it this entry control, in step with CR0.PG by itself

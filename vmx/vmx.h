@@ -15,9 +15,9 @@
 
 // CR0 and CR4 bits that the back end owns beside those that core masks: the guest's value is in
 // hw->cr0 / hw->cr4, the real one is Nestor's. An entry does not load CR0.NW and CD at all. MCE:
-// with it clear a machine check would shut the CPU down.
+// with it clear a machine check would shut the CPU down. UMIP where the CPU lacks it.
 #define CR0_OWN (CR0_NE | CR0_NW | CR0_CD)
-#define CR4_OWN (CR4_VMXE | CR4_MCE)
+#define CR4_OWN (CR4_VMXE | CR4_MCE | vmx_caps.cr4_supplied)
 
 // A context's hardware part. Copies of VMCS fields hold what the VMCS holds, so that unchanged ones
 // are not written again.
@@ -59,6 +59,7 @@ struct vmx_caps {
     struct vmx_controls controls;
     u64 basic, misc, ept_vpid;
     u64 cr0_fixed0, cr4_fixed0;
+    u64 cr4_supplied; // UMIP, where the CPU lacks it: by descriptor-table exiting
     bool timer;       // the preemption timer is used
     u32 timer_masked; // its value for a guest that is entered with interrupts closed
 };

@@ -24,7 +24,9 @@ enum emulate_result {
     EMULATE_REPEAT, // a boundary inside REP, or a lost LOCK race: as OK, but next_rip is RIP
     EMULATE_HALT,   // HLT: as OK, then halt
     EMULATE_FAULT,  // inject `fault`; RIP and RFLAGS stay. gpr[] has completed repetitions only
-    EMULATE_INTERCEPTED, // the front end, or a memory or port operation, has made it an exit to L1
+    // All is done and committed: the front end, or an operation, has made it an exit to L1, or an
+    // owner of system registers has executed it.
+    EMULATE_INTERCEPTED,
     EMULATE_UNHANDLED,   // not known here, or an operation refused it
 };
 
@@ -49,6 +51,10 @@ enum emulate_shadow {
     EMULATE_SHADOW_MOV_SS = BIT(1),
 };
 
+// Vector registers as `vector` takes them: a write of XMM keeps the rest of the register, one of
+// YMM or ZMM is the whole register (YMM: what is above becomes zero).
+enum emulate_bank { EMULATE_MMX, EMULATE_XMM, EMULATE_YMM, EMULATE_ZMM };
+
 struct emulate_ctx;
 
 // Functions return EMULATE_OK, or EMULATE_FAULT (with ctx->fault set, see emulate_raise), or
@@ -71,6 +77,20 @@ struct emulate_ops {
     void (*get_seg)(struct emulate_ctx *ctx, enum segment_index seg, struct segment *out);
     // MOV and POP to a segment register, with its descriptor checks and faults. NULL: unhandled.
     enum emulate_result (*load_seg)(struct emulate_ctx *ctx, enum segment_index seg, u16 selector);
+    // Executes or helps to execute ctx->insn, a system instruction whose checks have passed:
+    // EMULATE_INTERCEPTED if that was all of it; EMULATE_OK with what it stores in ctx->dst
+    // (SGDT, SIDT: the limit, and the base in ctx->src) or with what it loads taken from ctx->src
+    // (LGDT, LIDT: limit and base as said). NULL: unhandled.
+    enum emulate_result (*system)(struct emulate_ctx *ctx);
+    // Whether the guest's CPUID has the instruction INSN_x. NULL: yes.
+    bool (*offers)(struct emulate_ctx *ctx, u8 op);
+    // The registers that live in the CPU: a vector register of 8, 16, 32 or 64 bytes; an x87
+    // instruction (D8 + opcode, ModRM.reg) with `buf` as its memory operand; FSW. NULL: unhandled.
+    void (*vector)(struct emulate_ctx *ctx, enum emulate_bank bank, unsigned n, bool write,
+                   void *buf);
+    void (*x87)(struct emulate_ctx *ctx, unsigned opcode, unsigned reg, void *buf);
+    u16 (*x87_status)(struct emulate_ctx *ctx);
+    u64 (*xcr0)(struct emulate_ctx *ctx);
     // Asked at each point; ctx->insn, linear and port describe the instruction. String I/O asks
     // EMULATE_ACCESSED for each repetition; an instruction that is not emulated is asked about at
     // EMULATE_DECODED only. NULL: nobody to ask.

@@ -85,6 +85,7 @@ int msr_write_guest(struct vcpu *vcpu, u32 msr, u64 value);
 // Control registers with every check of a MOV to CR: 0 or -E_FAULT (#GP), nothing changed then.
 int cr_write_guest(struct vcpu *vcpu, unsigned number, u64 value);
 u64 cr_read_guest(struct vcpu *vcpu, unsigned number);
+u64 cr_visible(struct vcpu *vcpu, unsigned number); // as a MOV from CR reads it (core/exit.c)
 u64 cr4_allowed(const struct vcpu *vcpu); // the bits that this guest's CPUID offers
 // Whether XSETBV of XCR0 raises #GP (SDM vol. 1 "XCR0"); the components offered are CPUID leaf
 // Dh's.
@@ -128,5 +129,7 @@ int guest_translate(struct vcpu *vcpu, gva_t la, u32 access, gpa_t *gpa, u8 **ho
 // Emulates the instruction at RIP (string I/O, MMIO). Injects its faults, advances RIP, stops the
 // guest if it is unknown.
 void vcpu_emulate(struct vcpu *vcpu, struct vm_exit *exit);
+// A #UD of the prefix that asks for the next instruction to be emulated; false: it is none.
+bool vcpu_emulate_forced(struct vcpu *vcpu);
 // EXIT_TASK_SWITCH: with the event that it delivers in events.reinject.
 void vcpu_task_switch(struct vcpu *vcpu, struct vm_exit *exit);

@@ -285,6 +285,8 @@ struct backend {
     bool delivers_offers;
     // PAE's PDPTEs are CPU state (VMX); else they are read from memory (SVM, nested paging)
     bool holds_pdptes;
+    // The CPU has no UMIP, and intercepts stand in for it while a guest has CR4.UMIP set.
+    bool supplies_umip;
     // What a guest cannot execute although the CPU can: not offered in CPUID.
     bool lacks_rdtscp, lacks_invpcid;
     void (*report)(struct vcpu *vcpu); // logs the raw control structure, for a guest's end

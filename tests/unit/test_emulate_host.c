@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // Copyright (c) 2026 The Nestor authors
 // unit-sources: core/decode.c core/decode_table.c core/emulate.c
-// unit-sources: core/emulate_alu.c core/emulate_ops.c
+// unit-sources: core/emulate_alu.c core/emulate_ops.c core/emulate_rare.c core/emulate_vector.c
+// unit-sources: core/emulate_system.c core/task.c
 // unit-sources: core/emulate_far.c core/descriptor.c
 //
 // The emulator against the CPU that runs the tests: random instructions of the 64-bit user-mode
@@ -49,6 +50,14 @@ static u64 rng(void)
 // Exchanged with the assembly: registers in encoding order, then RFLAGS and which way out was
 // taken.
 u64 host_gpr[16], host_rflags, host_taken, host_stack;
+// FXSAVE images: of the process, of the instruction on the CPU, of the emulator's.
+struct fx {
+    u16 fcw, fsw;
+    u8 ftw, unused[19];
+    u32 mxcsr, mxcsr_mask;
+    u8 st[8][16], xmm[16][16], rest[96];
+} __attribute__((aligned(16))) own_fx, host_fx, model_fx;
+static struct fx initial_fx;
 const u64 host_code = CODE_BASE;
 void host_run(void);
 
@@ -60,6 +69,7 @@ __asm__(".text\n"
         "host_run:\n"
         "push %rbx\n push %rbp\n push %r12\n push %r13\n push %r14\n push %r15\n pushfq\n"
         "mov %rsp, host_stack(%rip)\n"
+        "fxsave own_fx(%rip)\n fxrstor host_fx(%rip)\n"
         "push host_rflags(%rip)\n popfq\n"
         "mov host_gpr+0(%rip), %rax\n mov host_gpr+8(%rip), %rcx\n mov host_gpr+16(%rip), %rdx\n"
         "mov host_gpr+24(%rip), %rbx\n mov host_gpr+32(%rip), %rsp\n mov host_gpr+40(%rip), %rbp\n"
@@ -78,6 +88,7 @@ __asm__(".text\n"
         "mov %r14, host_gpr+112(%rip)\n mov %r15, host_gpr+120(%rip)\n"
         "mov host_stack(%rip), %rsp\n"
         "pushfq\n pop host_rflags(%rip)\n"
+        "fxsave host_fx(%rip)\n fxrstor own_fx(%rip)\n"
         "popfq\n pop %r15\n pop %r14\n pop %r13\n pop %r12\n pop %rbp\n pop %rbx\n ret\n");
 // clang-format on
 
@@ -193,12 +204,55 @@ static void get_seg(struct emulate_ctx *c, enum segment_index seg, struct segmen
     *out = (struct segment){.selector = selector};
 }
 
+// Registers and x87 stack slots stand where FXSAVE has them; MMX registers are slots from the top,
+// which stays 0 here.
+static void vector(struct emulate_ctx *c, enum emulate_bank bank, unsigned n, bool write, void *buf)
+{
+    u8 *reg = bank == EMULATE_MMX ? model_fx.st[n] : model_fx.xmm[n];
+    unsigned size = bank == EMULATE_MMX ? 8 : 16;
+
+    (void)c;
+    assert_true(bank <= EMULATE_XMM);
+    if (bank == EMULATE_MMX) { // any MMX instruction
+        model_fx.ftw = 0xff;
+        model_fx.fsw &= (u16)~0x3800;
+    }
+    if (write && bank == EMULATE_MMX)
+        memset(reg + 8, 0xff, 2);
+    memcpy(write ? reg : buf, write ? buf : reg, size);
+}
+
+// As the hypervisor does it: the CPU executes the instruction on a buffer.
+static void x87(struct emulate_ctx *c, unsigned opcode, unsigned reg, void *buf)
+{
+    u8 *stub = code + 0x800;
+
+    (void)c;
+    stub[0] = (u8)(0xd8 + opcode);
+    stub[1] = (u8)(reg << 3 | 7);
+    stub[2] = 0xc3;
+    __asm__ volatile("fxsave own_fx(%%rip)\n fxrstor model_fx(%%rip)\n call *%0\n"
+                     "fxsave model_fx(%%rip)\n fxrstor own_fx(%%rip)"
+                     :
+                     : "r"(stub), "D"(buf)
+                     : "memory");
+}
+
+static u16 x87_status(struct emulate_ctx *c)
+{
+    (void)c;
+    return model_fx.fsw;
+}
+
 static const struct emulate_ops ops = {
     .read_mem = read_mem,
     .write_mem = write_mem,
     .check_mem = check_mem,
     .cmpxchg_mem = cmpxchg_mem,
     .get_seg = get_seg,
+    .vector = vector,
+    .x87 = x87,
+    .x87_status = x87_status,
 };
 
 // --- making cases ---
@@ -213,11 +267,12 @@ static bool wanted(const struct insn *insn)
     switch (insn->op) {
     case INSN_MOV_TO_SREG: case INSN_POP_SREG: case INSN_INS: case INSN_OUTS: case INSN_IN:
     case INSN_OUT:
-    case INSN_CLI: case INSN_STI: case INSN_HLT: case INSN_UD: case INSN_OTHER: case INSN_ENTER:
+    case INSN_CLI: case INSN_STI: case INSN_HLT: case INSN_UD: case INSN_OTHER:
     case INSN_LSS: case INSN_LFAR:
     case INSN_CALL_FAR: case INSN_JMP_FAR: case INSN_RET_FAR: case INSN_IRET: case INSN_INT:
     case INSN_INT3: case INSN_INTO: case INSN_INT1:
         return false;
+    case INSN_VEC_LOAD: case INSN_VEC_STORE: return insn->encoding == INSN_LEGACY;
     case INSN_BSWAP: return insn->opsize > 2;
     case INSN_MOVBE: return has_movbe;
     default: return insn->op <= INSN_PAUSE;
@@ -246,7 +301,9 @@ static void random_bytes(u8 *bytes)
         bytes[len++] = (u8)(0x40 | (r >> 32 & 15));
     if ((r >> 40) % 3 == 0)
         bytes[len++] = 0x0f;
-    if ((r >> 44) % 64 == 0) { // MOVBE is rare otherwise
+    if ((r >> 44) % 64 == 0) { // MOVBE is rare otherwise, and CRC32
+        if (r >> 51 & 1)
+            bytes[len++] = 0xf2;
         memcpy(bytes + len, "\x0f\x38\xf0", 3);
         bytes[len + 2] |= (u8)(r >> 50 & 1);
     }
@@ -280,7 +337,8 @@ static u64 data_address(u64 align)
 static bool aim(const struct insn *insn, struct emulate_regs *regs)
 {
     bool bit_string = insn->op >= INSN_BT && insn->op <= INSN_BTC && insn->src == OPERAND_REG;
-    bool aligned = insn->prefixes & INSN_LOCK || insn->op == INSN_XCHG || insn->mem_size == 16;
+    bool aligned = insn->prefixes & INSN_LOCK || insn->op == INSN_XCHG ||
+                   (insn->mem_size == 16 && (insn->op == INSN_CMPXCHG8B || rng() % 4));
     u64 target = data_address(aligned && insn->mem_size ? insn->mem_size : 1), rest;
     u64 garbage = insn->addr_size == 4 ? rng() << 32 : 0;
 
@@ -315,7 +373,7 @@ static bool aim_implicit(const struct insn *insn, struct emulate_regs *regs)
     case INSN_XLAT:
         regs->gpr[3] = data_address(1);
         return insn->addr_size == 8 && !(insn->prefixes & INSN_SEGMENT);
-    case INSN_LEAVE:
+    case INSN_ENTER: case INSN_LEAVE:
         regs->gpr[5] = data_address(1);
         return true;
     default: return true;
@@ -366,6 +424,9 @@ static u64 undefined_flags(const struct insn *insn, const struct emulate_regs *r
     case INSN_MUL: case INSN_IMUL1: case INSN_IMUL2: case INSN_IMUL3:
         return RFLAGS_SF | RFLAGS_ZF | RFLAGS_AF | RFLAGS_PF;
     case INSN_DIV: case INSN_IDIV: return ARITHMETIC;
+    case INSN_BSF: case INSN_BSR: case INSN_TZCNT: case INSN_LZCNT:
+        return ARITHMETIC &
+               ~(RFLAGS_ZF | (insn->op >= INSN_TZCNT ? RFLAGS_CF : 0));
     case INSN_BT: case INSN_BTS: case INSN_BTR: case INSN_BTC:
         return RFLAGS_OF | RFLAGS_SF | RFLAGS_AF | RFLAGS_PF;
     default: return 0;
@@ -417,6 +478,7 @@ static int run_host(const u8 *bytes, const struct insn *insn, const struct emula
     memcpy(host_data, initial_data, DATA_SIZE);
     memcpy(host_gpr, regs->gpr, sizeof(host_gpr));
     host_rflags = regs->rflags;
+    host_fx = initial_fx;
     fault_signal = 0;
     host_run();
     return fault_signal;
@@ -434,6 +496,10 @@ static const char *compare_results(const struct insn *insn, const struct emulate
         return "flags";
     if (memcmp(model_data, host_data, DATA_SIZE))
         return "memory";
+    if (memcmp(model_fx.xmm, host_fx.xmm, sizeof(host_fx.xmm)))
+        return "vector registers";
+    if (memcmp(&model_fx, &host_fx, 5) || memcmp(model_fx.st, host_fx.st, sizeof(host_fx.st)))
+        return "x87 and MMX";
     if (is_branch(insn) && host_taken != (c->next_rip != CODE_BASE + insn->length))
         return "branch";
     if (!is_branch(insn) && c->next_rip != CODE_BASE + insn->length)
@@ -491,6 +557,7 @@ static void run_case(const u8 *bytes, const struct insn *insn, const struct emul
         .mode = INSN_MODE_64,
         .cpl = 3,
         .cr0 = CR0_PE,
+        .cr4 = CR4_OSFXSR,
         .bytes_count = 15,
     };
     const char *error = NULL;
@@ -499,6 +566,7 @@ static void run_case(const u8 *bytes, const struct insn *insn, const struct emul
 
     memcpy(c.bytes, bytes, 15);
     memcpy(model_data, initial_data, DATA_SIZE);
+    model_fx = initial_fx;
     r = emulate_insn(&c);
     if (r == EMULATE_FAULT && c.fault.vector == VECTOR_PF)
         return; // the data ends here
@@ -521,12 +589,14 @@ static void run_case(const u8 *bytes, const struct insn *insn, const struct emul
 static void test_against_host(void **state)
 {
     static const u8 must[] = {
-        INSN_ADD,    INSN_SBB,    INSN_RCL,      INSN_SAR,     INSN_BTC,       INSN_MUL,
-        INSN_IDIV,   INSN_SHLD,   INSN_CMPXCHG,  INSN_XADD,    INSN_CMPXCHG8B, INSN_MOVSX,
-        INSN_MOVBE,  INSN_CMOVCC, INSN_PUSH,     INSN_POP,     INSN_PUSHF,     INSN_POPF,
-        INSN_LEAVE,  INSN_CALL,   INSN_CALL_IND, INSN_JMP_IND, INSN_RET,       INSN_JCC,
-        INSN_LOOPNE, INSN_JCXZ,   INSN_MOVS,     INSN_CMPS,    INSN_SCAS,      INSN_XLAT,
-        INSN_CWD,    INSN_SAHF,   INSN_LEA,      INSN_SETCC,
+        INSN_ADD,       INSN_SBB,    INSN_RCL,      INSN_SAR,     INSN_BTC,       INSN_MUL,
+        INSN_IDIV,      INSN_SHLD,   INSN_CMPXCHG,  INSN_XADD,    INSN_CMPXCHG8B, INSN_MOVSX,
+        INSN_MOVBE,     INSN_CMOVCC, INSN_PUSH,     INSN_POP,     INSN_PUSHF,     INSN_POPF,
+        INSN_LEAVE,     INSN_CALL,   INSN_CALL_IND, INSN_JMP_IND, INSN_RET,       INSN_JCC,
+        INSN_LOOPNE,    INSN_JCXZ,   INSN_MOVS,     INSN_CMPS,    INSN_SCAS,      INSN_XLAT,
+        INSN_CWD,       INSN_SAHF,   INSN_LEA,      INSN_SETCC,   INSN_BSF,       INSN_BSR,
+        INSN_TZCNT,     INSN_LZCNT,  INSN_POPCNT,   INSN_CRC32,   INSN_ENTER,     INSN_VEC_LOAD,
+        INSN_VEC_STORE, INSN_X87,
     };
     struct emulate_regs regs;
     struct insn insn;
@@ -538,7 +608,14 @@ static void test_against_host(void **state)
     has_movbe = __get_cpuid(1, &a, &b, &features, &d) && features & bit_MOVBE;
     for (unsigned i = 0; i < DATA_SIZE; i++) // few values, so that comparisons are sometimes equal
         initial_data[i] = i & 0x400 ? (u8)(rng() % 2) : (u8)rng();
+    initial_fx.fcw = 0x37f;
+    initial_fx.mxcsr = 0x1f80;
+    for (unsigned i = 0; i < sizeof(initial_fx.xmm); i++)
+        ((u8 *)initial_fx.xmm)[i] = (u8)rng();
+    for (unsigned i = 0; i < 8; i++)
+        memcpy(initial_fx.st[i], "\0\0\0\0\x12\x34\x56\xc8\x05\x40", 10);
     while (cases < CASES) {
+        initial_fx.ftw = rng() & 1 ? 0 : 0x7f; // one register is free
         if (!make_case(bytes, &insn, &regs))
             continue;
         run_case(bytes, &insn, &regs);
