@@ -266,10 +266,44 @@ static void wait_for_window(struct vcpu *vcpu, int next)
     ctl->interrupt_window |= !ctl->offer;
 }
 
+static void inject_interrupt(struct vcpu *vcpu, int vector)
+{
+    if (vcpu->cur->state.activity != ACTIVITY_ACTIVE)
+        vcpu_modify(vcpu, GROUP_BLOCKING)->activity = ACTIVITY_ACTIVE;
+    inject(vcpu, &(struct event){.valid = true, .vector = (u8)vector, .type = EVENT_INTERRUPT});
+}
+
+// The CPU delivers the LAPIC's interrupts itself; only the PIC's are injected, and go first.
+static void deliver_accelerated(struct vcpu *vcpu)
+{
+    struct vcpu_events *ev = &vcpu->events;
+    bool ready = irq_hand_over(vcpu), open;
+    int vector = -E_NOENT;
+
+    ev->interrupts_check = irq_ext_pending(vcpu);
+    if (!ready && !ev->interrupts_check)
+        return;
+    open = interrupts_open(vcpu);
+    if (ev->interrupts_check && open && !vcpu->cur->ctl.inject.valid) {
+        vector = irq_ext_ack(vcpu);
+        ev->interrupts_check = irq_ext_pending(vcpu);
+    }
+    if (vector >= 0)
+        inject_interrupt(vcpu, vector);
+    else if (ready && open && vcpu->cur->state.activity != ACTIVITY_ACTIVE)
+        vcpu_modify(vcpu, GROUP_BLOCKING)->activity = ACTIVITY_ACTIVE;
+    vcpu->cur->ctl.interrupt_window |= ev->interrupts_check;
+}
+
 static void deliver_interrupt(struct vcpu *vcpu)
 {
-    int vector = irq_next(vcpu);
+    int vector;
 
+    if (unlikely(vcpu->apic.mode) && !vcpu->level) {
+        deliver_accelerated(vcpu);
+        return;
+    }
+    vector = irq_next(vcpu);
     if (vector < 0) {
         vcpu->events.interrupts_check = false;
         return;
@@ -283,9 +317,7 @@ static void deliver_interrupt(struct vcpu *vcpu)
     vector = irq_ack(vcpu);
     if (vector < 0)
         return;
-    if (vcpu->cur->state.activity != ACTIVITY_ACTIVE)
-        vcpu_modify(vcpu, GROUP_BLOCKING)->activity = ACTIVITY_ACTIVE;
-    inject(vcpu, &(struct event){.valid = true, .vector = (u8)vector, .type = EVENT_INTERRUPT});
+    inject_interrupt(vcpu, vector);
     // One more behind it is taken as soon as the handler opens for it.
     vector = irq_next(vcpu);
     vcpu->events.interrupts_check = vector >= 0;

@@ -261,6 +261,29 @@ static void on_window(struct vcpu *vcpu, struct vm_exit *exit)
     vcpu->events.interrupts_check = true;
 }
 
+// --- the accelerated LAPIC ---
+
+// An access that the CPU does not do itself; as on_stage2.
+static void on_apic_access(struct vcpu *vcpu, struct vm_exit *exit)
+{
+    if (exit->interrupted.valid)
+        vm_stop(vcpu->vm, vcpu, "delivery of vector %u accesses the LAPIC",
+                exit->interrupted.vector);
+    else
+        vcpu_emulate(vcpu, exit);
+}
+
+// The instruction is over; the page has the value.
+static void on_apic_write(struct vcpu *vcpu, struct vm_exit *exit)
+{
+    lapic_written(vcpu, exit->apic_offset);
+}
+
+static void on_eoi(struct vcpu *vcpu, struct vm_exit *exit)
+{
+    lapic_ended(vcpu, exit->vector);
+}
+
 static void on_triple_fault(struct vcpu *vcpu, struct vm_exit *exit)
 {
     (void)exit;
@@ -320,6 +343,9 @@ static const exit_handler exit_table[EXIT_KIND_COUNT] = {
     [EXIT_NMI_WINDOW] = on_window,
     [EXIT_TASK_SWITCH] = vcpu_task_switch,
     [EXIT_IRET] = vcpu_emulate, // SVM: of a nested task, with NMIs blocked
+    [EXIT_APIC_ACCESS] = on_apic_access,
+    [EXIT_APIC_WRITE] = on_apic_write,
+    [EXIT_EOI] = on_eoi,
     [EXIT_ENTRY_FAILED] = on_entry_failed,
     [EXIT_CPUID] = on_cpuid,
     [EXIT_HLT] = on_hlt,

@@ -102,8 +102,10 @@ static int create_memory(struct vm *vm)
         err = host_space_create(&vm->space);
     if (!err)
         err = map_ram(vm);
-    if (!err)
+    if (!err) {
+        vm->apic_access_page = vm->ram[0].hpa + VGA_HOLE; // RAM that nothing else uses
         split_ram_at_hole(vm);
+    }
     return err;
 }
 
@@ -161,6 +163,24 @@ struct vm *vm_create(const struct vm_config *config, u32 id, struct cpu *const *
               err, (unsigned long long)(ram_free_bytes() >> 20));
     free_all(vm);
     return NULL;
+}
+
+void vm_apic_page(struct vm *vm, bool mapped)
+{
+    const gpa_t gpa = 0xfee00000;
+
+    // An L2 shares stage 2, but is not to meet that page.
+    if (!backend->knows_apic_page || vm->config->nested || vm->apic_page_mapped == mapped)
+        return;
+    if (mapped) {
+        vm->apic_page_mapped =
+            stage2_map(&vm->stage2, gpa, vm->apic_access_page, PAGE_SIZE, STAGE2_RW, MEM_WB) >= 0;
+        return;
+    }
+    // The flag falls last: who sees it fallen has the flush behind him.
+    stage2_unmap(&vm->stage2, gpa, PAGE_SIZE);
+    tlb_flush_vm(vm, TLB_FLUSH_STAGE2);
+    vm->apic_page_mapped = false;
 }
 
 // --- running ---

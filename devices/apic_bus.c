@@ -92,7 +92,7 @@ static bool apic_bus_send_lowest(struct machine *machine, const struct apic_mess
         if (!(lapic->s.apic_base & APIC_BASE_ENABLE) || !(lapic->s.svr & SVR_ENABLED) ||
             !apic_bus_matches(lapic, message))
             continue;
-        if (!best || lapic->s.tpr >> 4 < best->s.tpr >> 4)
+        if (!best || lapic_tpr(lapic) >> 4 < lapic_tpr(best) >> 4)
             best = lapic;
     }
     if (!best)

@@ -13,8 +13,8 @@
 #include <nestor/device.h>
 #include <nestor/string.h>
 #include <nestor/vcpu.h>
+#include <nestor/vm.h>
 
-#define APIC_DEFAULT_BASE          0xfee00000ull
 #define ESR_ILLEGAL_REGISTER       BIT(7)
 #define ESR_RECEIVE_ILLEGAL_VECTOR BIT(6)
 // Version 14h with 6 LVT entries and EOI-broadcast suppression.
@@ -58,7 +58,7 @@ static int lapic_deliverable(const struct lapic *lapic)
     return vector >= 0 && ((u32)vector & 0xf0) > (lapic->ppr & 0xf0) ? vector : -1;
 }
 
-static void lapic_update_ppr(struct lapic *lapic)
+void lapic_update_ppr(struct lapic *lapic)
 {
     int in_service = apic_highest(lapic->s.isr);
     u32 class = in_service < 0 ? 0 : (u32)in_service & 0xf0;
@@ -186,13 +186,19 @@ static bool ext_int_pending(const struct lapic *lapic)
            lapic_takes_ext_int(lapic);
 }
 
+bool irq_ext_pending(struct vcpu *vcpu)
+{
+    return ext_int_pending(vcpu->lapic);
+}
+
 int irq_next(struct vcpu *vcpu)
 {
     return unlikely(ext_int_pending(vcpu->lapic)) ? 0 : lapic_deliverable(vcpu->lapic);
 }
 
-static int ext_int_ack(struct lapic *lapic)
+int irq_ext_ack(struct vcpu *vcpu)
 {
+    struct lapic *lapic = vcpu->lapic;
     struct machine *machine = lapic->machine;
     int vector = -E_NOENT;
 
@@ -223,7 +229,7 @@ int irq_ack(struct vcpu *vcpu)
     int vector = -E_NOENT;
 
     if (unlikely(ext_int_pending(lapic)))
-        vector = ext_int_ack(lapic);
+        vector = irq_ext_ack(vcpu);
     if (vector >= 0)
         return vector;
     vector = lapic_deliverable(lapic);
@@ -231,6 +237,14 @@ int irq_ack(struct vcpu *vcpu)
         return -E_NOENT;
     begin_service(lapic, (u8)vector);
     return vector;
+}
+
+void lapic_ended(struct vcpu *vcpu, u8 vector)
+{
+    struct lapic *lapic = vcpu->lapic;
+
+    if (apic_bit(lapic->s.tmr, vector) && !(lapic->s.svr & SVR_NO_EOI_BROADCAST))
+        lapic->eoi_broadcast(lapic->machine, vector);
 }
 
 static void lapic_eoi(struct lapic *lapic)
@@ -241,8 +255,7 @@ static void lapic_eoi(struct lapic *lapic)
         return;
     lapic->s.isr[vector >> 6] &= ~BIT(vector & 63);
     lapic_update_ppr(lapic);
-    if (apic_bit(lapic->s.tmr, (u8)vector) && !(lapic->s.svr & SVR_NO_EOI_BROADCAST))
-        lapic->eoi_broadcast(lapic->machine, (u8)vector);
+    lapic_ended(lapic->vcpu, (u8)vector);
 }
 
 // --- the registers ---
@@ -325,6 +338,7 @@ static void write_svr(struct lapic *lapic, u32 reg, u32 value)
     if (!(value & SVR_ENABLED))
         for (unsigned i = 0; i < LVT_COUNT; i++)
             lapic->s.lvt[i] |= LVT_MASKED;
+    lapic_accel_choose(lapic);
 }
 
 static void write_esr(struct lapic *lapic, u32 reg, u32 value)
@@ -420,6 +434,19 @@ static void apic_reg_write(struct lapic *lapic, const struct apic_reg_info *info
         *(u32 *)((char *)&lapic->s + info->state) = value & info->writable;
 }
 
+u32 lapic_reg_read(const struct lapic *lapic, u32 reg)
+{
+    return apic_reg_read(lapic, &apic_regs[reg >> 4 & 63], reg);
+}
+
+void lapic_reg_write(struct lapic *lapic, u32 reg, u32 value)
+{
+    const struct apic_reg_info *info = &apic_regs[reg >> 4 & 63];
+
+    if (info->access & W)
+        apic_reg_write(lapic, info, reg, value);
+}
+
 // --- xAPIC mode ---
 
 bool lapic_mmio_hit(const struct vcpu *vcpu, gpa_t gpa, unsigned size)
@@ -460,6 +487,8 @@ void lapic_mmio(struct vcpu *vcpu, gpa_t gpa, unsigned size, bool write, u64 *va
     struct lapic *lapic = vcpu->lapic;
     u32 offset = (u32)(gpa & (PAGE_SIZE - 1));
 
+    if (unlikely(lapic->in_page))
+        irq_take_back(vcpu);
     if (write)
         lapic_mmio_write(lapic, offset, size, (u32)*value);
     else
@@ -543,12 +572,15 @@ static int apic_base_write(struct lapic *lapic, u64 value)
         !apic_mode_change_is_legal(from, to))
         return -E_FAULT;
     lapic->s.apic_base = value;
+    if (to == APIC_X2APIC)
+        vm_apic_page(lapic->vcpu->vm, false); // the other vCPUs' loss, until they follow
     if (from != to && (to == APIC_DISABLED || from == APIC_DISABLED))
         lapic_clear(lapic);
     if (from != to && to == APIC_X2APIC) {
         lapic->s.ldr = (lapic->s.id >> 4) << 16 | 1u << (lapic->s.id & 15);
         lapic->s.icr_high = 0;
     }
+    lapic_accel_choose(lapic);
     lapic->vcpu->events.interrupts_check = true;
     return 0;
 }
@@ -561,8 +593,11 @@ int lapic_read_msr(struct vcpu *vcpu, u32 msr, u64 *value)
         *value = lapic->s.apic_base;
     else if (msr == MSR_TSC_DEADLINE)
         *value = lapic->s.tsc_deadline;
-    else
+    else {
+        if (unlikely(lapic->in_page))
+            irq_take_back(vcpu);
         return x2apic_read(lapic, msr, value);
+    }
     return 0;
 }
 
@@ -574,6 +609,8 @@ int lapic_write_msr(struct vcpu *vcpu, u32 msr, u64 value)
         lapic_timer_write_deadline(lapic, value);
         return 0;
     }
+    if (unlikely(lapic->in_page))
+        irq_take_back(vcpu);
     if (msr == MSR_APIC_BASE)
         return apic_base_write(lapic, value);
     return x2apic_write(lapic, msr, value);
@@ -581,11 +618,12 @@ int lapic_write_msr(struct vcpu *vcpu, u32 msr, u64 value)
 
 u64 lapic_read_cr8(struct vcpu *vcpu)
 {
-    return vcpu->lapic->s.tpr >> 4;
+    return lapic_tpr(vcpu->lapic) >> 4;
 }
 
 void lapic_write_cr8(struct vcpu *vcpu, u64 value)
 {
+    irq_take_back(vcpu);
     write_tpr(vcpu->lapic, APIC_TPR, (u32)(value & 0xf) << 4);
 }
 
@@ -633,6 +671,9 @@ void lapic_reset(struct vcpu *vcpu, bool init)
     lapic_clear(lapic);
     if (!init && bsp)
         lapic_firmware(lapic);
+    if (!init)
+        vm_apic_page(vcpu->vm, true);
+    lapic_accel_reset(lapic);
 }
 
 void lapic_init(struct lapic *lapic, struct vcpu *vcpu, struct machine *machine)

@@ -57,6 +57,7 @@ enum apic_delivery { // delivery modes of ICR, LVT and IOAPIC entries
     DELIVER_EXTINT,
 };
 
+#define APIC_DEFAULT_BASE    0xfee00000ull
 #define LVT_MASKED           BIT(16)
 #define LVT_DELIVERY(lvt)    ((lvt) >> 8 & 7)
 #define SVR_ENABLED          BIT(8)
@@ -82,7 +83,8 @@ struct lapic_state {
 
 struct lapic {
     struct lapic_state s;
-    u32 ppr; // from tpr and isr; what irq_pending compares with
+    u32 ppr;      // from tpr and isr; what irq_pending compares with
+    bool in_page; // tpr, ppr, isr and the older part of irr are in the virtual-APIC page
     struct vcpu *vcpu;
     struct machine *machine;
     struct timer timer;
@@ -118,6 +120,15 @@ void lapic_lint0_raised(struct lapic *lapic);
 bool lapic_takes_ext_int(const struct lapic *lapic);
 // Notes ESR bits that LVT_ERROR then tells of. Any CPU.
 void lapic_error(struct lapic *lapic, u32 bits);
+
+u32 lapic_reg_read(const struct lapic *lapic, u32 reg); // of the registers that can be read
+void lapic_reg_write(struct lapic *lapic, u32 reg, u32 value);
+void lapic_update_ppr(struct lapic *lapic);
+
+// --- lapic_accel.c (and in nestor/device.h): own pCPU, but lapic_tpr ---
+u32 lapic_tpr(const struct lapic *lapic);
+void lapic_accel_choose(struct lapic *lapic); // apic_base or SVR has changed
+void lapic_accel_reset(struct lapic *lapic);
 
 // --- lapic_timer.c: all on the vCPU's own pCPU ---
 void lapic_timer_init(struct lapic *lapic);

@@ -5,6 +5,7 @@
 // nesting is off (DESIGN.md section 1).
 
 #include "nested.h"
+#include <nestor/device.h>
 #include <nestor/page.h>
 #include <nestor/string.h>
 
@@ -61,6 +62,7 @@ void nested_enter_l2(struct vcpu *vcpu)
 {
     vcpu->ctx[1].valid = vcpu->ctx[1].dirty = GROUP_ALL_CTX;
     vcpu->ctx[1].flush |= TLB_FLUSH_GUEST;
+    irq_take_back(vcpu); // what L2's exits ask for are L1's interrupts
     backend->select(vcpu, 1);
     vcpu->events.interrupts_check = true;
 }

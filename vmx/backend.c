@@ -22,6 +22,7 @@ struct backend vmx_backend = {
     .select = vmx_select,
     .pull = vmx_pull,
     .enter = vmx_enter,
+    .apic_update = vmx_apic_update,
     .stage2_levels = vmx_stage2_levels,
     .holds_pdptes = true,
     .report = vmx_report,

@@ -18,7 +18,7 @@
 
 // --- the MSR bitmap: SDM vol. 3 "MSR-Bitmap Address" ---
 
-enum { MSR_READ_LOW = 0, MSR_READ_HIGH = 1024, MSR_WRITE_LOW = 2048, MSR_WRITE_HIGH = 3072 };
+enum { MSR_READ_LOW = 0, MSR_READ_HIGH = 1024, MSR_WRITE_LOW = 2048 };
 
 static u8 msr_bitmap[PAGE_SIZE] ALIGNED(PAGE_SIZE); // one for all VMs, constant after boot
 
@@ -36,22 +36,22 @@ static const struct {
     {MSR_KERNEL_GS_BASE, true, true},
 };
 
-static void msr_pass(u32 msr, unsigned low, unsigned high)
+void vmx_msr_pass(u8 *bitmap, u32 msr, bool read, bool write)
 {
-    u8 *bytes = msr_bitmap + (msr >= 0xc0000000u ? high : low);
+    u8 *byte = bitmap + (msr >= 0xc0000000u ? MSR_READ_HIGH : MSR_READ_LOW) + (msr & 0x1fff) / 8;
 
-    bytes[(msr & 0x1fff) / 8] &= (u8)~BIT(msr % 8);
+    if (read)
+        byte[0] &= (u8)~BIT(msr % 8);
+    if (write)
+        byte[MSR_WRITE_LOW] &= (u8)~BIT(msr % 8);
 }
 
 void vmx_msr_bitmap_init(void)
 {
     memset(msr_bitmap, 0xff, sizeof(msr_bitmap));
-    for (unsigned i = 0; i < ARRAY_SIZE(msr_passed); i++) {
-        if (msr_passed[i].read)
-            msr_pass(msr_passed[i].msr, MSR_READ_LOW, MSR_READ_HIGH);
-        if (msr_passed[i].write)
-            msr_pass(msr_passed[i].msr, MSR_WRITE_LOW, MSR_WRITE_HIGH);
-    }
+    for (unsigned i = 0; i < ARRAY_SIZE(msr_passed); i++)
+        vmx_msr_pass(msr_bitmap, msr_passed[i].msr, msr_passed[i].read, msr_passed[i].write);
+    vmx_apic_accept(msr_bitmap);
 }
 
 // --- VPIDs ---
@@ -102,6 +102,14 @@ int vmx_ctx_create(struct vcpu *vcpu, unsigned level)
     hw->cpu = NO_CPU;
     if (vmx_uses(CONTROL_SECONDARY, SECONDARY_VPID))
         hw->vpid = vpid_alloc();
+    if (level == 0 && vmx_caps.apic_modes) {
+        if (vmx_apic_create(vcpu)) {
+            page_free(hw->vmcs, 0);
+            heap_free(hw, sizeof(*hw));
+            return -E_NOMEM;
+        }
+        hw->apic = &vcpu->apic;
+    }
     vcpu->tag[level] = hw->vpid;
     vcpu->vm->msr_bitmap = msr_bitmap;
     vcpu->ctx[level].hw = hw;
@@ -113,6 +121,8 @@ void vmx_ctx_destroy(struct vcpu *vcpu, unsigned level)
     struct backend_ctx *hw = vcpu->ctx[level].hw;
 
     vcpu->ctx[level].hw = NULL;
+    if (hw->apic)
+        vmx_apic_destroy(vcpu);
     vpid_free(hw->vpid);
     page_free(hw->vmcs, 0);
     heap_free(hw, sizeof(*hw));
@@ -198,6 +208,8 @@ static void write_constants(struct backend_ctx *hw)
     vmwrite(GUEST_RFLAGS, ~0ull);
     if (vmx_caps.timer)
         vmwrite(PREEMPTION_TIMER_VALUE, 0);
+    if (hw->apic)
+        vmx_apic_write_constants(hw);
 }
 
 // --- controls ---
@@ -216,6 +228,8 @@ static void write_intercepts(struct vcpu_ctx *ctx)
         hw->vpid ? allowed[CONTROL_SECONDARY] : allowed[CONTROL_SECONDARY] & ~(u32)SECONDARY_VPID;
     if (hw->cr4 & vmx_caps.cr4_supplied)
         hw->secondary |= SECONDARY_DESCRIPTOR_TABLE;
+    if (hw->apic)
+        vmx_apic_controls(hw);
     vmwrite(EXCEPTION_BITMAP, ctl->exception_bitmap | BIT(VECTOR_MC));
     vmwrite(CR0_GUEST_HOST_MASK, ctl->cr0_mask | CR0_OWN);
     vmwrite(CR4_GUEST_HOST_MASK, ctl->cr4_mask | CR4_OWN);
@@ -259,7 +273,9 @@ void vmx_write_controls(struct vcpu_ctx *ctx)
     if (dirty & CTL_STAGE2)
         write_stage2(ctx);
     if (dirty & CTL_BITMAPS)
-        vmwrite(MSR_BITMAP, virt_to_phys(ctl->msr_bitmap ? ctl->msr_bitmap : msr_bitmap));
+        vmwrite(MSR_BITMAP,
+                virt_to_phys(ctl->msr_bitmap ? ctl->msr_bitmap
+                                             : vmx_apic_msr_bitmap(ctx->hw, msr_bitmap)));
 }
 
 // --- on a CPU ---

@@ -106,6 +106,7 @@ static unsigned read_caps(struct vmx_caps *caps)
     if (!(caps->controls.allowed[CONTROL_SECONDARY] & SECONDARY_EPT))
         return count; // IA32_VMX_EPT_VPID_CAP may not exist
     caps->ept_vpid = msr_read(MSR_VMX_EPT_VPID_CAP);
+    vmx_apic_probe(caps);
     return count + check_ept(caps);
 }
 
@@ -183,6 +184,10 @@ void vmx_describe(char *buf, size_t size)
             append(buf, size, ept_options[i].name);
     if (vmx_backend.has_mtf)
         append(buf, size, "MTF");
+    if (vmx_caps.apic_modes & BIT(ACCEL_XAPIC))
+        append(buf, size, "APICv (xAPIC)");
+    if (vmx_caps.apic_modes & BIT(ACCEL_X2APIC))
+        append(buf, size, "APICv (x2APIC)");
 }
 
 u8 vmx_stage2_levels(void)

@@ -38,6 +38,7 @@ struct backend_ctx {
     u32 primary_written, secondary_written;
     u32 timer;
     u16 vpid;
+    struct apic_accel *apic; // of level 0, where the CPU can be its LAPIC; else NULL
 };
 
 enum { NO_CPU = ~0u };
@@ -61,6 +62,7 @@ struct vmx_caps {
     u64 cr0_fixed0, cr4_fixed0;
     u64 cr4_supplied; // UMIP, where the CPU lacks it: by descriptor-table exiting
     bool timer;       // the preemption timer is used
+    u8 apic_modes;    // APIC acceleration: BIT(enum apic_accel_mode)
     u32 timer_masked; // its value for a guest that is entered with interrupts closed
 };
 extern struct vmx_caps vmx_caps;
@@ -188,6 +190,16 @@ void vmx_select(struct vcpu *vcpu, unsigned level);
 void vmx_write_controls(struct vcpu_ctx *ctx);
 void vmx_write_extended(struct vmx_cpu *cpu, const struct vcpu *vcpu);
 void vmx_msr_bitmap_init(void);
+void vmx_msr_pass(u8 *bitmap, u32 msr, bool read, bool write);
+
+void vmx_apic_probe(struct vmx_caps *caps); // apic.c
+void vmx_apic_accept(const u8 *msr_bitmap); // once, of the caps that all CPUs have
+int vmx_apic_create(struct vcpu *vcpu);     // 0 or -E_NOMEM
+void vmx_apic_destroy(struct vcpu *vcpu);
+void vmx_apic_write_constants(const struct backend_ctx *hw);
+void vmx_apic_controls(struct backend_ctx *hw); // hw->primary and secondary
+const u8 *vmx_apic_msr_bitmap(const struct backend_ctx *hw, const u8 *plain);
+void vmx_apic_update(struct vcpu *vcpu);
 
 void vmx_pull(struct vcpu *vcpu, u32 groups);          // state.c
 void vmx_write_state(struct vcpu_ctx *ctx, u32 dirty); // all but GROUP_RIP

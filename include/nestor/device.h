@@ -59,6 +59,18 @@ int irq_ack(struct vcpu *vcpu);
 // The CPU has delivered this vector of the local APIC itself.
 void irq_taken(struct vcpu *vcpu, u8 vector);
 
+// The same of the PIC's interrupts alone.
+bool irq_ext_pending(struct vcpu *vcpu);
+int irq_ext_ack(struct vcpu *vcpu);
+
+// An accelerated LAPIC (vcpu->apic, devices/lapic_accel.c). Gives the CPU what waits, at level 0
+// before an entry; whether any of it would be taken if RFLAGS.IF and the shadow allowed.
+bool irq_hand_over(struct vcpu *vcpu);
+// Takes the registers back from the CPU: irq_pending and irq_ack are right again.
+void irq_take_back(struct vcpu *vcpu);
+void lapic_written(struct vcpu *vcpu, u32 offset); // the CPU wrote this register's word in the page
+void lapic_ended(struct vcpu *vcpu, u8 vector);    // and ended a vector of apic.eoi_exit
+
 void lapic_reset(struct vcpu *vcpu, bool init); // power-on or INIT
 u64 lapic_read_cr8(struct vcpu *vcpu);
 void lapic_write_cr8(struct vcpu *vcpu, u64 value);

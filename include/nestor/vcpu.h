@@ -210,6 +210,22 @@ struct vcpu_events {
     u8 sipi_vector;
 };
 
+// APIC acceleration: how far the CPU itself is the LAPIC of a vCPU at level 0. The LAPIC's model
+// (devices/lapic_accel.c) decides and writes it; the back end writes it into the hardware's control
+// structure.
+enum apic_accel_mode { ACCEL_OFF, ACCEL_XAPIC, ACCEL_X2APIC };
+
+struct apic_accel {
+    u8 *page;           // the virtual-APIC page; NULL: the CPU can't
+    u8 offered;         // modes that it can run in: BIT(enum apic_accel_mode)
+    u8 mode;            // enum apic_accel_mode; its changes set CTL_INTERCEPTS and CTL_BITMAPS
+    bool eoi_exit_new;  // eoi_exit has changed
+    u8 requesting;      // RVI, and
+    u8 in_service;      // SVI, of the page's IRR and ISR
+    hpa_t access_page;  // the VM's
+    u64 eoi_exit[4];    // vectors whose EOI the IOAPIC must hear of
+};
+
 struct vcpu {
     // Assembly (entry stubs) knows the offsets of gpr[] and spec_ctrl: keep them first.
     // gpr[GPR_RSP] is unused: RSP is in the context.
@@ -235,6 +251,7 @@ struct vcpu {
     u64 xcr0, xss;
     u64 tsc_aux, tsc_adjust, tsc_offset_base;
     struct lapic *lapic;
+    struct apic_accel apic;
     struct nested *nested;  // front end's state, NULL when nested is off
     void *nested_bitmap;    // page_alloc'd: where the front end merges its L2's MSR bitmap
     struct vcpu_msrs *msrs; // what core/msr.c keeps for MSRs that are only remembered
@@ -278,6 +295,11 @@ struct backend {
     // valid (and GROUP_BLOCKING where free). Moves nothing else: the interrupted event is in
     // exit->interrupted.
     void (*enter)(struct vcpu *vcpu, struct vm_exit *exit);
+    // APIC acceleration: the page's IRR or ISR has changed, or eoi_exit: the hardware looks at them
+    // at the next entry. At level 0 only; NULL where no CPU of this vendor is accelerated.
+    void (*apic_update)(struct vcpu *vcpu);
+    // Stage 2 maps vm->apic_access_page at the xAPIC's address: the CPU knows accesses to it.
+    bool knows_apic_page;
     u8 (*stage2_levels)(void); // what the hardware will walk for Nestor's own tables: 4 or 5
     bool stage2_1g;
     bool has_mtf;

@@ -56,7 +56,9 @@ struct vm {
     u32 left;             // vCPUs that have left the current run
     bool again;           // vCPU 0's decision at the end of a run, published by ended_generation
     const u8 *msr_bitmap; // of the back end for this VM's own policy
-    u64 tsc_base;         // host TSC when the guest's TSC was 0
+    hpa_t apic_access_page;
+    bool apic_page_mapped; // vm_apic_page
+    u64 tsc_base;          // host TSC when the guest's TSC was 0
 };
 
 // RAM at gpa as a host pointer, NULL unless [gpa, +len) is RAM wholly. Valid while the VM's space
@@ -73,6 +75,9 @@ static inline void *vm_ram_ptr(const struct vm *vm, gpa_t gpa, u64 len)
 // Ends a VM's run. Any of its vCPUs, any CPU; returns at once, the vCPUs leave soon.
 void vm_power_off(struct vm *vm, u32 status);
 void vm_reset(struct vm *vm);
+// Maps or unmaps apic_access_page at the xAPIC's address, if the back end knows it; unmapped,
+// accesses exit as a device's. Where it can't be mapped, it is not.
+void vm_apic_page(struct vm *vm, bool mapped);
 // The guest can't go on: logs the reason, registers and bytes at RIP of `vcpu` (may be NULL) and
 // stops the VM.
 void vm_stop(struct vm *vm, struct vcpu *vcpu, const char *why, ...) PRINTF_LIKE(3, 4);

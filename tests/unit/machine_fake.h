@@ -49,6 +49,24 @@ static char fake_output[FAKE_TEXT];
 static const char *fake_input = "";
 static void (*fake_on_rx)(void);
 
+static bool fake_apic_page;
+static unsigned fake_apic_updates;
+
+static void count_apic_update(struct vcpu *vcpu)
+{
+    vcpu->apic.eoi_exit_new = false;
+    fake_apic_updates++;
+}
+
+static const struct backend fake_backend = {.apic_update = count_apic_update};
+const struct backend *backend = &fake_backend;
+
+void vm_apic_page(struct vm *vm, bool mapped)
+{
+    (void)vm;
+    fake_apic_page = mapped;
+}
+
 u64 machine_now(void)
 {
     return fake_time;

@@ -45,6 +45,29 @@ int irq_next(struct vcpu *v)
     return interrupt;
 }
 
+static bool hand_over_ready, ext_pending;
+static unsigned hand_overs;
+
+bool irq_hand_over(struct vcpu *v)
+{
+    (void)v;
+    hand_overs++;
+    return hand_over_ready;
+}
+
+bool irq_ext_pending(struct vcpu *v)
+{
+    (void)v;
+    return ext_pending;
+}
+
+int irq_ext_ack(struct vcpu *v)
+{
+    (void)v;
+    ext_pending = false;
+    return 0x70;
+}
+
 int irq_ack(struct vcpu *v)
 {
     int vector = interrupt;
@@ -692,6 +715,37 @@ static void test_single_step(void **state)
     assert_int_equal(vcpu.cur->state.pending_dbg, 0);
 }
 
+// The CPU delivers; the PIC's interrupts are injected, and a halted guest goes on.
+static void test_accelerated(void **state)
+{
+    (void)state;
+    vcpu.apic.mode = ACCEL_XAPIC;
+    vcpu.events.interrupts_check = true;
+    hand_over_ready = true;
+    ext_pending = false;
+    vcpu.cur->state.rflags &= ~RFLAGS_IF;
+    vcpu.cur->state.activity = ACTIVITY_HLT;
+    events_prepare(&vcpu);
+    assert_int_equal(vcpu.cur->state.activity, ACTIVITY_HLT);
+    assert_false(injected()->valid || vcpu.cur->ctl.interrupt_window);
+    assert_false(vcpu.events.interrupts_check);
+    vcpu.cur->state.rflags |= RFLAGS_IF;
+    vcpu.events.interrupts_check = true;
+    events_prepare(&vcpu);
+    assert_int_equal(vcpu.cur->state.activity, ACTIVITY_ACTIVE);
+    assert_false(injected()->valid || vcpu.cur->ctl.interrupt_window);
+
+    ext_pending = vcpu.events.interrupts_check = true;
+    vcpu.cur->state.interruptibility = BLOCK_STI;
+    events_prepare(&vcpu);
+    assert_true(!injected()->valid && vcpu.cur->ctl.interrupt_window);
+    vcpu.cur->state.interruptibility = 0;
+    events_prepare(&vcpu);
+    assert_true(injected()->valid && injected()->vector == 0x70);
+    assert_false(vcpu.cur->ctl.interrupt_window || vcpu.events.interrupts_check);
+    hand_over_ready = false;
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -708,6 +762,7 @@ int main(void)
         cmocka_unit_test_setup(test_order, setup),
         cmocka_unit_test_setup(test_offer, setup),
         cmocka_unit_test_setup(test_interrupt_window, setup),
+        cmocka_unit_test_setup(test_accelerated, setup),
         cmocka_unit_test_setup(test_mov_ss, setup),
         cmocka_unit_test_setup(test_breakpoints_not_enabled, setup),
         cmocka_unit_test_setup(test_gif, setup),

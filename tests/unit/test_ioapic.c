@@ -2,7 +2,8 @@
 // Copyright (c) 2026 The Nestor authors
 //
 // The I/O APIC against the 82093AA data sheet, with the EOI register of later ones.
-// unit-sources: devices/lapic.c devices/lapic_timer.c devices/apic_bus.c devices/ioapic.c
+// unit-sources: devices/lapic.c devices/lapic_accel.c devices/lapic_timer.c devices/apic_bus.c
+// unit-sources: devices/ioapic.c
 // unit-sources: devices/pic.c
 // unit-sources: devices/pit.c devices/rtc.c devices/uart.c devices/i8042.c devices/acpi_pm.c
 // unit-sources: devices/pci.c devices/chipset.c devices/fwcfg.c devices/testdev.c devices/tables.c

@@ -1,0 +1,177 @@
+// SPDX-License-Identifier: BSD-2-Clause
+// Copyright (c) 2026 The Nestor authors
+//
+// A local APIC that the CPU itself plays (SDM vol. 3 "APIC Virtualization and Virtual Interrupts").
+// While it runs the guest, TPR, PPR, ISR and IRR are those of the virtual-APIC page; struct
+// lapic_state's irr is the inbox, which irq_hand_over empties into the page, and the other registers
+// in the page are copies for the guest's reads. When the model is to work on the registers itself,
+// irq_take_back makes lapic_state whole again. Nothing here runs for a vCPU whose CPU can't.
+
+#include "lapic.h"
+
+#include <nestor/device.h>
+#include <nestor/string.h>
+#include <nestor/vcpu.h>
+
+enum { VECTOR_WORDS = 8 }; // of 32 bits, 16 bytes apart
+
+static u32 *page_reg(const struct lapic *lapic, u32 reg)
+{
+    return (u32 *)(void *)(lapic->vcpu->apic.page + reg);
+}
+
+static u32 *page_vectors(const struct lapic *lapic, u32 reg, unsigned word)
+{
+    return page_reg(lapic, reg + 16 * word);
+}
+
+// 0 if there is none, as RVI and SVI.
+static u8 page_highest(const struct lapic *lapic, u32 reg)
+{
+    for (unsigned i = VECTOR_WORDS; i-- > 0;) {
+        u32 word = *page_vectors(lapic, reg, i);
+
+        if (word)
+            return (u8)(32 * i + 31 - (unsigned)__builtin_clz(word));
+    }
+    return 0;
+}
+
+static void vectors_to_page(const struct lapic *lapic, u32 reg, const u64 bits[4])
+{
+    for (unsigned i = 0; i < VECTOR_WORDS; i++)
+        *page_vectors(lapic, reg, i) = (u32)(bits[i / 2] >> 32 * (i & 1));
+}
+
+u32 lapic_tpr(const struct lapic *lapic)
+{
+    return lapic->in_page ? *page_reg(lapic, APIC_TPR) : lapic->s.tpr;
+}
+
+// What the guest reads in the page without an exit; ICR_HIGH it also writes so.
+static void show_registers(const struct lapic *lapic)
+{
+    static const u16 shown[] = {
+        APIC_ID,        APIC_VERSION,   APIC_LDR,       APIC_DFR,           APIC_SVR,
+        APIC_ESR,       APIC_ICR_LOW,   APIC_LVT_TIMER, APIC_LVT_THERMAL,   APIC_LVT_PERF,
+        APIC_LVT_LINT0, APIC_LVT_LINT1, APIC_LVT_ERROR, APIC_TIMER_INITIAL, APIC_TIMER_DIVIDE,
+    };
+
+    for (unsigned i = 0; i < ARRAY_SIZE(shown); i++)
+        *page_reg(lapic, shown[i]) = lapic_reg_read(lapic, shown[i]);
+}
+
+static void give_registers(struct lapic *lapic)
+{
+    struct lapic_state *s = &lapic->s;
+
+    show_registers(lapic);
+    *page_reg(lapic, APIC_ICR_HIGH) = s->icr_high;
+    *page_reg(lapic, APIC_TPR) = s->tpr;
+    *page_reg(lapic, APIC_PPR) = lapic->ppr;
+    vectors_to_page(lapic, APIC_ISR, s->isr);
+    __atomic_store_n(&lapic->in_page, true, __ATOMIC_RELEASE);
+}
+
+// Whose EOI the CPU is not to keep to itself: the level-triggered ones.
+static void follow_tmr(struct lapic *lapic)
+{
+    struct apic_accel *apic = &lapic->vcpu->apic;
+
+    if (!memcmp(apic->eoi_exit, lapic->s.tmr, sizeof(apic->eoi_exit)))
+        return;
+    for (unsigned i = 0; i < ARRAY_SIZE(apic->eoi_exit); i++)
+        apic->eoi_exit[i] = __atomic_load_n(&lapic->s.tmr[i], __ATOMIC_ACQUIRE);
+    apic->eoi_exit_new = true;
+    vectors_to_page(lapic, APIC_TMR, apic->eoi_exit);
+}
+
+static void empty_inbox(u64 inbox[4], const struct lapic *lapic)
+{
+    for (unsigned i = 0; i < 4; i++) {
+        u64 bits = __atomic_load_n(&inbox[i], __ATOMIC_RELAXED)
+                       ? __atomic_exchange_n(&inbox[i], 0, __ATOMIC_ACQ_REL)
+                       : 0;
+
+        *page_vectors(lapic, APIC_IRR, 2 * i) |= (u32)bits;
+        *page_vectors(lapic, APIC_IRR, 2 * i + 1) |= (u32)(bits >> 32);
+    }
+}
+
+bool irq_hand_over(struct vcpu *vcpu)
+{
+    struct lapic *lapic = vcpu->lapic;
+    struct apic_accel *apic = &vcpu->apic;
+
+    if (!lapic->in_page)
+        give_registers(lapic);
+    empty_inbox(lapic->s.irr, lapic);
+    follow_tmr(lapic); // after it: TMR is written before IRR
+    apic->requesting = page_highest(lapic, APIC_IRR);
+    apic->in_service = page_highest(lapic, APIC_ISR);
+    backend->apic_update(vcpu);
+    return apic->requesting >> 4 > MAX(apic->in_service, *page_reg(lapic, APIC_TPR)) >> 4;
+}
+
+void irq_take_back(struct vcpu *vcpu)
+{
+    struct lapic *lapic = vcpu->lapic;
+    struct lapic_state *s = &lapic->s;
+
+    if (!lapic->in_page)
+        return;
+    s->tpr = *page_reg(lapic, APIC_TPR);
+    if (vcpu->apic.mode == ACCEL_XAPIC)
+        s->icr_high = *page_reg(lapic, APIC_ICR_HIGH);
+    for (unsigned i = 0; i < VECTOR_WORDS; i++) {
+        u32 *irr = page_vectors(lapic, APIC_IRR, i), shift = 32 * (i & 1);
+        u64 in_service = *page_vectors(lapic, APIC_ISR, i);
+
+        s->isr[i / 2] = (s->isr[i / 2] & ~(BITS(31, 0) << shift)) | in_service << shift;
+        __atomic_fetch_or(&s->irr[i / 2], (u64)*irr << shift, __ATOMIC_SEQ_CST);
+        *irr = 0;
+    }
+    __atomic_store_n(&lapic->in_page, false, __ATOMIC_RELEASE);
+    lapic_update_ppr(lapic);
+    vcpu->events.interrupts_check = true; // to hand over again
+}
+
+void lapic_written(struct vcpu *vcpu, u32 offset)
+{
+    struct lapic *lapic = vcpu->lapic;
+
+    if (vcpu->apic.mode == ACCEL_XAPIC)
+        lapic->s.icr_high = *page_reg(lapic, APIC_ICR_HIGH);
+    lapic_reg_write(lapic, offset & 0xff0, *page_reg(lapic, offset & 0xff0));
+    if (lapic->in_page)
+        show_registers(lapic);
+}
+
+void lapic_accel_choose(struct lapic *lapic)
+{
+    static const u8 modes[4] = {[APIC_XAPIC] = ACCEL_XAPIC, [APIC_X2APIC] = ACCEL_X2APIC};
+    struct vcpu *vcpu = lapic->vcpu;
+    u8 mode = modes[lapic_mode(lapic)];
+
+    // A software-disabled APIC takes no IPIs, not its own either.
+    if (!(vcpu->apic.offered & BIT(mode)) || !(lapic->s.svr & SVR_ENABLED) ||
+        (mode == ACCEL_XAPIC && lapic->s.apic_base >> 12 != APIC_DEFAULT_BASE >> 12))
+        mode = ACCEL_OFF;
+    if (mode == vcpu->apic.mode)
+        return;
+    irq_take_back(vcpu);
+    vcpu->apic.mode = mode;
+    vcpu->ctx[0].ctl_dirty |= CTL_INTERCEPTS | CTL_BITMAPS;
+    vcpu->events.interrupts_check = true; // hands over
+}
+
+void lapic_accel_reset(struct lapic *lapic)
+{
+    if (!lapic->vcpu->apic.page)
+        return;
+    lapic->in_page = false;
+    memset(lapic->vcpu->apic.page, 0, PAGE_SIZE);
+    memset(lapic->vcpu->apic.eoi_exit, 0, sizeof(lapic->vcpu->apic.eoi_exit));
+    lapic->vcpu->apic.eoi_exit_new = true;
+    lapic_accel_choose(lapic);
+}

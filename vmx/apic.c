@@ -1,0 +1,122 @@
+// SPDX-License-Identifier: BSD-2-Clause
+// Copyright (c) 2026 The Nestor authors
+//
+// APIC acceleration on VMX: TPR shadow, APIC-register virtualization and virtual-interrupt delivery,
+// in xAPIC mode by the APIC-access page, in x2APIC mode by the MSR bitmap. SDM vol. 3 "APIC
+// Virtualization and Virtual Interrupts".
+
+#include "vmx.h"
+#include <arch/x86/msr.h>
+#include <nestor/host.h>
+#include <nestor/page.h>
+#include <nestor/string.h>
+#include <nestor/vm.h>
+
+// The VMs' own policy and what an x2APIC that the CPU plays needs no exit for; constant after boot.
+static u8 x2apic_bitmap[PAGE_SIZE] ALIGNED(PAGE_SIZE);
+
+#define DELIVERY (SECONDARY_APIC_REGISTERS | SECONDARY_INTERRUPT_DELIVERY)
+
+void vmx_apic_probe(struct vmx_caps *caps)
+{
+    const u32 *allowed = caps->controls.allowed;
+    u32 secondary = allowed[CONTROL_SECONDARY];
+
+    if (option_off("apicv") || !(allowed[CONTROL_PRIMARY] & PRIMARY_TPR_SHADOW) ||
+        (secondary & DELIVERY) != DELIVERY)
+        return;
+    if (secondary & SECONDARY_APIC_ACCESSES)
+        caps->apic_modes |= BIT(ACCEL_XAPIC);
+    if (secondary & SECONDARY_X2APIC)
+        caps->apic_modes |= BIT(ACCEL_X2APIC);
+}
+
+// The x2APIC's registers whose reads are those of the page, and those that the CPU writes itself.
+// The rest exits: the current count runs, ICR is sent, and what is not there raises #GP.
+static const struct {
+    u16 first, last; // MSR - 800h
+    bool read, write;
+} x2apic_passed[] = {
+    {0x02, 0x03, true, false}, // ID, version
+    {0x08, 0x08, true, true},  // TPR
+    {0x0a, 0x0a, true, false}, // PPR
+    {0x0b, 0x0b, false, true}, // EOI
+    {0x0d, 0x0d, true, false}, // LDR
+    {0x0f, 0x0f, true, false}, // SVR
+    {0x10, 0x28, true, false}, // ISR, TMR, IRR, ESR
+    {0x32, 0x38, true, false}, // LVT, initial count
+    {0x3e, 0x3e, true, false}, // divide configuration
+    {0x3f, 0x3f, false, true}, // self-IPI
+};
+
+void vmx_apic_accept(const u8 *msr_bitmap)
+{
+    memcpy(x2apic_bitmap, msr_bitmap, sizeof(x2apic_bitmap));
+    for (unsigned i = 0; i < ARRAY_SIZE(x2apic_passed); i++)
+        for (u32 n = x2apic_passed[i].first; n <= x2apic_passed[i].last; n++)
+            vmx_msr_pass(x2apic_bitmap, MSR_X2APIC_FIRST + n, x2apic_passed[i].read,
+                         x2apic_passed[i].write);
+    vmx_backend.knows_apic_page = vmx_caps.apic_modes & BIT(ACCEL_XAPIC);
+}
+
+int vmx_apic_create(struct vcpu *vcpu)
+{
+    struct apic_accel *apic = &vcpu->apic;
+
+    apic->page = page_alloc(0);
+    apic->access_page = vcpu->vm->apic_access_page;
+    apic->offered = vmx_caps.apic_modes;
+    if (vcpu->vm->config->nested) // an L2 must not meet the APIC-access page
+        apic->offered &= (u8)~BIT(ACCEL_XAPIC);
+    return apic->page ? 0 : -E_NOMEM;
+}
+
+void vmx_apic_destroy(struct vcpu *vcpu)
+{
+    page_free(vcpu->apic.page, 0);
+    vcpu->apic.page = NULL;
+}
+
+void vmx_apic_write_constants(const struct backend_ctx *hw)
+{
+    const struct apic_accel *apic = hw->apic;
+
+    vmwrite(VIRTUAL_APIC_ADDRESS, virt_to_phys(apic->page));
+    vmwrite(TPR_THRESHOLD, 0);
+    if (vmx_caps.apic_modes & BIT(ACCEL_XAPIC))
+        vmwrite(APIC_ACCESS_ADDRESS, apic->access_page);
+}
+
+// A vCPU that does not use the APIC-access page, although stage 2 maps it, exits on every access to
+// it; except with an x2APIC, and then it is not mapped.
+void vmx_apic_controls(struct backend_ctx *hw)
+{
+    u8 mode = hw->apic->mode;
+
+    if (mode == ACCEL_X2APIC)
+        hw->secondary |= SECONDARY_X2APIC;
+    else if (vmx_caps.apic_modes & BIT(ACCEL_XAPIC))
+        hw->secondary |= SECONDARY_APIC_ACCESSES;
+    if (mode == ACCEL_OFF)
+        return;
+    hw->secondary |= DELIVERY;
+    hw->primary |= PRIMARY_TPR_SHADOW;
+    hw->primary &= ~(u32)(PRIMARY_CR8_LOAD | PRIMARY_CR8_STORE);
+}
+
+const u8 *vmx_apic_msr_bitmap(const struct backend_ctx *hw, const u8 *plain)
+{
+    return hw->apic && hw->apic->mode == ACCEL_X2APIC ? x2apic_bitmap : plain;
+}
+
+void vmx_apic_update(struct vcpu *vcpu)
+{
+    struct apic_accel *apic = &vcpu->apic;
+
+    vmwrite(GUEST_INTERRUPT_STATUS, (u64)apic->in_service << 8 | apic->requesting);
+    if (likely(!apic->eoi_exit_new))
+        return;
+    for (unsigned i = 0; i < ARRAY_SIZE(apic->eoi_exit); i++)
+        vmwrite(EOI_EXIT_BITMAP_0 + 2 * i, apic->eoi_exit[i]);
+    apic->eoi_exit_new = false;
+}
