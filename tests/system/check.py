@@ -27,6 +27,7 @@ import life  # noqa: E402
 import linux  # noqa: E402
 import runner  # noqa: E402
 import session  # noqa: E402
+import suite  # noqa: E402
 from session import BUILD, ROOT, Failure, expect  # noqa: E402
 
 LOGS = os.path.join(BUILD, "check")
@@ -79,6 +80,7 @@ def all_tests(level):
     """(name, seconds it may take about, function), the longest first."""
     tests = unit_tests() + [("style", 5, style)] + runner.tests() + guests.tests(level)
     tests += linux.tests(level) + badinput.tests() + life.tests()
+    tests += suite.tests()
     return sorted(tests, key=lambda test: -test[1])
 
 
