@@ -9,6 +9,7 @@
 // compares those entries with memory at each use: a hit is what a walk would find, for a tenth of
 // its cost.
 
+#include <arch/x86/insn.h>
 #include <arch/x86/regs.h>
 #include <nestor/decode.h>
 #include <nestor/guest_walk.h>
@@ -157,6 +158,8 @@ static void fill_paging_state(struct vcpu *vcpu, struct paging_state *ps)
         .phys_bits = cpuid_phys_bits(vcpu->vm),
         .nx = cpuid_has(vcpu->vm, 0x80000001, 3, 20),
         .page1g = cpuid_has(vcpu->vm, 0x80000001, 3, 26),
+        .pkru = s->cr4 & CR4_PKE ? rdpkru() : 0,
+        .pkrs = (u32)vcpu->pkrs,
     };
     if (!ps->pdpte_from_memory && (s->cr0 & CR0_PG) && (s->cr4 & CR4_PAE) && !(s->efer & EFER_LMA))
         memcpy(ps->pdpte, vcpu_state(vcpu, GROUP_PDPTE)->pdpte, sizeof(ps->pdpte));
@@ -190,9 +193,13 @@ static inline struct translation *slot_of(struct vcpu *vcpu, gva_t la, u32 acces
     return &vcpu->insn_cache->data[(page ^ (access & WALK_WRITE)) % CACHE_SLOTS];
 }
 
+// With the rights of PKRU in the upper half.
 static inline u64 paging_mode(const struct guest_state *s)
 {
-    return (s->cr0 & CR0_TRANSLATION) | (s->cr4 & CR4_TRANSLATION) | (s->efer & EFER_TRANSLATION);
+    u64 pkru = unlikely(s->cr4 & CR4_PKE) ? (u64)rdpkru() << 32 : 0;
+
+    return pkru | (s->cr0 & CR0_TRANSLATION) | (s->cr4 & CR4_TRANSLATION) |
+           (s->efer & EFER_TRANSLATION);
 }
 
 static inline u64 changed(const struct translation *t, unsigned i)
@@ -220,14 +227,14 @@ static ALWAYS_INLINE struct translation *cached(struct vcpu *vcpu, const struct 
     return NULL;
 }
 
-// Whether all that the walk has read is in the record. The PDPTEs that a CPU holds are not.
+// Whether all that the walk has read is in the record. The PDPTEs that a CPU holds and PKRS are not.
 static bool is_whole(const struct vcpu *vcpu, const struct paging_state *ps,
                      const struct translation *t)
 {
     bool held = !ps->pdpte_from_memory && (ps->cr0 & CR0_PG) && (ps->cr4 & CR4_PAE) &&
                 !(ps->efer & EFER_LMA);
 
-    return t->entries <= CACHE_ENTRIES && !vcpu->level && !held;
+    return t->entries <= CACHE_ENTRIES && !vcpu->level && !held && !(ps->cr4 & CR4_PKS);
 }
 
 static void remember(struct translation *t, const struct guest_state *s, u64 tag)

@@ -14,6 +14,7 @@
 #include <nestor/page.h>
 #include <nestor/run.h>
 #include <nestor/string.h>
+#include <nestor/switched.h>
 #include <nestor/time.h>
 #include <nestor/tlb.h>
 
@@ -31,7 +32,6 @@ struct vcpu_msrs {
     u64 mcg_status, mcg_ctl;
     u64 mc_bank[MC_BANKS * 4];
     u64 hwcr, de_cfg, misc_features;
-    u64 u_cet;
 };
 
 static struct spinlock report_lock;
@@ -234,12 +234,14 @@ static int read_tsc_adjust(struct vcpu *vcpu, u32 msr, u64 *value)
 {
     (void)msr;
     *value = vcpu->tsc_adjust;
-    return 0;
+    return cpuid_has(vcpu->vm, 7, 1, 1) ? 0 : -E_FAULT;
 }
 
 static int write_tsc_adjust(struct vcpu *vcpu, u32 msr, u64 value)
 {
     (void)msr;
+    if (!cpuid_has(vcpu->vm, 7, 1, 1))
+        return -E_FAULT;
     move_tsc(vcpu, value - vcpu->tsc_adjust);
     return 0;
 }
@@ -248,12 +250,12 @@ static int read_tsc_aux(struct vcpu *vcpu, u32 msr, u64 *value)
 {
     (void)msr;
     *value = vcpu->tsc_aux;
-    return cpuid_has(vcpu->vm, 0x80000001, 3, 27) ? 0 : -E_FAULT;
+    return vcpu->vm->disabled_isa & ISA_RDTSCP ? -E_FAULT : 0;
 }
 
 static int write_tsc_aux(struct vcpu *vcpu, u32 msr, u64 value)
 {
-    if (!cpuid_has(vcpu->vm, 0x80000001, 3, 27) || value >> 32)
+    if ((vcpu->vm->disabled_isa & ISA_RDTSCP) || value >> 32)
         return -E_FAULT;
     (void)msr;
     vcpu->tsc_aux = value; // the back end loads it before the next entry
@@ -426,6 +428,7 @@ static const struct msr_row rows[] = {
     {0x79, 0x79, read_zero, write_ignored, VENDOR_INTEL}, // BIOS_UPDT_TRIG
     {MSR_UCODE_REV, MSR_UCODE_REV, read_ucode, write_ignored, VENDOR_ANY},
     {0xce, 0xce, read_zero, NULL, VENDOR_INTEL}, // PLATFORM_INFO
+    {MSR_UMWAIT_CONTROL, MSR_UMWAIT_CONTROL, switched_read_msr, switched_write_msr, VENDOR_INTEL},
     {MSR_MTRRCAP, MSR_MTRRCAP, read_mtrrcap, NULL, VENDOR_ANY},
     {MSR_MISC_FEATURES_ENABLES, MSR_MISC_FEATURES_ENABLES, read_zero, write_zero, VENDOR_INTEL},
     {MSR_SYSENTER_CS, MSR_SYSENTER_CS, read_state, write_low32, VENDOR_ANY},
@@ -442,8 +445,11 @@ static const struct msr_row rows[] = {
     {MSR_PAT, MSR_PAT, read_state, write_pat, VENDOR_ANY},
     {MSR_MTRR_DEF_TYPE, MSR_MTRR_DEF_TYPE, read_mtrr, write_mtrr, VENDOR_ANY},
     {MSR_MC0_CTL, MSR_MC0_CTL + MC_BANKS * 4 - 1, read_bank, write_bank, VENDOR_ANY},
+    {MSR_U_CET, MSR_INTERRUPT_SSP_TABLE, switched_read_msr, switched_write_msr, VENDOR_ANY},
     {MSR_TSC_DEADLINE, MSR_TSC_DEADLINE, lapic_read_msr, lapic_write_msr, VENDOR_ANY},
+    {MSR_PKRS, MSR_PKRS, switched_read_msr, switched_write_msr, VENDOR_ANY},
     {MSR_X2APIC_FIRST, MSR_X2APIC_LAST, lapic_read_msr, lapic_write_msr, VENDOR_ANY},
+    {MSR_XSS, MSR_XSS, switched_read_msr, switched_write_msr, VENDOR_ANY},
     {MSR_EFER, MSR_EFER, read_efer, write_efer, VENDOR_ANY},
     {MSR_STAR, MSR_STAR, read_state, write_state, VENDOR_ANY},
     {MSR_LSTAR, MSR_CSTAR, read_state, write_address, VENDOR_ANY},

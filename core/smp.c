@@ -170,6 +170,7 @@ static u64 cr4_wanted(void)
     cr4 |= leaf1.ecx & BIT(26) ? CR4_OSXSAVE : 0;
     cr4 |= leaf7.ebx & BIT(7) ? CR4_SMEP : 0;
     cr4 |= leaf7.ebx & BIT(20) ? CR4_SMAP : 0;
+    cr4 |= leaf7.ecx & BIT(3) ? CR4_PKE : 0; // for RDPKRU: Nestor has no user-mode pages
     return cr4;
 }
 

@@ -14,6 +14,7 @@
 #include <nestor/page.h>
 #include <nestor/run.h>
 #include <nestor/string.h>
+#include <nestor/switched.h>
 #include <nestor/time.h>
 
 enum { FPU_AREA_ORDER = 2 }; // 16 KiB: AVX-512 and AMX's tile data fit
@@ -45,6 +46,7 @@ static void controls_init(struct vcpu *vcpu, struct controls *ctl)
         ctl->exception_bitmap |= BIT(VECTOR_UD); // forced emulation
     ctl->stage2_root = vm->stage2.root;
     ctl->stage2_levels = vm->stage2.levels;
+    ctl->disabled_isa = vm->disabled_isa;
 }
 
 int vcpu_create(struct vm *vm, u32 id, struct cpu *cpu)
@@ -71,6 +73,7 @@ int vcpu_create(struct vm *vm, u32 id, struct cpu *cpu)
     if (!err)
         err = nested_create(vcpu);
     // What the guest is not offered exits, to be refused, whatever this CPU would allow.
+    vcpu->switched = switched_rows(vm);
     vcpu->cr4_allowed = cr4_allowed(vcpu);
     vcpu->ctx[0].ctl.cr4_mask = ~vcpu->cr4_allowed;
     return err;
@@ -133,6 +136,7 @@ static void reset_shared(struct vcpu *vcpu)
     vcpu->dr6 = DR6_FIXED;
     vcpu->shared_valid |= GROUP_CR2 | GROUP_DR;
     vcpu->shared_dirty |= GROUP_CR2 | GROUP_DR;
+    switched_reset(vcpu);
 }
 
 static void reset_power_on(struct vcpu *vcpu)
@@ -144,6 +148,7 @@ static void reset_power_on(struct vcpu *vcpu)
     vcpu->tsc_aux = 0;
     vcpu->tsc_adjust = 0;
     vcpu->spec_ctrl = 0;
+    vcpu->pkrs = vcpu->umwait_control = 0;
     memset(
         vcpu->fpu, 0,
         (size_t)PAGE_SIZE << FPU_AREA_ORDER); // XSTATE_BV = 0: every component in its initial state

@@ -14,6 +14,7 @@
 #include <arch/x86/insn.h>
 #include <arch/x86/msr.h>
 #include <arch/x86/regs.h>
+#include <nestor/switched.h>
 #include <nestor/cpu.h>
 #include <nestor/string.h>
 #include <nestor/tlb.h>
@@ -155,6 +156,8 @@ static void pull_shared(struct vcpu *vcpu, u32 groups)
         vcpu->dr[3] = read_dr3();
         vcpu->dr6 = vmcb->dr6;
     }
+    if (groups & GROUP_SWITCHED)
+        switched_pull(vcpu);
     vcpu->shared_valid |= groups & GROUP_ALL_SHARED;
 }
 
@@ -259,6 +262,8 @@ static u32 write_shared(struct vcpu *vcpu, struct vmcb *vmcb, u32 dirty)
         vmcb->dr6 = vcpu->dr6;
         touched |= SVM_CLEAN_DRX;
     }
+    if (dirty & GROUP_SWITCHED)
+        switched_write(vcpu);
     return touched;
 }
 
@@ -407,7 +412,7 @@ void svm_load(struct vcpu *vcpu)
     cpu->last = vcpu;
     load_fpu(vcpu, cpu);
     svm_load_registers(vcpu, cpu);
-    vcpu->shared_dirty |= GROUP_DR & vcpu->shared_valid;
+    vcpu->shared_dirty |= (GROUP_DR | GROUP_SWITCHED) & vcpu->shared_valid;
 }
 
 void svm_put(struct vcpu *vcpu)

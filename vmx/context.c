@@ -230,6 +230,7 @@ static void write_intercepts(struct vcpu_ctx *ctx)
         hw->secondary |= SECONDARY_DESCRIPTOR_TABLE;
     if (hw->apic)
         vmx_apic_controls(hw);
+    hw->secondary &= ~vmx_secondary_disabled(ctl->disabled_isa);
     vmwrite(EXCEPTION_BITMAP, ctl->exception_bitmap | BIT(VECTOR_MC));
     vmwrite(CR0_GUEST_HOST_MASK, ctl->cr0_mask | CR0_OWN);
     vmwrite(CR4_GUEST_HOST_MASK, ctl->cr4_mask | CR4_OWN);

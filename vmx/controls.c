@@ -61,6 +61,7 @@ static const struct control table[] = {
     {CONTROL_SECONDARY, USE_NEEDED, SECONDARY_UNRESTRICTED_GUEST, "unrestricted guest"},
     {CONTROL_SECONDARY, USE_WANTED, SECONDARY_INVPCID, "INVPCID"},
     {CONTROL_SECONDARY, USE_WANTED, SECONDARY_XSAVES, "XSAVES"},
+    {CONTROL_SECONDARY, USE_WANTED, SECONDARY_USER_WAIT_PAUSE, "user wait and pause"},
     {CONTROL_SECONDARY, USE_IF_ASKED, SECONDARY_TSC_SCALING, "use TSC scaling"},
     {CONTROL_EXIT, USE_NEEDED, EXIT_CTL_SAVE_DEBUG, "save debug controls"},
     {CONTROL_EXIT, USE_NEEDED, EXIT_CTL_HOST_64, "host address-space size"},
@@ -136,5 +137,39 @@ u32 vmx_intercept_controls(u64 intercepts, enum vmx_control_field field)
     for (unsigned i = 0; i < ARRAY_SIZE(intercept_table); i++)
         if (intercept_table[i].field == field && (intercept_table[i].intercepts & intercepts))
             bits |= intercept_table[i].bit;
+    return bits;
+}
+
+// The controls without which an instruction is #UD, or its state not switched.
+static const struct {
+    u32 isa; // enum guest_isa
+    u8 field;
+    u32 bit;
+} isa_table[] = {
+    {ISA_RDTSCP, CONTROL_SECONDARY, SECONDARY_RDTSCP},
+    {ISA_INVPCID, CONTROL_SECONDARY, SECONDARY_INVPCID},
+    {ISA_XSAVES, CONTROL_SECONDARY, SECONDARY_XSAVES},
+    {ISA_USER_WAIT, CONTROL_SECONDARY, SECONDARY_USER_WAIT_PAUSE},
+    {ISA_CET, CONTROL_ENTRY, ENTRY_CTL_LOAD_CET},
+    {ISA_CET, CONTROL_EXIT, EXIT_CTL_LOAD_CET},
+};
+
+u32 vmx_controls_lacks(const struct vmx_controls *controls)
+{
+    u32 lacks = 0;
+
+    for (unsigned i = 0; i < ARRAY_SIZE(isa_table); i++)
+        if (!(controls->base[isa_table[i].field] & isa_table[i].bit))
+            lacks |= isa_table[i].isa;
+    return lacks;
+}
+
+u32 vmx_secondary_disabled(u32 isa)
+{
+    u32 bits = 0;
+
+    for (unsigned i = 0; i < ARRAY_SIZE(isa_table); i++)
+        if (isa_table[i].field == CONTROL_SECONDARY && (isa_table[i].isa & isa))
+            bits |= isa_table[i].bit;
     return bits;
 }

@@ -30,3 +30,7 @@ unsigned vmx_controls_negotiate(const u64 msrs[CONTROL_FIELDS], struct vmx_contr
 const char *vmx_controls_optional(const struct vmx_controls *controls, unsigned n);
 // The bits of the primary or secondary controls that `intercepts` (enum intercept) asks for.
 u32 vmx_intercept_controls(u64 intercepts, enum vmx_control_field field);
+// What this CPU cannot give to a guest, as enum guest_isa; and the secondary controls that are 0
+// for a guest that is not offered `isa`.
+u32 vmx_controls_lacks(const struct vmx_controls *controls);
+u32 vmx_secondary_disabled(u32 isa);

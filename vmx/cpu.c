@@ -128,8 +128,10 @@ static void accept_caps(const struct vmx_caps *caps)
         vmx_caps.cr4_supplied = CR4_UMIP;
     vmx_backend.supplies_umip = vmx_caps.cr4_supplied;
     vmx_backend.stage2_1g = caps->ept_vpid & EPT_CAP_1G;
-    vmx_backend.lacks_rdtscp = !(caps->controls.base[CONTROL_SECONDARY] & SECONDARY_RDTSCP);
-    vmx_backend.lacks_invpcid = !(caps->controls.base[CONTROL_SECONDARY] & SECONDARY_INVPCID);
+    vmx_backend.lacks = vmx_controls_lacks(&caps->controls);
+    // A #CP that an exit interrupted has to be injected with its error code.
+    if (!(caps->basic & VMX_BASIC_ANY_ERROR))
+        vmx_backend.lacks |= ISA_CET;
     vmx_backend.has_mtf = caps->controls.allowed[CONTROL_PRIMARY] & PRIMARY_MTF;
 }
 

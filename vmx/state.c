@@ -9,6 +9,7 @@
 #include <arch/x86/insn.h>
 #include <arch/x86/msr.h>
 #include <arch/x86/regs.h>
+#include <nestor/switched.h>
 
 // clang-format off
 // The fields of each group, as X(field, member of struct guest_state).
@@ -115,6 +116,8 @@ static void pull_shared(struct vcpu *vcpu, u32 groups)
     }
     if (groups & GROUP_CR2)
         vcpu->cr2 = read_cr2();
+    if (groups & GROUP_SWITCHED)
+        switched_pull(vcpu);
     vcpu->shared_valid |= groups & GROUP_ALL_SHARED;
 }
 
@@ -144,6 +147,8 @@ void vmx_write_shared(struct vcpu *vcpu)
     }
     if (vcpu->shared_dirty & GROUP_CR2)
         write_cr2(vcpu->cr2);
+    if (vcpu->shared_dirty & GROUP_SWITCHED)
+        switched_write(vcpu);
     vcpu->shared_dirty = 0;
 }
 

@@ -75,6 +75,8 @@ void cpuid_read(struct vcpu *vcpu, u32 leaf, u32 subleaf, u32 out[4]);
 bool cpuid_has(const struct vm *vm, u32 leaf, unsigned reg, unsigned bit);
 u8 cpuid_phys_bits(const struct vm *vm);
 
+bool cpuid_has_xsaves(const struct vm *vm); // leaf Dh, subleaf 1
+u64 cpuid_xss(const struct vm *vm);         // the bits of IA32_XSS that this guest may set
 int msr_create(struct vcpu *vcpu);
 void msr_destroy(struct vcpu *vcpu);
 void msr_reset(struct vcpu *vcpu, bool init);

@@ -57,7 +57,8 @@ enum state_group {
     GROUP_SYSCALL = BIT(16), // star, lstar, cstar, sfmask, kernel_gs_base
     GROUP_DR = BIT(17),      // dr0-3, dr6
     GROUP_CR2 = BIT(18),
-    GROUP_ALL_SHARED = BITS(18, 16),
+    GROUP_SWITCHED = BIT(19), // u_cet, pl_ssp, pkrs, umwait_control (core/switched.c)
+    GROUP_ALL_SHARED = BITS(19, 16),
 };
 
 // SDM vol. 3 "Guest Non-Register State"; SVM's one interrupt shadow is BLOCK_STI
@@ -133,6 +134,17 @@ enum intercept {
     INTERCEPT_TR_WRITE = BIT(40),
 };
 
+// Instructions that a CPU has but not each guest: what the back end lacks, and what a guest is not
+// offered (VMX: the controls that enable them are then 0, so that they are #UD).
+enum guest_isa {
+    ISA_RDTSCP = BIT(0), // and RDPID
+    ISA_INVPCID = BIT(1),
+    ISA_XSAVES = BIT(2),
+    ISA_USER_WAIT = BIT(3), // TPAUSE UMONITOR UMWAIT
+    ISA_CET = BIT(4),
+    ISA_ALL = BITS(4, 0),
+};
+
 enum control_group {         // which part of the controls the back end must write again
     CTL_INTERCEPTS = BIT(0), // intercepts, exception_bitmap, cr masks and shadows
     CTL_STAGE2 = BIT(1),
@@ -143,6 +155,7 @@ enum control_group {         // which part of the controls the back end must wri
 
 struct controls {
     u64 intercepts;       // enum intercept
+    u32 disabled_isa;     // enum guest_isa
     u32 exception_bitmap; // beside #MC, which always exits
     u32 cr_intercepts,
         // SVM, beside the others: by number, reads in bits 15:0, writes in bits 31:16
@@ -249,6 +262,8 @@ struct vcpu {
     void *fpu; // XSAVE area, 64-byte aligned, used only when it does not live in the registers
     u64 cr4_allowed; // cr4_allowed(): the bits of CR4 that this guest may set
     u64 xcr0, xss;
+    u64 u_cet, pl_ssp[4], pkrs, umwait_control; // GROUP_SWITCHED
+    u32 switched; // which of them the guest has: rows of core/switched.c
     u64 tsc_aux, tsc_adjust, tsc_offset_base;
     struct lapic *lapic;
     struct apic_accel apic;
@@ -310,7 +325,7 @@ struct backend {
     // The CPU has no UMIP, and intercepts stand in for it while a guest has CR4.UMIP set.
     bool supplies_umip;
     // What a guest cannot execute although the CPU can: not offered in CPUID.
-    bool lacks_rdtscp, lacks_invpcid;
+    u32 lacks;                         // enum guest_isa
     void (*report)(struct vcpu *vcpu); // logs the raw control structure, for a guest's end
 };
 

@@ -49,6 +49,7 @@ struct vm {
     struct vcpu **vcpus;
     struct machine *machine;
     struct cpuid_table *cpuid; // core/cpuid.c
+    u32 disabled_isa;          // enum guest_isa: what its CPUID does not offer
     // How the VM's CPUs wait for each other (core/vm.c), all atomic.
     u64 zeroed;           // slices of RAM zeroed, ever
     u32 run_generation;   // starts

@@ -17,6 +17,7 @@
 #include <arch/x86/regs.h>
 #include <nestor/cpu.h>
 #include <nestor/page.h>
+#include <nestor/switched.h>
 #include <nestor/tlb.h>
 #include <nestor/vm.h>
 
@@ -63,6 +64,17 @@ void heap_free(void *object, size_t size)
 hpa_t virt_to_phys(const void *va)
 {
     return (hpa_t)va;
+}
+
+// No feature here has such MSRs.
+void switched_pull(struct vcpu *of)
+{
+    (void)of;
+}
+
+void switched_write(const struct vcpu *of)
+{
+    (void)of;
 }
 
 void apic_send_ipi(u32 apic_id, u8 vector);

@@ -80,6 +80,14 @@ struct PACKED table_pointer {
     u64 base;
 };
 
+static inline u32 rdpkru(void)
+{
+    u32 value;
+
+    __asm__ volatile(".byte 0x0f, 0x01, 0xee" : "=a"(value) : "c"(0) : "edx");
+    return value;
+}
+
 static inline u64 xgetbv(u32 index)
 {
     u32 lo, hi;

@@ -15,6 +15,7 @@
 #define MSR_SPEC_CTRL             0x48
 #define MSR_PRED_CMD              0x49
 #define MSR_UCODE_REV             0x8b
+#define MSR_UMWAIT_CONTROL        0xe1
 #define MSR_MTRRCAP               0xfe
 #define MSR_ARCH_CAPABILITIES     0x10a
 #define MSR_FLUSH_CMD             0x10b
@@ -40,6 +41,8 @@
 #define MSR_PKRS                  0x6e1
 #define MSR_U_CET                 0x6a0
 #define MSR_S_CET                 0x6a2
+#define MSR_PL0_SSP               0x6a4
+#define MSR_INTERRUPT_SSP_TABLE   0x6a8
 #define MSR_X2APIC_FIRST          0x800
 #define MSR_X2APIC_LAST           0x8ff
 #define MSR_XSS                   0xda0

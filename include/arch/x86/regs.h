@@ -94,6 +94,7 @@
 
 enum exception_vector {
     VECTOR_DE = 0,
+#define XCR0_AVX512 BITS(7, 5)
     VECTOR_DB = 1,
     VECTOR_NMI = 2,
     VECTOR_BP = 3,

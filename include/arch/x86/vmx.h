@@ -38,6 +38,7 @@
 #define VMX_BASIC_REVISION      BITS(30, 0)
 #define VMX_BASIC_INS_OUTS_INFO BIT(54)
 #define VMX_BASIC_TRUE_CTLS     BIT(55)
+#define VMX_BASIC_ANY_ERROR     BIT(56) // any injected exception may have an error code, or none
 
 #define VMX_MISC_TIMER_RATE         BITS(4, 0)
 #define VMX_MISC_STORE_LMA          BIT(5)
