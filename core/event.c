@@ -145,12 +145,16 @@ static void inject(struct vcpu *vcpu, const struct event *event)
 }
 
 // Fault-class exceptions push RF = 1 (SDM vol. 3 "Restarting Instructions"), and an exit that one
-// makes saves it; an entry takes RFLAGS as it is. A delivery that was interrupted, and what L1
-// injects, has its own RF.
+// makes saves it; an entry takes RFLAGS as it is. Of debug exceptions only general detect is such a
+// fault: an instruction breakpoint leaves RF to its handler. A delivery that was interrupted, and
+// what L1 injects, has its own RF.
 static void set_rf(struct vcpu *vcpu, const struct event *event)
 {
-    if (event->type == EVENT_EXCEPTION && event->vector != VECTOR_DB &&
-        event->vector != VECTOR_DF && event->vector != VECTOR_MC)
+    u32 others = BIT(VECTOR_DF) | BIT(VECTOR_MC);
+
+    if (!(event->has_payload && (event->payload & DR6_BD)))
+        others |= BIT(VECTOR_DB);
+    if (event->type == EVENT_EXCEPTION && !(others & BIT(event->vector)))
         vcpu_modify(vcpu, GROUP_RIP)->rflags |= RFLAGS_RF;
 }
 
@@ -426,8 +430,7 @@ static inline bool end_is_plain(const struct vcpu_ctx *ctx)
 static __attribute__((noinline)) void finish_fully(struct vcpu *vcpu, u64 next_rip)
 {
     move_on(vcpu->cur, next_rip);
-    if (vcpu_state(vcpu, GROUP_BLOCKING)->interruptibility & (BLOCK_STI | BLOCK_MOV_SS))
-        vcpu_modify(vcpu, GROUP_BLOCKING)->interruptibility &= ~(u32)(BLOCK_STI | BLOCK_MOV_SS);
+    end_shadow(vcpu);
     vcpu_trap_step(vcpu);
     if (vcpu->cur->ctl.intercepts & INTERCEPT_MTF)
         vcpu->events.mtf_pending = true;

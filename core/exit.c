@@ -255,6 +255,15 @@ static void on_exception(struct vcpu *vcpu, struct vm_exit *exit)
     vcpu_inject_event(vcpu, &exit->event);
 }
 
+// SVM; VMX tells INT1 from other debug exceptions. No cause of its own in DR6; a trap.
+static void on_icebp(struct vcpu *vcpu, struct vm_exit *exit)
+{
+    vcpu_inject_event(vcpu, &(struct event){.vector = VECTOR_DB,
+                                            .type = EVENT_INT1,
+                                            .insn_len = exit->insn_len,
+                                            .has_payload = true});
+}
+
 static void on_window(struct vcpu *vcpu, struct vm_exit *exit)
 {
     (void)exit;
@@ -339,6 +348,7 @@ static const exit_handler exit_table[EXIT_KIND_COUNT] = {
     [EXIT_STAGE2_MISCONFIG] = on_stage2_misconfig,
     [EXIT_EXCEPTION] = on_exception,
     [EXIT_TRIPLE_FAULT] = on_triple_fault,
+    [EXIT_ICEBP] = on_icebp,
     [EXIT_INTERRUPT_WINDOW] = on_window,
     [EXIT_NMI_WINDOW] = on_window,
     [EXIT_TASK_SWITCH] = vcpu_task_switch,

@@ -517,6 +517,7 @@ static const struct exit_opcode exit_opcodes[EXIT_KIND_COUNT] = {
     [EXIT_RDPMC] = {BYTES_2(0x0f, 0x33), {INSN_RDPMC}},
     [EXIT_RDPRU] = {BYTES_3(0x0f, 0x01, 0xfd), {INSN_OTHER}},
     [EXIT_PAUSE] = {BYTES_2(0xf3, 0x90), {INSN_PAUSE}},
+    [EXIT_ICEBP] = {BYTES_1(0xf1), {INSN_INT1}},
     [EXIT_MONITOR] = {BYTES_3(0x0f, 0x01, 0xc8), {INSN_MONITOR}},
     [EXIT_MWAIT] = {BYTES_3(0x0f, 0x01, 0xc9), {INSN_MWAIT}},
     [EXIT_XSETBV] = {BYTES_3(0x0f, 0x01, 0xd1), {INSN_XSETBV}},

@@ -39,6 +39,8 @@ static void controls_init(struct vcpu *vcpu, struct controls *ctl)
                       INTERCEPT_CR8_WRITE | INTERCEPT_XSETBV | INTERCEPT_TASK_SWITCH |
                       INTERCEPT_RDPMC | INTERCEPT_SVM | INTERCEPT_WBINVD | INTERCEPT_RDPRU |
                       INTERCEPT_RSM;
+    // SVM: the #DB that INT1 raises cannot be told from others, whose RIP and DR6 are not its own.
+    ctl->intercepts |= INTERCEPT_ICEBP;
     // #DB and #AC delivery can loop inside the CPU for ever, with no exit, if the guest's own
     // handler raises them anew.
     ctl->exception_bitmap = BIT(VECTOR_AC) | BIT(VECTOR_DB);

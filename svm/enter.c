@@ -185,8 +185,10 @@ static __attribute__((noinline)) void prepare(struct vcpu *vcpu, struct svm_cpu 
     prepare_intercepts(ctx);
     hw->adjust = true;
     hw->blocking = (u8)(ctx->state.interruptibility & (BLOCK_NMI | BLOCK_SMI));
-    // The immediate exit: an interrupt to itself, taken as soon as the injection is done.
-    if (vcpu->immediate_exit)
+    // The immediate exit: an interrupt to itself, taken as soon as the injection is done. An NMI that
+    // waits for no more than this injection comes then.
+    if (vcpu->immediate_exit || (ctx->ctl.nmi_window && ctx->ctl.inject.valid &&
+                                 !(ctx->state.interruptibility & BLOCK_NMI)))
         apic_send_ipi(vcpu->cpu->apic_id, HOST_VECTOR_KICK);
 }
 

@@ -43,6 +43,10 @@ static void fill_exception(struct vm_exit *exit, const struct vmx_exit_info *inf
         event->payload = event->vector == VECTOR_PF ? info->qualification
                                                     : info->qualification & QUAL_DB_PAYLOAD;
     }
+    // INT1 and general detect end no instruction that could have been stepped over; Bochs reports a
+    // step all the same (2.7 for INT1, the newer ones too for general detect).
+    if (event->vector == VECTOR_DB && (event->type == EVENT_INT1 || (event->payload & DR6_BD)))
+        event->payload &= ~(u64)DR6_BS;
     if (event->vector != VECTOR_DF && !info->vectoring)
         exit->nmi_unblocked_by_iret = info->interruption & INFO_NMI_UNBLOCKING;
 }

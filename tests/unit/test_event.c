@@ -450,6 +450,50 @@ static void test_mov_ss(void **state)
     assert_int_equal(vcpu.dr6, DR6_FIXED | 1);
 }
 
+// A breakpoint of MOV SS, which the hardware holds, is due behind the next instruction and before an
+// interrupt: the entry that injects one would drop it.
+static void test_mov_ss_ends(void **state)
+{
+    (void)state;
+    vcpu.cur->state.interruptibility = BLOCK_MOV_SS;
+    vcpu.cur->state.pending_dbg = BIT(12) | 1;
+    raise_interrupt(0x40);
+    vcpu_finish_insn(&vcpu, 0x100);
+    events_prepare(&vcpu);
+    expect_injected(EVENT_EXCEPTION, VECTOR_DB);
+    assert_int_equal(vcpu.dr6, DR6_FIXED | 1);
+    events_prepare(&vcpu);
+    expect_injected(EVENT_INTERRUPT, 0x40);
+}
+
+// General detect is a fault; other debug exceptions leave RF as it is.
+static void test_general_detect(void **state)
+{
+    static const struct event detect = {
+        .vector = VECTOR_DB, .type = EVENT_EXCEPTION, .has_payload = true, .payload = DR6_BD};
+    static const struct event breakpoint = {
+        .vector = VECTOR_DB, .type = EVENT_EXCEPTION, .has_payload = true, .payload = 1};
+    static const struct event int1 = {.vector = VECTOR_DB, .type = EVENT_INT1, .has_payload = true};
+
+    (void)state;
+    vcpu.cur->state.dr7 = DR7_FIXED | DR7_GD;
+    vcpu_inject_event(&vcpu, &detect);
+    events_prepare(&vcpu);
+    expect_injected(EVENT_EXCEPTION, VECTOR_DB);
+    assert_true(vcpu.cur->state.rflags & RFLAGS_RF);
+    assert_int_equal(vcpu.dr6, DR6_FIXED | DR6_BD);
+    assert_int_equal(vcpu.cur->state.dr7, DR7_FIXED);
+    vcpu.cur->state.rflags &= ~RFLAGS_RF;
+    vcpu_inject_event(&vcpu, &breakpoint);
+    events_prepare(&vcpu);
+    assert_false(vcpu.cur->state.rflags & RFLAGS_RF);
+    vcpu_inject_event(&vcpu, &int1);
+    events_prepare(&vcpu);
+    expect_injected(EVENT_INT1, VECTOR_DB);
+    assert_false(vcpu.cur->state.rflags & RFLAGS_RF);
+    assert_int_equal(vcpu.dr6, DR6_FIXED | DR6_BD); // no cause of its own
+}
+
 // Breakpoints that matched but are not enabled wait for a cause of #DB.
 static void test_breakpoints_not_enabled(void **state)
 {
@@ -764,6 +808,8 @@ int main(void)
         cmocka_unit_test_setup(test_interrupt_window, setup),
         cmocka_unit_test_setup(test_accelerated, setup),
         cmocka_unit_test_setup(test_mov_ss, setup),
+        cmocka_unit_test_setup(test_mov_ss_ends, setup),
+        cmocka_unit_test_setup(test_general_detect, setup),
         cmocka_unit_test_setup(test_breakpoints_not_enabled, setup),
         cmocka_unit_test_setup(test_gif, setup),
         cmocka_unit_test_setup(test_halt_ends, setup),
