@@ -26,25 +26,42 @@ static u8 *iopm;
 static struct spinlock maps_lock;
 
 // MSRs that the guest reads and writes itself: what VMLOAD and VMSAVE switch.
-static const u32 passed_msrs[] = {
-    MSR_SYSENTER_CS, MSR_SYSENTER_ESP, MSR_SYSENTER_EIP, MSR_STAR,    MSR_LSTAR,
-    MSR_CSTAR,       MSR_SFMASK,       MSR_FS_BASE,      MSR_GS_BASE, MSR_KERNEL_GS_BASE,
+static const struct {
+    u32 msr;
+    bool address; // #GP if it is not canonical
+} passed_msrs[] = {
+    {MSR_SYSENTER_CS, false},   {MSR_SYSENTER_ESP, false}, {MSR_SYSENTER_EIP, false},
+    {MSR_STAR, false},          {MSR_LSTAR, true},         {MSR_CSTAR, true},
+    {MSR_SFMASK, false},        {MSR_FS_BASE, true},       {MSR_GS_BASE, true},
+    {MSR_KERNEL_GS_BASE, true},
 };
 
+// QEMU's WRMSR (7.2) takes any address. There these writes exit, and core/msr.c looks at them.
+static bool wrmsr_checks_addresses(void)
+{
+    u64 before = msr_read(MSR_KERNEL_GS_BASE);
+    bool checks = msr_write_safe(MSR_KERNEL_GS_BASE, BIT(63)) != 0;
+
+    msr_write(MSR_KERNEL_GS_BASE, before);
+    return checks;
+}
+
 // Two bits an MSR, read and write; 2 KiB each for 0-1fff, c0000000-c0001fff, c0010000-c0011fff.
-static void pass_msr(u8 *map, u32 msr)
+static void pass_msr(u8 *map, u32 msr, bool write)
 {
     u32 bit = (msr & 0x1fff) * 2 + (msr >= 0xc0000000 ? 0x800 * 8 : 0);
 
-    map[bit / 8] &= (u8) ~(3u << bit % 8);
+    map[bit / 8] &= (u8) ~((write ? 3u : 1u) << bit % 8);
 }
 
 static void fill_maps(void)
 {
+    bool checks = wrmsr_checks_addresses();
+
     memset(iopm, 0xff, (size_t)PAGE_SIZE << IOPM_ORDER);
     memset(svm_msrpm, 0xff, (size_t)PAGE_SIZE << MSRPM_ORDER);
     for (u32 i = 0; i < ARRAY_SIZE(passed_msrs); i++)
-        pass_msr(svm_msrpm, passed_msrs[i]);
+        pass_msr(svm_msrpm, passed_msrs[i].msr, checks || !passed_msrs[i].address);
 }
 
 int svm_maps_create(void)

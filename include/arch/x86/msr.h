@@ -15,6 +15,7 @@
 #define MSR_SPEC_CTRL             0x48
 #define MSR_PRED_CMD              0x49
 #define MSR_UCODE_REV             0x8b
+#define MSR_PLATFORM_INFO         0xce
 #define MSR_UMWAIT_CONTROL        0xe1
 #define MSR_MTRRCAP               0xfe
 #define MSR_ARCH_CAPABILITIES     0x10a
@@ -58,6 +59,8 @@
 #define MSR_AMD_TSC_RATIO         0xc0000104
 #define MSR_SYSCFG                0xc0010010
 #define MSR_HWCR                  0xc0010015
+#define MSR_TOP_MEM               0xc001001a
+#define MSR_TOP_MEM2              0xc001001d
 #define MSR_VM_CR                 0xc0010114
 #define MSR_VM_HSAVE_PA           0xc0010117
 #define MSR_VIRT_SPEC_CTRL        0xc001011f
