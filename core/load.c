@@ -64,6 +64,21 @@ static void put_word(const struct load *load, gpa_t gpa, u64 value)
     memcpy(load->window + gpa, &word, sizeof(word));
 }
 
+// Real-mode vectors at a PC firmware's own addresses: an IRET for all but IRQ 0, which is served
+// from the start (devices/pic.c) and acknowledged.
+static void put_vectors(const struct load *load)
+{
+    enum { FIRMWARE = 0xf000, TIMER = 0xfea5, IRET = 0xff53, VECTOR_IRQ0 = 8 };
+    static const u8 timer[] = {0x50, 0xb0, 0x20, 0xe6, 0x20, 0x58, 0xcf}; // out 20h, 20h; iret
+
+    for (unsigned i = 0; i < 256; i++) {
+        put_word(load, i * 4u, i == VECTOR_IRQ0 ? TIMER : IRET);
+        put_word(load, i * 4u + 2, FIRMWARE);
+    }
+    memcpy(load->window + (FIRMWARE << 4) + TIMER, timer, sizeof(timer));
+    load->window[(FIRMWARE << 4) + IRET] = 0xcf;
+}
+
 static void set_registers(struct vcpu *vcpu, const struct load *load)
 {
     struct guest_state *s = vcpu_modify(vcpu, GROUP_RIP | GROUP_CR | GROUP_EFER_PAT);
@@ -109,6 +124,7 @@ int vm_load(struct vm *vm)
         return error;
     measure_ram(vm, &load);
     load.rsdp = machine_write_tables(vm);
+    put_vectors(&load);
     put_word(&load, BDA_COM1, COM1_PORT);
     put_word(&load, BDA_EBDA, LOAD_EBDA >> 4);
     put_word(&load, BDA_MEMORY, LOAD_EBDA >> 10);

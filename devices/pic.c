@@ -240,7 +240,7 @@ void pic_elcr_pio(void *device, struct vcpu *vcpu, u16 port, unsigned size, bool
     pic_update(pic);
 }
 
-// As a PC's firmware leaves them, but with everything masked.
+// As a PC's firmware leaves them: the timer's line (and the second chip's) open, the others masked.
 void pic_reset(struct pic *pic)
 {
     for (unsigned i = 0; i < 2; i++) {
@@ -248,6 +248,7 @@ void pic_reset(struct pic *pic)
 
         pic->s.chip[i] = (struct pic_chip){.imr = 0xff, .lines = lines, .lowest = 7};
     }
+    pic->s.chip[0].imr = 0xfa;
     pic->s.chip[0].vector_base = 0x08;
     pic->s.chip[1].vector_base = 0x70;
     pic->s.chip[1].elcr = BIT(1); // IRQ 9 is the SCI

@@ -225,6 +225,8 @@ void console_on_rx(void (*fn)(void))
 
 static inline void make_machine(unsigned vcpus)
 {
+    u32 mask = 0xff;
+
     fake_time = 1000000;
     fake_timers = NULL;
     fake_log_lines = fake_resets = fake_power_offs = fake_flushes = 0;
@@ -247,6 +249,7 @@ static inline void make_machine(unsigned vcpus)
     }
     assert_int_equal(machine_create(&fake_vm), 0);
     machine_reset(&fake_vm);
+    bus_pio(&fake_vcpu[0], 0x21, 1, true, &mask); // the timer's line is open then
     for (unsigned i = 0; i < vcpus; i++)
         fake_vcpu[i].requests = 0;
 }
