@@ -178,7 +178,8 @@ static bool hide_unknown(struct parser *p, const struct value *v, const char *na
             list[0] = 0;
         }
     }
-    say(p, "%.31s:%s", v->name, list);
+    if (list[0])
+        say(p, "%.31s:%s", v->name, list);
     return false;
 }
 

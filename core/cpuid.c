@@ -391,21 +391,6 @@ static void read_topology(struct vcpu *vcpu, u32 subleaf, u32 out[4])
     out[ECX] |= (subleaf + 1) << 8;
 }
 
-static void read_hypervisor(u32 leaf, u32 out[4])
-{
-    static const char signature[12] = "NestorNestor";
-
-    if (leaf == HYPERVISOR_LEAF) {
-        out[EAX] = HYPERVISOR_LEAF + 0x10;
-        memcpy(&out[EBX], signature, sizeof(signature));
-    } else if (leaf == HYPERVISOR_LEAF + 0x10) {
-        // The timing leaf that guests know from others: TSC and local APIC timer in kHz. The timer
-        // counts TSC ticks (devices/lapic_timer.c).
-        out[EAX] = (u32)(tsc_hz / 1000);
-        out[EBX] = (u32)(tsc_hz / 1000);
-    }
-}
-
 static void read_dynamic(struct vcpu *vcpu, u32 leaf, u32 subleaf, u32 out[4])
 {
     switch (leaf) {
@@ -453,8 +438,8 @@ void cpuid_read(struct vcpu *vcpu, u32 leaf, u32 subleaf, u32 out[4])
     memset(out, 0, sizeof(t->basic[0]));
     if (leaf - 0x80000000u <= t->max_extended - 0x80000000u)
         memcpy(out, t->extended[leaf - 0x80000000u], sizeof(t->extended[0]));
-    else if (leaf - HYPERVISOR_LEAF < 0x100 && (t->basic[1][ECX] & B(31)))
-        read_hypervisor(leaf, out);
+    else if (leaf - HYPERVISOR_LEAF < 0x200 && (t->basic[1][ECX] & B(31)))
+        paravirt_cpuid(vcpu->vm, leaf, out);
     else if (!t->amd) // Intel: above the last leaf stands the last basic one's data
         memcpy(out, t->basic[t->max_basic], sizeof(t->basic[0]));
 }

@@ -325,12 +325,9 @@ static void on_gp(struct vcpu *vcpu, struct vm_exit *exit) // RDPMC: no counter 
     vcpu_inject_gp0(vcpu);
 }
 
-// Hypercalls: none is offered; all answer "unknown" as KVM's guests expect (-KVM_ENOSYS).
-enum { HYPERCALL_ENOSYS = 1000 };
-
 static void on_hypercall(struct vcpu *vcpu, struct vm_exit *exit)
 {
-    vcpu->gpr[GPR_RAX] = (u64)-HYPERCALL_ENOSYS;
+    paravirt_hypercall(vcpu);
     vcpu_finish_exit(vcpu, exit);
 }
 

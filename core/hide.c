@@ -42,6 +42,11 @@ static const struct hideable {
     {"xsaves", 0xd, 1, EAX, BIT(3)},
     {"avx", 0xd, 0, EAX, BIT(2) | BITS(7, 5)},
     {"avx512", 0xd, 0, EAX, BITS(7, 5)},
+    // KVM's paravirtual leaf (devices/paravirt.c)
+    {"kvmclock", 0x40000001, 0, EAX, BIT(0) | BIT(3) | BIT(24)},
+    {"steal-time", 0x40000001, 0, EAX, BIT(5)},
+    {"pv-eoi", 0x40000001, 0, EAX, BIT(6)},
+    {"pv-ipi", 0x40000001, 0, EAX, BIT(11)},
 };
 _Static_assert(ARRAY_SIZE(hideable) <= 64, "vm_config.hidden has a bit for each row");
 

@@ -223,6 +223,7 @@ static void move_tsc(struct vcpu *vcpu, u64 by)
         vcpu->ctx[1].ctl_dirty |= CTL_TSC;
     }
     lapic_tsc_changed(vcpu);
+    paravirt_tsc_changed(vcpu);
 }
 
 static int write_tsc(struct vcpu *vcpu, u32 msr, u64 value)
@@ -425,6 +426,7 @@ enum { EAX, EBX, ECX, EDX };
 static const struct msr_row rows[] = {
     {0x0, 0x1, read_zero, write_ignored, VENDOR_ANY}, // P5_MC_ADDR, P5_MC_TYPE
     {MSR_TSC, MSR_TSC, read_tsc, write_tsc, VENDOR_ANY},
+    {0x11, 0x12, paravirt_read_msr, paravirt_write_msr, VENDOR_ANY}, // kvmclock's first ones
     {MSR_PLATFORM_ID, MSR_PLATFORM_ID, read_zero, NULL, VENDOR_INTEL},
     {MSR_APIC_BASE, MSR_APIC_BASE, lapic_read_msr, lapic_write_msr, VENDOR_ANY},
     {0x34, 0x34, read_zero, NULL, VENDOR_INTEL}, // SMI_COUNT
@@ -471,6 +473,7 @@ static const struct msr_row rows[] = {
     {MSR_PKRS, MSR_PKRS, switched_read_msr, switched_write_msr, VENDOR_ANY},
     {MSR_X2APIC_FIRST, MSR_X2APIC_LAST, lapic_read_msr, lapic_write_msr, VENDOR_ANY, F_X2APIC},
     {MSR_XSS, MSR_XSS, switched_read_msr, switched_write_msr, VENDOR_ANY},
+    {0x4b564d00, 0x4b564d04, paravirt_read_msr, paravirt_write_msr, VENDOR_ANY},
     {MSR_EFER, MSR_EFER, read_efer, write_efer, VENDOR_ANY},
     {MSR_STAR, MSR_STAR, read_state, write_state, VENDOR_ANY, F_SYSCALL},
     {MSR_LSTAR, MSR_CSTAR, read_state, write_address, VENDOR_ANY, F_SYSCALL},

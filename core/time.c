@@ -210,9 +210,14 @@ INIT_TEXT void time_init(void)
     log_info("clock: TSC %llu.%03llu MHz by the %s", tsc_hz / 1000000, tsc_hz / 1000 % 1000, by);
 }
 
+u64 time_wall_ns(u64 tsc)
+{
+    return wall_seconds * 1000000000 + tsc_to_ns(tsc - wall_tsc);
+}
+
 u64 time_wall_seconds(void)
 {
-    return wall_seconds + (tsc_now() - wall_tsc) / tsc_hz;
+    return time_wall_ns(tsc_now()) / 1000000000;
 }
 
 void time_delay_us(u32 us)

@@ -165,6 +165,7 @@ void vcpu_reset(struct vcpu *vcpu, bool init)
     reset_shared(vcpu);
     msr_reset(vcpu, init);
     events_reset(vcpu);
+    paravirt_reset(vcpu);
     lapic_reset(vcpu, init);
     vcpu->cur->ctl.tsc_offset = vcpu_guest_tsc(vcpu, 0);
     vcpu->cur->flush |= TLB_FLUSH_GUEST;

@@ -299,6 +299,7 @@ static void zero_ram(struct vm *vm, u32 index)
 static void start_guest(struct vm *vm)
 {
     vm->tsc_base = tsc_now();
+    vm->tsc_hz = tsc_hz;
     machine_reset(vm);
     for (u32 i = 0; i < vm->vcpu_count; i++) {
         __atomic_store_n(&vm->vcpus[i]->requests, 0, __ATOMIC_RELEASE);

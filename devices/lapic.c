@@ -7,6 +7,7 @@
 
 #include "lapic.h"
 #include "machine.h"
+#include "paravirt.h"
 #include "pic.h"
 
 #include <arch/x86/msr.h>
@@ -193,6 +194,8 @@ bool irq_ext_pending(struct vcpu *vcpu)
 
 int irq_next(struct vcpu *vcpu)
 {
+    if (unlikely(vcpu->pv.eoi_offered))
+        lapic_end_offered(vcpu);
     return unlikely(ext_int_pending(vcpu->lapic)) ? 0 : lapic_deliverable(vcpu->lapic);
 }
 
@@ -236,6 +239,9 @@ int irq_ack(struct vcpu *vcpu)
     if (vector < 0)
         return -E_NOENT;
     begin_service(lapic, (u8)vector);
+    if (unlikely(vcpu->pv.eoi) && vcpu->apic.mode == ACCEL_OFF &&
+        !apic_bit(lapic->s.tmr, (u8)vector) && apic_highest(lapic->s.irr) < 0)
+        paravirt_offer_eoi(vcpu);
     return vector;
 }
 
@@ -256,6 +262,12 @@ static void lapic_eoi(struct lapic *lapic)
     lapic->s.isr[vector >> 6] &= ~BIT(vector & 63);
     lapic_update_ppr(lapic);
     lapic_ended(lapic->vcpu, (u8)vector);
+}
+
+void lapic_end_offered(struct vcpu *vcpu)
+{
+    if (vcpu->pv.eoi_offered && paravirt_take_eoi(vcpu))
+        lapic_eoi(vcpu->lapic);
 }
 
 // --- the registers ---
@@ -321,6 +333,7 @@ static void write_tpr(struct lapic *lapic, u32 reg, u32 value)
 static void write_eoi(struct lapic *lapic, u32 reg, u32 value)
 {
     (void)reg, (void)value;
+    lapic_end_offered(lapic->vcpu);
     lapic_eoi(lapic);
 }
 
@@ -472,6 +485,7 @@ static u64 lapic_mmio_read(struct lapic *lapic, u32 offset, unsigned size)
     const struct apic_reg_info *info = &apic_regs[offset >> 4 & 63];
     u32 shift = 8 * (offset & 0xf);
 
+    lapic_end_offered(lapic->vcpu);
     if (!info->access || info->access & ONLY_X2 || offset >= 0x400) {
         lapic_error(lapic, ESR_ILLEGAL_REGISTER);
         return 0;
@@ -522,6 +536,7 @@ static int x2apic_read(struct lapic *lapic, u32 msr, u64 *value)
     const struct apic_reg_info *info = x2apic_reg(lapic, msr);
     u32 reg = (msr & 63) << 4;
 
+    lapic_end_offered(lapic->vcpu);
     if (!info || !(info->access & R))
         return -E_FAULT;
     *value = apic_reg_read(lapic, info, reg);

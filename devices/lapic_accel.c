@@ -159,6 +159,7 @@ void lapic_accel_choose(struct lapic *lapic)
         mode = ACCEL_OFF;
     if (mode == vcpu->apic.mode)
         return;
+    lapic_end_offered(vcpu);
     irq_take_back(vcpu);
     vcpu->apic.mode = mode;
     vcpu->ctx[0].ctl_dirty |= CTL_INTERCEPTS | CTL_BITMAPS;

@@ -81,8 +81,18 @@ int lapic_write_msr(struct vcpu *vcpu, u32 msr, u64 value);
 // The guest's TSC jumped (TSC written, offset changed): deadlines are computed again.
 void lapic_tsc_changed(struct vcpu *vcpu);
 u32 lapic_id(struct vcpu *vcpu);
+// Takes back what paravirt_offer_eoi offered, and ends the interrupt if the guest has.
+void lapic_end_offered(struct vcpu *vcpu);
 // For the CPUID policy: whether the guest's IA32_APIC_BASE.EN is set.
 bool lapic_enabled(const struct vcpu *vcpu);
+
+// --- the hypervisor's leaves and KVM's paravirtual interface (devices/paravirt.c), own pCPU ---
+void paravirt_cpuid(const struct vm *vm, u32 leaf, u32 out[4]); // 40000000H..400001FFH; out is 0
+int paravirt_read_msr(struct vcpu *vcpu, u32 msr, u64 *value);  // 0, or -E_FAULT: #GP
+int paravirt_write_msr(struct vcpu *vcpu, u32 msr, u64 value);
+void paravirt_hypercall(struct vcpu *vcpu);   // VMCALL, VMMCALL: reads and writes GPRs only
+void paravirt_tsc_changed(struct vcpu *vcpu); // as lapic_tsc_changed
+void paravirt_reset(struct vcpu *vcpu);
 
 // Guest's TSC (core/time of the vCPU): host TSC scaled and offset.
 u64 vcpu_guest_tsc(struct vcpu *vcpu, u64 host_tsc);

@@ -38,7 +38,8 @@ static inline u64 tsc_to_ns(u64 ticks)
     return mul_div(ticks, 1000000000ull, tsc_hz);
 }
 
-// Seconds since 1970 from the machine's RTC, read once at boot and advanced by the TSC.
+// Nanoseconds since 1970 at a host TSC, from the machine's RTC, read once at boot; seconds, now.
+u64 time_wall_ns(u64 tsc);
 u64 time_wall_seconds(void);
 // Busy-waits.
 void time_delay_us(u32 us);

@@ -239,6 +239,13 @@ struct apic_accel {
     u64 eoi_exit[4];    // vectors whose EOI the IOAPIC must hear of
 };
 
+// What a guest has asked of KVM's paravirtual interface, by its MSRs' values (devices/paravirt.c).
+struct paravirt {
+    u64 clock, wall_clock, steal_time;
+    u64 eoi;          // 0 unless enabled
+    bool eoi_offered; // the guest may end the interrupt in service in its own memory
+};
+
 struct vcpu {
     // Assembly (entry stubs) knows the offsets of gpr[] and spec_ctrl: keep them first.
     // gpr[GPR_RSP] is unused: RSP is in the context.
@@ -267,6 +274,7 @@ struct vcpu {
     u64 tsc_aux, tsc_adjust, tsc_offset_base;
     struct lapic *lapic;
     struct apic_accel apic;
+    struct paravirt pv;
     struct nested *nested;  // front end's state, NULL when nested is off
     void *nested_bitmap;    // page_alloc'd: where the front end merges its L2's MSR bitmap
     struct vcpu_msrs *msrs; // what core/msr.c keeps for MSRs that are only remembered

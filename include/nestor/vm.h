@@ -60,6 +60,7 @@ struct vm {
     hpa_t apic_access_page;
     bool apic_page_mapped; // vm_apic_page
     u64 tsc_base;          // host TSC when the guest's TSC was 0
+    u64 tsc_hz;            // the guest's TSC's
 };
 
 // RAM at gpa as a host pointer, NULL unless [gpa, +len) is RAM wholly. Valid while the VM's space

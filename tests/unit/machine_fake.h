@@ -132,6 +132,17 @@ u64 vcpu_guest_tsc(struct vcpu *vcpu, u64 host_tsc)
     return host_tsc + vcpu->tsc_offset_base;
 }
 
+void paravirt_offer_eoi(struct vcpu *vcpu)
+{
+    (void)vcpu;
+}
+
+bool paravirt_take_eoi(struct vcpu *vcpu)
+{
+    (void)vcpu;
+    return false;
+}
+
 void vm_power_off(struct vm *vm, u32 status)
 {
     (void)vm;
