@@ -313,6 +313,13 @@ static int write_bank(struct vcpu *vcpu, u32 msr, u64 value)
     return 0;
 }
 
+static int write_apic_base(struct vcpu *vcpu, u32 msr, u64 value)
+{
+    if ((value & APIC_BASE_X2APIC) && !cpuid_has(vcpu->vm, 1, 2, 21)) // hidden
+        return -E_FAULT;
+    return lapic_write_msr(vcpu, msr, value);
+}
+
 // --- the rest ---
 
 static int read_kept(struct vcpu *vcpu, u32 msr, u64 *value)
@@ -428,7 +435,7 @@ static const struct msr_row rows[] = {
     {MSR_TSC, MSR_TSC, read_tsc, write_tsc, VENDOR_ANY},
     {0x11, 0x12, paravirt_read_msr, paravirt_write_msr, VENDOR_ANY}, // kvmclock's first ones
     {MSR_PLATFORM_ID, MSR_PLATFORM_ID, read_zero, NULL, VENDOR_INTEL},
-    {MSR_APIC_BASE, MSR_APIC_BASE, lapic_read_msr, lapic_write_msr, VENDOR_ANY},
+    {MSR_APIC_BASE, MSR_APIC_BASE, lapic_read_msr, write_apic_base, VENDOR_ANY},
     {0x34, 0x34, read_zero, NULL, VENDOR_INTEL}, // SMI_COUNT
     {MSR_TSC_ADJUST, MSR_TSC_ADJUST, read_tsc_adjust, write_tsc_adjust, VENDOR_ANY, F_TSC_ADJUST},
     {0x79, 0x79, read_none, write_ignored, VENDOR_INTEL}, // BIOS_UPDT_TRIG
