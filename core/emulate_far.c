@@ -98,7 +98,7 @@ enum emulate_result emu_read_descriptor(struct emulate_ctx *c, u16 selector, u8 
 }
 
 // The upper half of a system descriptor in IA-32e mode; its type field must be 0.
-static enum emulate_result read_high(struct emulate_ctx *c, struct descriptor *d)
+enum emulate_result emu_read_high(struct emulate_ctx *c, struct descriptor *d)
 {
     struct descriptor high;
     enum emulate_result r;
@@ -445,7 +445,7 @@ static enum emulate_result through_call_gate(struct emulate_ctx *c, struct descr
     unsigned size = c->long_mode ? 8 : descriptor_access(gate) & DESCRIPTOR_32 ? 4 : 2;
     u16 selector = (u16)(gate->low >> 16);
     struct descriptor d;
-    enum emulate_result r = read_high(c, gate);
+    enum emulate_result r = emu_read_high(c, gate);
     u8 vector;
 
     if (r != EMULATE_OK)

@@ -2,8 +2,8 @@
 // Copyright (c) 2026 The Nestor authors
 //
 // What the emulator's files share: emulate.c (frame, memory, operands), emulate_alu.c (arithmetic),
-// emulate_ops.c (the instructions and their table), emulate_rare.c, emulate_vector.c and
-// emulate_system.c (more of them).
+// emulate_ops.c (the instructions and their table), emulate_rare.c, emulate_vector.c,
+// emulate_system.c and emulate_selector.c (more of them).
 
 #pragma once
 
@@ -102,6 +102,8 @@ enum emulate_result emu_run_mov_dr(struct emulate_ctx *c);
 enum emulate_result emu_run_invlpg(struct emulate_ctx *c);
 enum emulate_result emu_run_store_table(struct emulate_ctx *c);
 enum emulate_result emu_run_load_table(struct emulate_ctx *c);
+enum emulate_result emu_run_look(struct emulate_ctx *c);
+enum emulate_result emu_run_load_system(struct emulate_ctx *c);
 
 // A canonical address; an access within a segment's limit.
 bool emu_canonical(const struct emulate_ctx *c, u64 address);
@@ -126,6 +128,8 @@ struct segment segment_vm86(u16 selector);
 // Beyond the table's limit: `vector`.
 enum emulate_result emu_read_descriptor(struct emulate_ctx *c, u16 selector, u8 vector,
                                         struct descriptor *d);
+// The upper half of a system descriptor in IA-32e mode; its type field must be 0.
+enum emulate_result emu_read_high(struct emulate_ctx *c, struct descriptor *d);
 // Sets and clears type bits (accessed, busy) of the descriptor in memory too.
 enum emulate_result emu_change_type(struct emulate_ctx *c, struct descriptor *d, u8 set, u8 clear);
 enum emulate_result emu_far_push(struct emulate_ctx *c, struct far_stack *st, u64 value,

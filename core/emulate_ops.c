@@ -928,6 +928,8 @@ const struct emulate_op emulate_op_table[INSN_OP_COUNT] = {
     [INSN_SGDT ... INSN_SIDT] = {emu_run_store_table, X | OP_UMIP},
     [INSN_LGDT ... INSN_LIDT] = {emu_run_load_table, X | OP_CPL0},
     [INSN_SLDT ... INSN_STR] = {emu_run_system, W | OP_UMIP | OP_PROTECTED},
+    [INSN_LLDT ... INSN_LTR] = {emu_run_load_system, S | OP_CPL0 | OP_PROTECTED},
+    [INSN_LAR ... INSN_VERW] = {emu_run_look, S | OP_PROTECTED},
     [INSN_SWAPGS] = {emu_run_system, OP_CPL0 | OP_LONG},
     [INSN_VMCALL ... INSN_INVLPGA] = {emu_run_system, 0},
 };

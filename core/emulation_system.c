@@ -8,6 +8,7 @@
 #include "emulation.h"
 #include <arch/x86/insn.h>
 #include <arch/x86/regs.h>
+#include <nestor/breakpoint.h>
 #include <nestor/cpu.h>
 #include <nestor/device.h>
 #include <nestor/nested.h>
@@ -99,6 +100,16 @@ static enum emulate_result swapgs(struct emulate_ctx *ctx)
     return EMULATE_OK;
 }
 
+// A guest that uses breakpoints has the debug registers to itself from then on.
+static void arm_breakpoints(struct vcpu *vcpu)
+{
+    vcpu->breakpoints = true;
+    for (unsigned i = 0; i < ARRAY_SIZE(vcpu->ctx); i++) {
+        vcpu->ctx[i].ctl.intercepts &= ~(u64)INTERCEPT_DR_WRITE;
+        vcpu->ctx[i].ctl_dirty |= CTL_INTERCEPTS;
+    }
+}
+
 // With DR7.GD each MOV DR is a fault before anything is read or written.
 static enum emulate_result move_dr(struct emulate_ctx *ctx)
 {
@@ -122,6 +133,8 @@ static enum emulate_result move_dr(struct emulate_ctx *ctx)
         *reg = (ctx->src & DR7_WRITABLE) | DR7_FIXED;
     else
         *reg = n == 6 ? (ctx->src & DR6_WRITABLE) | DR6_FIXED : ctx->src;
+    if (n == 7 && ctx->src & DR7_ENABLES)
+        arm_breakpoints(vcpu);
     return EMULATE_OK;
 }
 

@@ -208,7 +208,8 @@ static void take_sipi(struct vcpu *vcpu)
 }
 
 // Without one of these, breakpoints that matched are not enabled.
-#define PENDING_DB (BIT(12) | DR6_BS | DR6_RTM)
+#define PENDING_DBG_ENABLED BIT(12)
+#define PENDING_DB          (PENDING_DBG_ENABLED | DR6_BS | DR6_RTM)
 
 // #DB traps that wait: with MOV SS blocking they wait for the next instruction.
 static bool deliver_pending_debug(struct vcpu *vcpu)
@@ -409,6 +410,12 @@ void vcpu_trap_step(struct vcpu *vcpu)
         (vcpu_state(vcpu, GROUP_DEBUG)->debugctl & DEBUGCTL_BTF))
         return;
     vcpu_modify(vcpu, GROUP_PENDING_DBG)->pending_dbg |= DR6_BS;
+    vcpu->events.debug_check = true;
+}
+
+void vcpu_trap_breakpoints(struct vcpu *vcpu, u64 hits)
+{
+    vcpu_modify(vcpu, GROUP_PENDING_DBG)->pending_dbg |= hits | PENDING_DBG_ENABLED;
     vcpu->events.debug_check = true;
 }
 

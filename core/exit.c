@@ -40,7 +40,7 @@ static void on_io(struct vcpu *vcpu, struct vm_exit *exit)
     u32 value = exit->io.in ? ~0u : (u32)vcpu->gpr[GPR_RAX];
     u64 *rax = &vcpu->gpr[GPR_RAX];
 
-    if (exit->io.string) {
+    if (unlikely(exit->io.string | vcpu->breakpoints)) {
         vcpu_emulate(vcpu, exit);
         return;
     }
@@ -360,6 +360,7 @@ static const exit_handler exit_table[EXIT_KIND_COUNT] = {
     [EXIT_RDMSR] = on_rdmsr,
     [EXIT_WRMSR] = on_wrmsr,
     [EXIT_CR] = on_cr,
+    [EXIT_DR] = vcpu_emulate,
     [EXIT_GDTR_IDTR] = vcpu_emulate,
     [EXIT_LDTR_TR] = vcpu_emulate,
     [EXIT_INVD] = on_nop,

@@ -38,7 +38,7 @@ static void controls_init(struct vcpu *vcpu, struct controls *ctl)
     ctl->intercepts = INTERCEPT_HLT | INTERCEPT_MWAIT | INTERCEPT_MONITOR | INTERCEPT_CR8_READ |
                       INTERCEPT_CR8_WRITE | INTERCEPT_XSETBV | INTERCEPT_TASK_SWITCH |
                       INTERCEPT_RDPMC | INTERCEPT_SVM | INTERCEPT_WBINVD | INTERCEPT_RDPRU |
-                      INTERCEPT_RSM;
+                      INTERCEPT_RSM | INTERCEPT_DR_WRITE;
     // SVM: the #DB that INT1 raises cannot be told from others, whose RIP and DR6 are not its own.
     ctl->intercepts |= INTERCEPT_ICEBP;
     // #DB and #AC delivery can loop inside the CPU for ever, with no exit, if the guest's own

@@ -112,6 +112,7 @@ struct emulate_ctx {
     u8 cpl; // VM86: 3
     u64 cr0, cr4;
     bool long_mode;            // EFER.LMA
+    u64 dr7, hits;             // for ops: breakpoints to look for, DR6 bits of those found
     u32 max_repeat;            // repetitions for one call, 0 = 256
     u8 bytes[INSN_MAX_LENGTH]; // the instruction's first bytes if the hardware gave them
     u8 bytes_count;            // 0: fetched through read_mem

@@ -260,6 +260,9 @@ struct vcpu {
     u8 level;             // 0: L1 or plain guest, 1: L2
     // for the next entry: exit before the guest's first instruction, after an injection
     bool immediate_exit;
+    // DR7 may enable breakpoints: accesses that Nestor makes look for them. Until the guest first
+    // does so, MOV DR exits.
+    bool breakpoints;
     u32 requests; // enum vcpu_request, atomic
     struct vcpu_events events;
 
@@ -397,6 +400,8 @@ static inline void vcpu_inject_ud(struct vcpu *vcpu)
 void vcpu_finish_insn(struct vcpu *vcpu, u64 next_rip);
 // The single-step #DB after an instruction or one repetition of it, if RFLAGS.TF asks for it.
 void vcpu_trap_step(struct vcpu *vcpu);
+// Breakpoints (DR6 bits) that it hit: a trap after it.
+void vcpu_trap_breakpoints(struct vcpu *vcpu, u64 hits);
 // vcpu_finish_insn for an exit's instruction, whose length or next RIP is known (insn_find_length).
 void vcpu_finish_exit(struct vcpu *vcpu, struct vm_exit *exit);
 
