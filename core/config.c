@@ -415,10 +415,38 @@ static void report_strangers(struct parser *p, int root)
     }
 }
 
+// libfdt (1.6) adds up a property's length before it looks at it, so one near 4 GiB leads back into
+// the blob: fdt_check_full takes that for right, or never ends.
+static int check_lengths(const void *dtb)
+{
+    u32 tag;
+
+    for (int at = 0, next; (tag = fdt_next_tag(dtb, at, &next)) != FDT_END; at = next) {
+        const struct fdt_property *property = fdt_offset_ptr(dtb, at, sizeof(*property));
+
+        if (tag == FDT_PROP && (!property || fdt32_to_cpu(property->len) > fdt_totalsize(dtb)))
+            return -FDT_ERR_BADSTRUCTURE;
+    }
+    return 0;
+}
+
+static int check_blob(const void *dtb, u64 size)
+{
+    int error = size > INT32_MAX                   ? -FDT_ERR_BADSTRUCTURE
+                : size < sizeof(struct fdt_header) ? -FDT_ERR_TRUNCATED
+                                                   : fdt_check_header(dtb);
+
+    if (!error && fdt_totalsize(dtb) > size)
+        error = -FDT_ERR_TRUNCATED;
+    if (!error)
+        error = check_lengths(dtb);
+    return error ?: fdt_check_full(dtb, size);
+}
+
 // Returns the offset of /guests.
 static int check_tree(struct parser *p, u64 size)
 {
-    int error = size > INT32_MAX ? -FDT_ERR_BADSTRUCTURE : fdt_check_full(p->dtb, size);
+    int error = check_blob(p->dtb, size);
     int guests;
 
     if (error) {

@@ -247,6 +247,7 @@ void bus_mmio(struct vcpu *vcpu, gpa_t gpa, unsigned size, bool write, u64 *valu
         spin_lock(&machine->lock);
         range->mmio(range->device, vcpu, gpa, size, write, value);
         spin_unlock(&machine->lock);
+        *value &= BITS(8 * size - 1, 0); // whatever else a device has filled in
         return;
     }
     if (!range || gpa + size - 1 < range->first)

@@ -16,7 +16,7 @@ ISO_FLAGS = $(if $(CONFIG),--builtin-config) $(foreach option,$(OPTIONS),--optio
 RUN_DEPS = $(if $(filter bochs%,$(MACHINE)),bochs,run)
 SUB_MAKE = +@$(MAKE) --no-print-directory
 
-.PHONY: run iso guest-files check check-all bench format format-check
+.PHONY: run iso guest-files check check-all fuzz bench format format-check
 
 run:
 	@tests/deps $(RUN_DEPS)
@@ -50,8 +50,13 @@ check-all:
 LEVEL ?= check
 ONLY ?=
 .PHONY: check-built
-check-built: $(BUILD)/nestor unit guests $(BUILD)/system/tiny.elf guest-files
+check-built: $(BUILD)/nestor unit guests fuzz-programs $(BUILD)/system/tiny.elf guest-files
 	@tests/system/check.py --level $(LEVEL) $(if $(ONLY),--only '$(ONLY)')
+
+fuzz:
+	@tests/deps check
+	$(SUB_MAKE) -j2 fuzz-programs guests $(BUILD)/system/tiny.elf
+	@tests/fuzz/run
 
 bench:
 	@tests/deps check
@@ -75,3 +80,4 @@ $(BUILD)/system/tiny.elf: tests/system/tiny.c $(BUILD)/flags
 		-Wl,-Ttext=0x400000,--section-start=.multiboot=0x3ff000,--build-id=none,-z,noexecstack \
 		-Wl,--no-warn-rwx-segments -o $@ $<
 -include tests/bench/build.mk
+-include tests/fuzz/build.mk

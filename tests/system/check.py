@@ -22,6 +22,7 @@ sys.dont_write_bytecode = True
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 
 import badinput  # noqa: E402
+import fuzz  # noqa: E402
 import guests  # noqa: E402
 import life  # noqa: E402
 import linux  # noqa: E402
@@ -79,7 +80,7 @@ def style(log):
 def all_tests(level):
     """(name, seconds it may take about, function), the longest first."""
     tests = unit_tests() + [("style", 5, style)] + runner.tests() + guests.tests(level)
-    tests += linux.tests(level) + badinput.tests() + life.tests()
+    tests += linux.tests(level) + badinput.tests() + life.tests() + fuzz.tests()
     tests += suite.tests()
     return sorted(tests, key=lambda test: -test[1])
 

@@ -342,6 +342,26 @@ static int parse_copy(const void *data, size_t size)
     return result;
 }
 
+// Lengths that lead back into the blob when they are added to an offset in 32 bits.
+static void test_lengths(void **state)
+{
+    static const u32 lengths[] = {0xfffffffd, 0xfffffff4, 0xfffffff0, 0x80000000, 0x7fffffff};
+    int len;
+
+    test_right(state);
+    for (size_t i = 0; i < sizeof(lengths) / sizeof(lengths[0]); i++) {
+        int node = fdt_path_offset(blob, "/guests");
+        int at = fdt_first_property_offset(blob, fdt_first_subnode(blob, node));
+        struct fdt_property *property =
+            (void *)(uintptr_t)fdt_get_property_by_offset(blob, at, &len);
+        fdt32_t before = property->len;
+
+        property->len = cpu_to_fdt32(lengths[i]);
+        assert_int_equal(parse_copy(blob, fdt_totalsize(blob)), -E_INVAL);
+        property->len = before;
+    }
+}
+
 static void test_damaged(void **state)
 {
     static char copy[sizeof(blob)];
@@ -369,7 +389,8 @@ int main(void)
         cmocka_unit_test(test_right),    cmocka_unit_test(test_console_moves),
         cmocka_unit_test(test_mistakes), cmocka_unit_test(test_hide_unknown),
         cmocka_unit_test(test_several),  cmocka_unit_test(test_too_many),
-        cmocka_unit_test(test_trees),    cmocka_unit_test(test_damaged),
+        cmocka_unit_test(test_trees),    cmocka_unit_test(test_lengths),
+        cmocka_unit_test(test_damaged),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);
