@@ -128,13 +128,16 @@ static enum emulate_result move_dr(struct emulate_ctx *ctx)
         ctx->dst = *reg;
         return EMULATE_OK;
     }
+    if (n == 7 && (ctx->src & DR7_ENABLES) && !vcpu->breakpoints) {
+        arm_breakpoints(vcpu);
+        ctx->fault.valid = false; // the guest does it itself: QEMU arms none at VMRUN
+        return EMULATE_FAULT;
+    }
     vcpu_modify(vcpu, n == 7 ? GROUP_DEBUG : GROUP_DR);
     if (n == 7)
         *reg = (ctx->src & DR7_WRITABLE) | DR7_FIXED;
     else
         *reg = n == 6 ? (ctx->src & DR6_WRITABLE) | DR6_FIXED : ctx->src;
-    if (n == 7 && ctx->src & DR7_ENABLES)
-        arm_breakpoints(vcpu);
     return EMULATE_OK;
 }
 

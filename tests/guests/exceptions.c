@@ -205,6 +205,28 @@ static void test_page_faults(void)
     write_cr3(read_cr3());
 }
 
+// PKRU is for user pages: those that each level lets CPL 3 to (SDM vol. 3 "Protection Keys").
+static void test_protection_keys(void)
+{
+    char *at = (char *)(4ull << 39) + 0x123;
+
+    if (!(cpuid(7, 0).ecx & BIT(3))) {
+        report_skip("protection keys");
+        return;
+    }
+    write_cr4(read_cr4() | CR4_PKE);
+    __asm__ volatile("wrpkru" : : "a"(1 << 2), "c"(0), "d"(0)); // key 1: no access
+    page_entry(BIT(59) | 7);
+    check_fault("protection key", try(read, at), at, PF_P | PF_PK);
+    page_entry(BIT(59) | 3);
+    // newer Bochs (3.x head) looks at the key of a supervisor page, too
+    report_cpu(MACHINE_BOCHS, try(read, at) == NO_TRAP, "no protection key on a supervisor page");
+    __asm__ volatile("wrpkru" : : "a"(0), "c"(0), "d"(0));
+    write_cr4(read_cr4() & ~(u64)CR4_PKE);
+    pml4[4] = 0;
+    write_cr3(read_cr3());
+}
+
 static void test_accessed_dirty(void)
 {
     char *at = (char *)(4ull << 39) + 0x123;
@@ -287,6 +309,7 @@ void guest_main(void)
     test_invalid_tss();
     test_addresses();
     test_page_faults();
+    test_protection_keys();
     test_accessed_dirty();
     test_int_n();
     test_double_fault();
