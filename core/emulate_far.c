@@ -424,9 +424,10 @@ static enum emulate_result call_inner(struct emulate_ctx *c, const struct descri
     if (r == EMULATE_OK)
         r = emu_change_type(c, d, DESCRIPTOR_ACCESSED, 0);
     cs.access |= DESCRIPTOR_ACCESSED;
+    if (r != EMULATE_OK)
+        return r;
     c->cpl = (u8)level;
-    if (r == EMULATE_OK)
-        r = far_pushes(c, &st, outer, 2, size);
+    r = far_pushes(c, &st, outer, 2, size);
     if (r == EMULATE_OK)
         r = far_pushes(c, &st, parameters, count, size);
     if (r == EMULATE_OK)
