@@ -27,7 +27,7 @@ enum emulate_result {
     // All is done and committed: the front end, or an operation, has made it an exit to L1, or an
     // owner of system registers has executed it.
     EMULATE_INTERCEPTED,
-    EMULATE_UNHANDLED,   // not known here, or an operation refused it
+    EMULATE_UNHANDLED, // not known here, or an operation refused it
 };
 
 // What a memory operation is for. READ_MODIFY needs write permission, as the CPU's does.

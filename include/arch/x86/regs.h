@@ -73,17 +73,17 @@
 
 #define DR6_FIXED \
     0xffff0ff0ull // bits that read 1 (incl. the inverted BLD and RTM when they do not apply)
-#define DR6_B(n)  BIT(n)
-#define DR6_BLD   BIT(11)
-#define DR6_BD    BIT(13)
-#define DR6_BS    BIT(14)
-#define DR6_BT    BIT(15)
-#define DR6_RTM   BIT(16)
+#define DR6_B(n)     BIT(n)
+#define DR6_BLD      BIT(11)
+#define DR6_BD       BIT(13)
+#define DR6_BS       BIT(14)
+#define DR6_BT       BIT(15)
+#define DR6_RTM      BIT(16)
 #define DR6_WRITABLE (DR6_B(0) | DR6_B(1) | DR6_B(2) | DR6_B(3) | DR6_BD | DR6_BS | DR6_BT)
-#define DR7_FIXED 0x400ull
+#define DR7_FIXED    0x400ull
 #define DR7_WRITABLE (BITS(9, 0) | DR7_GD | BITS(31, 16))
-#define DR7_GD    BIT(13)
-#define DR7_LOCAL (BIT(0) | BIT(2) | BIT(4) | BIT(6) | BIT(8)) // L0 to L3, LE
+#define DR7_GD       BIT(13)
+#define DR7_LOCAL    (BIT(0) | BIT(2) | BIT(4) | BIT(6) | BIT(8)) // L0 to L3, LE
 
 #define DEBUGCTL_LBR BIT(0)
 #define DEBUGCTL_BTF BIT(1)
