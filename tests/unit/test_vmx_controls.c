@@ -110,6 +110,25 @@ static void test_intercepts(void **state)
         0);
 }
 
+// What a CPU lacks, and what is off for a guest that is not offered it.
+static void test_isa(void **state)
+{
+    struct vmx_controls controls, none = {0};
+
+    (void)state;
+    assert_int_equal(vmx_controls_negotiate(everything, &controls, note_missing), 0);
+    assert_int_equal(vmx_controls_lacks(&controls), 0);
+    assert_int_equal(vmx_controls_lacks(&none), ISA_ALL);
+    controls.base[CONTROL_EXIT] &= ~(u32)EXIT_CTL_LOAD_CET; // one of CET's two
+    controls.base[CONTROL_SECONDARY] &= ~(u32)SECONDARY_XSAVES;
+    assert_int_equal(vmx_controls_lacks(&controls), ISA_CET | ISA_XSAVES);
+    assert_int_equal(vmx_secondary_disabled(0), 0);
+    assert_int_equal(vmx_secondary_disabled(ISA_CET), 0);
+    assert_int_equal(vmx_secondary_disabled(ISA_RDTSCP | ISA_INVPCID | ISA_XSAVES | ISA_USER_WAIT),
+                     SECONDARY_RDTSCP | SECONDARY_INVPCID | SECONDARY_XSAVES |
+                         SECONDARY_USER_WAIT_PAUSE);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -117,6 +136,7 @@ int main(void)
         cmocka_unit_test(test_missing),
         cmocka_unit_test(test_must_be_one),
         cmocka_unit_test(test_intercepts),
+        cmocka_unit_test(test_isa),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);
