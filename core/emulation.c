@@ -27,7 +27,7 @@ static u32 walk_bits(const struct emulate_ctx *ctx, unsigned access)
     u32 walk = bits[access & 3];
 
     if (access & EMULATE_SUPERVISOR)
-        return walk | (ctx->cpl == 3 ? WALK_IMPLICIT : 0);
+        return walk | WALK_IMPLICIT;
     return walk | (ctx->cpl == 3 ? WALK_USER : 0);
 }
 

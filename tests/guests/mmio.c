@@ -61,6 +61,11 @@ struct state case_state;
 #define CASE(text)    CASE_FLAGS(text, "0x8c5")
 #define CASE_CF(text) CASE_FLAGS(text, "0x41") // the others are undefined
 
+#define CASE_ZF(text) CASE_FLAGS(text, "0x40")
+// Above the flags: what the CPU needs for it, as in XCR0.
+#define CASE_AVX(text)    CASE_FLAGS(text, "0x4000008c5")
+#define CASE_AVX512(text) CASE_FLAGS(text, "0xe4000008c5")
+
 // clang-format off
 // Widths and directions. R8, RSI, RDI, RBP, R12, R13 and FS's base point into the window, RCX is 3.
 CASE("mov %al, (%r8)") CASE("mov %ax, (%r8)") CASE("mov %eax, (%r8)") CASE("mov %rax, (%r8)")
@@ -122,9 +127,45 @@ CASE("lea 0x40, %rsi; rep movsb %fs:(%rsi), %es:(%rdi)") CASE("xor %ecx, %ecx; r
 CASE("stosb") CASE("stosw") CASE("stosl") CASE("stosq") CASE("rep stosb") CASE("rep stosl") CASE("rep stosq")
 CASE("std; rep stosw; cld") CASE("xor %ecx, %ecx; rep stosb")
 CASE("lodsb") CASE("lodsw") CASE("lodsl") CASE("lodsq") CASE("rep lodsb")
+// Rarer ones.
+CASE_ZF("bsf (%r8), %eax") CASE_ZF("bsr (%r8), %rax") CASE_ZF("bsf (%r8), %ax") CASE("mov %r8, %rbx; xlat")
+CASE("mov %rsp, %r9; lea 0x80(%r8), %rsp; mov %rsp, %rbp; enter $8, $3; leave; mov %r9, %rsp; xor %r9d, %r9d") CASE("lock cmpxchg8b (%r8)") CASE("cmpxchg8b 8(%r8)")
+CASE("mov (%r8), %rax; mov 8(%r8), %rdx; lock cmpxchg16b (%r8)") CASE("cmpxchg16b 16(%r8)")
+CASE("movnti %rax, (%r8)") CASE("smsw (%r8)") CASE("sidt (%r8)") CASE("sgdt 2(%r8)") CASE("str (%r8)")
+CASE("sldt (%r8)") CASE("sgdt (%r8); lgdt (%r8)") CASE("sidt 6(%r8); lidt 6(%r8)")
+CASE("smsw %ax; mov %ax, (%r8); lmsw (%r8)") CASE("mov %ss, (%r8)") CASE("movw $0x10, (%r8); mov (%r8), %es")
+CASE_FLAGS("movw $0x10, (%r8); lar (%r8), %eax; setz %bl; and $0xf0ff00, %eax", "0") CASE_ZF("movw $0x10, (%r8); lsl (%r8), %rax")
+CASE_ZF("movw $0x8, (%r8); verr (%r8)") CASE_ZF("movw $0x8, (%r8); verw (%r8)") CASE_ZF("movw $0xfff0, (%r8); lar (%r8), %eax")
+// Vector registers, as memory shows them.
+#define SHOW0 "; movups %xmm0, scratch(%rip)"
+#define LOADED(insn) CASE("movups scratch+16(%rip), %xmm0; " insn ", %xmm0" SHOW0)
+#define STORED(insn) CASE("movups scratch+9(%rip), %xmm0; " insn)
+LOADED("movups 1(%r8)") LOADED("movupd 2(%r8)") LOADED("movaps (%r8)") LOADED("movapd 16(%r8)") LOADED("movdqa (%r8)")
+LOADED("movdqu 3(%r8)") LOADED("movss (%r8)") LOADED("movsd (%r8)") LOADED("movlps (%r8)") LOADED("movhps 8(%r8)")
+LOADED("movlpd (%r8)") LOADED("movhpd 8(%r8)") LOADED("movd (%r8)") LOADED("movq (%r8)") LOADED("rex.w movd (%r8)")
+LOADED("movups 0xfb8(%r8)")
+STORED("movups %xmm0, 1(%r8)") STORED("movupd %xmm0, 2(%r8)") STORED("movaps %xmm0, (%r8)") STORED("movdqa %xmm0, 16(%r8)")
+STORED("movdqu %xmm0, 3(%r8)") STORED("movss %xmm0, (%r8)") STORED("movsd %xmm0, (%r8)") STORED("movlps %xmm0, (%r8)")
+STORED("movhps %xmm0, (%r8)") STORED("movlpd %xmm0, (%r8)") STORED("movhpd %xmm0, (%r8)") STORED("movd %xmm0, (%r8)")
+STORED("movq %xmm0, (%r8)") STORED("movntps %xmm0, (%r8)") STORED("movntpd %xmm0, (%r8)") STORED("movntdq %xmm0, (%r8)")
+STORED("movups %xmm0, 0xfb8(%r8)")
+CASE("movups 1(%r8), %xmm11; movdqu %xmm11, 17(%r8)")
+CASE("movq (%r8), %mm3; movq %mm3, scratch(%rip); emms") CASE("movq scratch(%rip), %mm2; movq %mm2, 8(%r8); emms")
+CASE("movd (%r8), %mm1; movntq %mm1, 8(%r8); movd %mm1, (%r8); emms")
+CASE("fnstcw (%r8); fldcw (%r8)") CASE("fnstsw (%r8)") CASE("fildl (%r8); fistpll 8(%r8)") CASE("flds (%r8); fstpl 8(%r8)")
+CASE("fldpi; fstpt (%r8); fldt (%r8); fstps scratch(%rip)") CASE("fld1; faddl 8(%r8); fiadds (%r8); fstpl scratch(%rip)")
+CASE("fildq (%r8); fbstp 16(%r8); fbld 16(%r8); fistps (%r8)")
+CASE_AVX("vmovups (%r8), %ymm1; vmovups %ymm1, scratch(%rip)") CASE_AVX("vmovdqu scratch(%rip), %ymm9; vmovdqu %ymm9, 1(%r8)")
+CASE_AVX("vmovups scratch(%rip), %ymm1; vmovups 1(%r8), %xmm1; vmovups %ymm1, scratch(%rip)")
+CASE_AVX("vmovups scratch(%rip), %ymm1; movups 1(%r8), %xmm1; vmovups %ymm1, scratch(%rip)")
+CASE_AVX("vmovups scratch(%rip), %ymm1; vmovlps (%r8), %xmm1, %xmm2; vmovups %ymm2, scratch(%rip)")
+CASE_AVX("vmovups scratch(%rip), %ymm1; vmovhpd (%r8), %xmm1, %xmm12; vmovups %ymm12, scratch(%rip)")
+CASE_AVX("vmovd (%r8), %xmm1; vmovq 8(%r8), %xmm2; vmovss %xmm1, 16(%r8); vmovsd %xmm2, 24(%r8)")
+CASE_AVX("vmovaps (%r8), %xmm3; vmovntdq %xmm3, 16(%r8)") CASE_AVX("vlddqu 5(%r8), %ymm4; vmovdqu %ymm4, scratch(%rip)")
+CASE_AVX512("vmovups scratch(%rip), %zmm20; vmovdqu64 %zmm20, (%r8)") CASE_AVX512("vmovdqu32 64(%r8), %ymm17; vmovups %zmm17, scratch(%rip)")
     // clang-format on
 
-    u8 scratch[64];
+    u8 scratch[64] __attribute__((aligned(16)));
 
 static void map_window(u64 behind)
 {
@@ -192,11 +233,32 @@ static bool same(const struct test_case *c, u64 flags)
     return true;
 }
 
+// What XCR0 holds then: everything that MOVs of this test can use.
+static u64 enable_vectors(void)
+{
+    u64 have = XCR0_X87 | XCR0_SSE;
+
+    write_cr0(read_cr0() & ~(CR0_EM | CR0_TS));
+    write_cr4(read_cr4() | CR4_OSFXSR);
+    __asm__ volatile("fninit");
+    if (!(cpuid(1, 0).ecx & BIT(26)))
+        return have;
+    write_cr4(read_cr4() | CR4_OSXSAVE);
+    have |= cpuid(0xd, 0).eax & (XCR0_AVX | BITS(7, 5));
+    xsetbv(0, have);
+    return have;
+}
+
 static void test_cases(void)
 {
+    u64 have = enable_vectors();
+
     msr_write(MSR_FS_BASE, WINDOW);
     for (const struct test_case *c = cases_start; c < cases_end; c++)
-        report(same(c, 0) && same(c, FLAGS), "%s", c->text);
+        if (c->flags >> 32 & ~have)
+            report_skip("%s", c->text);
+        else
+            report(same(c, 0) && same(c, FLAGS), "%s", c->text);
 }
 
 // --- the local APIC: 32-bit accesses on 16-byte boundaries ---
@@ -260,6 +322,49 @@ static void user_read(void *unused)
     (void)*(volatile u32 *)WINDOW;
 }
 
+#define AT_WINDOW(name, insn)                                                    \
+    static void name(void *offset)                                               \
+    {                                                                            \
+        __asm__ volatile(insn : : "r"(WINDOW + (u64)offset) : "memory");         \
+    }
+AT_WINDOW(load_aligned, "movaps (%0), %%xmm0")
+AT_WINDOW(load_any, "movups (%0), %%xmm0")
+AT_WINDOW(store_aligned, "movntdq %%xmm0, (%0)")
+AT_WINDOW(load_mmx, "movq (%0), %%mm0; emms")
+AT_WINDOW(load_x87, "fildl (%0); fstp %%st(0)")
+AT_WINDOW(exchange_16, "lock cmpxchg16b (%0)")
+AT_WINDOW(user_sgdt, "sgdt (%0)")
+
+// Exception classes 1, 4 and 5 of SDM volume 2 section 2.4, with the operand behind MMIO.
+static void test_vector_faults(void)
+{
+    u64 cr0 = read_cr0(), cr4 = read_cr4();
+
+    report(try(load_aligned, (void *)8) == VECTOR_GP && last_trap.error == 0,
+           "MOVAPS not aligned: #GP(0)");
+    report(try(store_aligned, (void *)4) == VECTOR_GP, "MOVNTDQ not aligned: #GP(0)");
+    report(try(exchange_16, (void *)8) == VECTOR_GP, "CMPXCHG16B not aligned: #GP(0)");
+    report(try(load_any, (void *)8) == NO_TRAP, "MOVUPS not aligned: no fault");
+    write_cr0(cr0 | CR0_TS);
+    report(try(load_any, NULL) == VECTOR_NM, "MOVUPS with CR0.TS: #NM");
+    report(try(load_x87, NULL) == VECTOR_NM, "FILD with CR0.TS: #NM");
+    write_cr0(cr0 | CR0_EM);
+    report(try(load_any, NULL) == VECTOR_UD, "MOVUPS with CR0.EM: #UD");
+    report(try(load_mmx, NULL) == VECTOR_UD, "MOVQ to MMX with CR0.EM: #UD");
+    report(try(load_x87, NULL) == VECTOR_NM, "FILD with CR0.EM: #NM");
+    write_cr0(cr0);
+    write_cr4(cr4 & ~CR4_OSFXSR);
+    report(try(load_any, NULL) == VECTOR_UD, "MOVUPS without CR4.OSFXSR: #UD");
+    write_cr4(cr4);
+    if (!(cpuid(7, 0).ecx & BIT(2)))
+        return;
+    write_cr4(cr4 | CR4_UMIP);
+    report(try_user(user_sgdt, NULL) == VECTOR_GP, "SGDT at CPL 3 with CR4.UMIP: #GP");
+    report(try(user_sgdt, NULL) == NO_TRAP, "at CPL 0: none");
+    write_cr4(cr4);
+    report(try_user(user_sgdt, NULL) == USER_RETURN, "SGDT at CPL 3 without: none");
+}
+
 static void test_faults(void)
 {
     u8 *end = map_half(pages(1)) + PAGE_SIZE;
@@ -299,5 +404,6 @@ void guest_main(void)
         return;
     }
     test_cases();
+    test_vector_faults();
     test_faults();
 }
