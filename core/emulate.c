@@ -30,11 +30,21 @@ enum emulate_result emu_intercept(struct emulate_ctx *c, enum emulate_point poin
 
 // --- segmentation ---
 
-bool emu_canonical(const struct emulate_ctx *c, u64 address)
+static bool canonical(u64 address, bool wide)
 {
-    unsigned unused = c->cr4 & CR4_LA57 ? 64 - 57 : 64 - 48;
+    unsigned unused = wide ? 64 - 57 : 64 - 48;
 
     return (u64)((s64)(address << unused) >> unused) == address;
+}
+
+bool emu_canonical(const struct emulate_ctx *c, u64 address)
+{
+    return canonical(address, c->cr4 & CR4_LA57);
+}
+
+bool emu_canonical_base(const struct emulate_ctx *c, u64 address)
+{
+    return canonical(address, c->la57);
 }
 
 static u64 linear_wrap(const struct emulate_ctx *c, u64 address)

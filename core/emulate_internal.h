@@ -107,6 +107,9 @@ enum emulate_result emu_run_load_system(struct emulate_ctx *c);
 
 // A canonical address; an access within a segment's limit.
 bool emu_canonical(const struct emulate_ctx *c, u64 address);
+// What a base in a system register may be: by the widest addresses that the CPU has, whatever
+// CR4.LA57 says.
+bool emu_canonical_base(const struct emulate_ctx *c, u64 address);
 bool emu_limit_allows(const struct segment *s, u64 offset, unsigned size);
 
 // --- emulate_far.c ---

@@ -99,7 +99,7 @@ enum emulate_result emu_run_load_system(struct emulate_ctx *c)
     if (vector)
         return emu_raise_selector(c, vector, selector);
     r = emu_read_high(c, &d);
-    if (r == EMULATE_OK && c->long_mode && !emu_canonical(c, descriptor_segment(&d).base))
+    if (r == EMULATE_OK && c->long_mode && !emu_canonical_base(c, descriptor_segment(&d).base))
         return emu_raise_selector(c, VECTOR_GP, selector);
     if (r == EMULATE_OK && task)
         r = emu_change_type(c, &d, DESCRIPTOR_TSS_BUSY, 0);

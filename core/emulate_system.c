@@ -81,7 +81,7 @@ enum emulate_result emu_run_load_table(struct emulate_ctx *c)
     memcpy(&c->src, value + 2, 8);
     if (!insn_mode_is_64(c->mode) && c->insn.opsize == 2)
         c->src &= 0xffffff;
-    if (!emu_canonical(c, c->src))
+    if (!emu_canonical_base(c, c->src))
         return raise_gp0(c);
     return emu_run_system(c);
 }

@@ -308,6 +308,7 @@ static void prepare(struct vcpu *vcpu, struct emulate_ctx *ctx, struct emulate_r
     ctx->cpl = (u8)vcpu_cpl(vcpu);
     ctx->cr0 = s->cr0;
     ctx->cr4 = s->cr4;
+    ctx->la57 = vcpu->cr4_allowed & CR4_LA57;
     ctx->long_mode = s->efer & EFER_LMA;
     ctx->shadow = ctx->seg_loaded = 0;
     ctx->unblock_nmi = ctx->switched = ctx->task_trap = false;

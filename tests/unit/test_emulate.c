@@ -396,6 +396,16 @@ static void test_canonical(void **state)
     assert_int_equal(regs.gpr[0], 0x77);
     done(RUN("\x8b\x03"), 2);
     assert_int_equal(regs.gpr[0], 0x88);
+    // LGDT goes by what the CPU has, whatever CR4.LA57 says
+    begin(INSN_MODE_64);
+    regs.gpr[3] = DATA;
+    store(DATA + 2, 1ull << 50, 8);
+    assert_fault(RUN("\x0f\x01\x13"), VECTOR_GP, 0);
+    ctx.cr4 = CR4_LA57;
+    assert_fault(RUN("\x0f\x01\x13"), VECTOR_GP, 0);
+    ctx.cr4 = 0;
+    ctx.la57 = true;
+    assert_int_equal(RUN("\x0f\x01\x13"), EMULATE_UNHANDLED); // no system operations here
 }
 
 static void test_alignment_check(void **state)
