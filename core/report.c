@@ -146,3 +146,15 @@ void vcpu_report(struct vcpu *vcpu)
     report_history(vcpu);
     backend->report(vcpu);
 }
+
+void vcpu_log_exits(const struct vcpu *vcpu)
+{
+    char text[300] = "";
+    size_t used = 0;
+
+    for (unsigned kind = 0; kind < EXIT_KIND_COUNT && used < sizeof(text) - 48; kind++)
+        if (vcpu->exit_counts[kind])
+            used += (size_t)fmt_snprintf(text + used, sizeof(text) - used, " %s %llu",
+                                         exit_kind_names[kind], LLU(vcpu->exit_counts[kind]));
+    log_info("guest %s: vCPU %u: exits%s", vcpu->vm->config->name, vcpu->id, text);
+}

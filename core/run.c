@@ -12,6 +12,7 @@
 #include <nestor/run.h>
 #include <nestor/tlb.h>
 #include <nestor/time.h>
+#include <nestor/vm_life.h>
 
 void vcpu_post(struct vcpu *vcpu, u32 requests)
 {
@@ -148,7 +149,7 @@ void vcpu_run(struct vcpu *vcpu)
     for (;;) {
         follow_deadline(vcpu); // first, since what is due posts requests
         if (unlikely(__atomic_load_n(&vcpu->requests, __ATOMIC_RELAXED)) && !take_requests(vcpu))
-            return;
+            break;
         events_prepare(vcpu);
         if (unlikely(vcpu->cur->state.activity != ACTIVITY_ACTIVE)) {
             wait_while_halted(vcpu);
@@ -162,4 +163,5 @@ void vcpu_run(struct vcpu *vcpu)
             continue;
         exit_handle(vcpu, &exit);
     }
+    vcpu_log_exits(vcpu);
 }

@@ -23,3 +23,5 @@ void vm_ended(u32 id, u32 status);
 // Logs registers, bytes at RIP, the last exits and the back end's raw control structure. On the
 // vCPU's own pCPU.
 void vcpu_report(struct vcpu *vcpu);
+// Logs how many exits of which kind there have been, since the VM was made.
+void vcpu_log_exits(const struct vcpu *vcpu);
