@@ -156,7 +156,7 @@ step_iret: // NT is set, and the main TSS's link leads to a TSS that is not busy
 	mov %eax, seen_gs
 	incl seen_count
 	.endm
-	.globl sub_iret, sub_jmp, sub_fault, sub16
+	.globl sub_iret, sub_jmp, sub_fault, sub_abandon, sub16
 sub_iret:
 	SEE
 	iretl
@@ -171,6 +171,11 @@ sub_fault:
 	addl $2, main_tss + 32 // over the MOV
 	iretl
 	jmp sub_fault
+sub_abandon: // instead of the task that could not begin
+	pop seen_error
+	incl seen_count
+	andb $~2, gdt32 + MAIN + 5
+	ljmp $MAIN, $0
 sub16:
 	SEE
 	iretl
@@ -207,7 +212,7 @@ sub16:
 	.data
 	.balign 4
 gdt32_pointer:
-	.word 0x9f
+	.word 0xaf
 	.long gdt32
 idt32_pointer:
 	.word 0x7ff

@@ -16,6 +16,8 @@ enum {
     SHORT = 0x80,
     LDT = 0x88,
     CODE_SUB16 = 0x90,
+    DATA_ABSENT = 0x98,
+    FIX = 0xa0,
     FAR_BEYOND = 0x1230,
     BUSY = 2,
     STACK16 = 0x6000,
@@ -35,9 +37,9 @@ struct tss16 {
 };
 _Static_assert(sizeof(struct tss16) == 44, "SDM");
 
-u64 gdt32[20], idt32[256];
+u64 gdt32[22], idt32[256];
 struct tss32 main_tss;
-static struct tss32 sub_tss;
+static struct tss32 sub_tss, fix_tss;
 static struct tss16 sub16_tss;
 static u64 ldt[4];
 static u32 stack[256];
@@ -45,7 +47,7 @@ static u32 stack[256];
 void task_run(u32 step, u32 cr3, u32 cr4);
 extern char step_call[], step_gate[], step_jmp[], step_int[], step_int3[], step_fault[],
     step_call16[], step_absent[], step_short[], step_busy[], step_iret[];
-extern char sub_iret[], sub_jmp[], sub_fault[], sub16[];
+extern char sub_iret[], sub_jmp[], sub_fault[], sub_abandon[], sub16[];
 extern char on_db[], on_ts[], on_np[], on_ss[], on_gp[];
 extern volatile u32 seen_esp, seen_eax, seen_flags, seen_tr, seen_cr0, seen_cr3, seen_ldt, seen_gs,
     seen_count, seen_error, seen_vector, fault_tr, fault_dr6, skip, main_cr3, main_lost, main_tr,
@@ -87,6 +89,8 @@ static void prepare(const char *eip)
     gdt32[SHORT / 8] = descriptor(at(&sub_tss), 102, 0x89);
     gdt32[LDT / 8] = descriptor(at(ldt), sizeof(ldt) - 1, 0x82);
     gdt32[CODE_SUB16 / 8] = descriptor(at(sub16), 0xffff, 0x9b) | BIT(54);
+    gdt32[DATA_ABSENT / 8] = gdt[DATA / 8] & ~BIT(47);
+    gdt32[FIX / 8] = descriptor(at(&fix_tss), 103, 0x89);
     ldt[1] = gdt[DATA / 8] & ~BIT(40); // not accessed yet
     memset(&main_tss, 0, sizeof(main_tss));
     main_tss.cr3 = cr3;
@@ -245,17 +249,51 @@ static void test_new_task(void)
     } cases[] = {
         {"DS beyond the GDT", FAR_BEYOND, 10},
         {"DS is a TSS", SUB16, 10},
-        {"DS absent", 0x98, 11},
+        {"DS absent", DATA_ABSENT, 11},
     };
 
     for (unsigned i = 0; i < ARRAY_SIZE(cases); i++) {
         prepare(sub_iret);
-        gdt32[0x98 / 8] = gdt[DATA / 8] & ~BIT(47);
         sub_tss.ds = cases[i].selector;
         run(step_call);
         check_fault(cases[i].name, cases[i].vector, cases[i].selector, SUB);
         report(seen_count == 1 && seen_tr == SUB && main_tr == MAIN && !main_lost, "%s: %s: and on",
                mode, cases[i].name);
+    }
+}
+
+// Where CS, SS or the LDT is bad the new task can't take the fault itself: a third one does.
+static void test_no_task(void)
+{
+    static const struct {
+        const char *name;
+        u32 cs, ss, ldt, error;
+    } cases[] = {
+        {"CS null", 0, DATA, 0, 0},
+        {"CS is data", DATA, DATA, 0, DATA},
+        {"CS for another level", CODE32 | 3, USER_DATA, 0, CODE32},
+        {"SS null", CODE32, 0, 0, 0},
+        {"SS is code", CODE32, CODE32, 0, CODE32},
+        {"SS absent", CODE32, DATA_ABSENT, 0, DATA_ABSENT},
+        {"LDT is data", CODE32, DATA, DATA, DATA},
+    };
+
+    for (unsigned i = 0; i < ARRAY_SIZE(cases); i++) {
+        prepare(sub_iret);
+        sub_tss.gs = 0;
+        fix_tss = sub_tss;
+        fix_tss.eip = at(sub_abandon);
+        fix_tss.ldt = 0;
+        sub_tss.ds = sub_tss.es = 0;
+        sub_tss.cs = cases[i].cs;
+        sub_tss.ss = cases[i].ss;
+        sub_tss.ldt = cases[i].ldt;
+        idt32[10] = idt32[12] = gate(FIX, 0, 0x85);
+        run(step_call);
+        report(seen_count == 1 && seen_error == cases[i].error && fix_tss.link == SUB,
+               "%s: %s: error %#x, in task %#x", mode, cases[i].name, seen_error, fix_tss.link);
+        report(sub_tss.eip == at(sub_iret) && sub_tss.eax == MARK && main_tr == MAIN && !main_lost,
+               "%s: %s: stored as it was loaded", mode, cases[i].name);
     }
 }
 
@@ -288,10 +326,12 @@ static void test_all(const char *name, u32 main_table, u32 sub_table, u32 featur
     test_16();
     test_trap();
     test_refused();
-    if (cpu_machine() != MACHINE_QEMU)
+    if (cpu_machine() != MACHINE_QEMU) {
         test_new_task();
-    else
+        test_no_task();
+    } else {
         report_skip("QEMU does not end a switch that faults in the new task");
+    }
 }
 
 void guest_main(void)
