@@ -47,9 +47,48 @@ static const struct {
             {"the keyboard controller", reset_keyboard},
             {"port 92h", reset_port92}};
 
+// MSRs of features by their bit in CPUID leaf 7's ECX, each 0 after a reset.
+static const struct {
+    u32 bit, msr;
+    u64 value;
+} features[] = {{BIT(31), MSR_PKRS, 0x10},
+                {BIT(7), MSR_PL0_SSP + 2, 0x1000},
+                {BIT(7), MSR_U_CET, 0x10},
+                {BIT(7), MSR_S_CET, 0x10},
+                {BIT(5), MSR_UMWAIT_CONTROL, 100000}};
+
+static void disturb_features(void)
+{
+    u32 offered = cpuid(7, 0).ecx;
+
+    for (unsigned i = 0; i < ARRAY_SIZE(features); i++)
+        if (offered & features[i].bit)
+            msr_write(features[i].msr, features[i].value);
+    if (!(offered & BIT(3)))
+        return;
+    write_cr4(read_cr4() | CR4_PKE);
+    __asm__ volatile(".byte 0x0f, 0x01, 0xef" : : "a"(0x10), "c"(0), "d"(0) : "memory"); // WRPKRU
+}
+
+static void check_features(const char *way)
+{
+    u32 offered = cpuid(7, 0).ecx;
+    bool clean = true;
+
+    for (unsigned i = 0; i < ARRAY_SIZE(features); i++)
+        clean &= !(offered & features[i].bit) || msr_read(features[i].msr) == 0;
+    if (offered & BIT(3)) {
+        clean &= !(read_cr4() & CR4_PKE);
+        write_cr4(read_cr4() | CR4_PKE);
+        clean &= rdpkru() == 0;
+    }
+    report(clean, "after a reset by %s: PKRU and the MSRs of features are reset", way);
+}
+
 // What a reset must undo.
 static void disturb(void)
 {
+    disturb_features();
     apic_write(APIC_TPR, 0x80);
     apic_write(APIC_LVT_TIMER, 0x20051);
     apic_write(APIC_TIMER_INITIAL, 100000);
@@ -68,6 +107,7 @@ static void check_state(const char *way)
     report(ioapic_read(0x10 + 2 * 5) & BIT(16), "after a reset by %s: the IOAPIC is reset", way);
     report(read_dr0() == 0 && read_dr7() == DR7_FIXED && msr_read(MSR_LSTAR) == 0,
            "after a reset by %s: DRs and MSRs are reset", way);
+    check_features(way);
 }
 
 void guest_main(void)
