@@ -3,7 +3,7 @@
 //
 // What the emulator's files share: emulate.c (frame, memory, operands), emulate_alu.c (arithmetic),
 // emulate_ops.c (the instructions and their table), emulate_rare.c, emulate_vector.c,
-// emulate_system.c and emulate_selector.c (more of them).
+// emulate_system.c, emulate_selector.c and emulate_syscall.c (more of them).
 
 #pragma once
 
@@ -103,6 +103,10 @@ enum emulate_result emu_run_invlpg(struct emulate_ctx *c);
 enum emulate_result emu_run_store_table(struct emulate_ctx *c);
 enum emulate_result emu_run_load_table(struct emulate_ctx *c);
 enum emulate_result emu_run_look(struct emulate_ctx *c);
+enum emulate_result emu_run_syscall(struct emulate_ctx *c);
+enum emulate_result emu_run_sysret(struct emulate_ctx *c);
+enum emulate_result emu_run_sysenter(struct emulate_ctx *c);
+enum emulate_result emu_run_sysexit(struct emulate_ctx *c);
 enum emulate_result emu_run_load_system(struct emulate_ctx *c);
 
 // A canonical address; an access within a segment's limit.

@@ -930,6 +930,10 @@ const struct emulate_op emulate_op_table[INSN_OP_COUNT] = {
     [INSN_SLDT ... INSN_STR] = {emu_run_system, W | OP_UMIP | OP_PROTECTED},
     [INSN_LLDT ... INSN_LTR] = {emu_run_load_system, S | OP_CPL0 | OP_PROTECTED},
     [INSN_LAR ... INSN_VERW] = {emu_run_look, S | OP_PROTECTED},
+    [INSN_SYSCALL] = {emu_run_syscall, OP_CET},
+    [INSN_SYSRET] = {emu_run_sysret, OP_CET},
+    [INSN_SYSENTER] = {emu_run_sysenter, OP_CET},
+    [INSN_SYSEXIT] = {emu_run_sysexit, OP_CET},
     [INSN_SWAPGS] = {emu_run_system, OP_CPL0 | OP_LONG},
     [INSN_VMCALL ... INSN_INVLPGA] = {emu_run_system, 0},
 };

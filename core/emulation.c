@@ -277,6 +277,7 @@ static const struct emulate_ops ops = {
     .x87 = op_x87,
     .x87_status = op_x87_status,
     .xcr0 = op_xcr0,
+    .msr = op_msr,
 };
 
 // DR7 if it enables one, else 0; DR0 to DR3 are in the model then.
@@ -309,6 +310,7 @@ static void prepare(struct vcpu *vcpu, struct emulate_ctx *ctx, struct emulate_r
     ctx->cr0 = s->cr0;
     ctx->cr4 = s->cr4;
     ctx->la57 = vcpu->cr4_allowed & CR4_LA57;
+    ctx->amd = backend == &svm_backend;
     ctx->long_mode = s->efer & EFER_LMA;
     ctx->shadow = ctx->seg_loaded = 0;
     ctx->unblock_nmi = ctx->switched = ctx->task_trap = false;

@@ -14,3 +14,4 @@ void op_vector(struct emulate_ctx *ctx, enum emulate_bank bank, unsigned n, bool
 void op_x87(struct emulate_ctx *ctx, unsigned opcode, unsigned reg, void *buf);
 u16 op_x87_status(struct emulate_ctx *ctx);
 u64 op_xcr0(struct emulate_ctx *ctx);
+u64 op_msr(struct emulate_ctx *ctx, u32 msr);

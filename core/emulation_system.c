@@ -242,3 +242,11 @@ u64 op_xcr0(struct emulate_ctx *ctx)
 
     return cpuid_has(vcpu->vm, 1, 2, 26) ? xgetbv(0) : XCR0_X87 | XCR0_SSE;
 }
+
+u64 op_msr(struct emulate_ctx *ctx, u32 msr)
+{
+    u64 value = 0;
+
+    msr_read_guest(ctx->opaque, msr, &value); // they always can be read
+    return value;
+}

@@ -91,6 +91,8 @@ struct emulate_ops {
     void (*x87)(struct emulate_ctx *ctx, unsigned opcode, unsigned reg, void *buf);
     u16 (*x87_status)(struct emulate_ctx *ctx);
     u64 (*xcr0)(struct emulate_ctx *ctx);
+    // EFER and the MSRs of SYSCALL and SYSENTER. NULL: unhandled.
+    u64 (*msr)(struct emulate_ctx *ctx, u32 msr);
     // Asked at each point; ctx->insn, linear and port describe the instruction. String I/O asks
     // EMULATE_ACCESSED for each repetition; an instruction that is not emulated is asked about at
     // EMULATE_DECODED only. NULL: nobody to ask.
@@ -112,6 +114,7 @@ struct emulate_ctx {
     u8 cpl; // VM86: 3
     u64 cr0, cr4;
     bool la57;                 // the CPU has 57-bit addresses
+    bool amd;      // where the vendors differ
     bool long_mode;            // EFER.LMA
     u64 dr7, hits;             // for ops: breakpoints to look for, DR6 bits of those found
     u32 max_repeat;            // repetitions for one call, 0 = 256
