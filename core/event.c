@@ -304,10 +304,12 @@ static void deliver_interrupt(struct vcpu *vcpu)
 {
     int vector;
 
-    if (unlikely(vcpu->apic.mode) && !vcpu->level) {
+    if (vcpu->apic.mode && !vcpu->level) {
         deliver_accelerated(vcpu);
         return;
     }
+    if (vcpu->apic.posted)
+        irq_take_posted(vcpu);
     vector = irq_next(vcpu);
     if (vector < 0) {
         vcpu->events.interrupts_check = false;

@@ -27,13 +27,13 @@ static void flush_all(struct vcpu *vcpu)
         vcpu->ctx[i].flush |= TLB_FLUSH_GUEST | TLB_FLUSH_STAGE2;
 }
 
-// While an NMI is in service the CPU latches one more; before, this request may stand for two that
-// came together.
-static void latch_nmi(struct vcpu *vcpu)
+// While an NMI is in service the CPU latches one more; before, one is as good as in service.
+static void latch_nmis(struct vcpu *vcpu)
 {
     bool in_service = vcpu_state(vcpu, GROUP_BLOCKING)->interruptibility & BLOCK_NMI;
+    u32 count = __atomic_exchange_n(&vcpu->nmis, 0, __ATOMIC_ACQ_REL) + vcpu->events.nmi_count;
 
-    vcpu->events.nmi_count = (u8)MIN(vcpu->events.nmi_count + 1, in_service ? 1 : 2);
+    vcpu->events.nmi_count = (u8)MIN(count, in_service ? 1u : 2u);
 }
 
 // Takes what others posted. Returns false if the vCPU is to leave the loop.
@@ -46,7 +46,7 @@ static bool take_requests(struct vcpu *vcpu)
     if (requests & REQUEST_TLB_FLUSH)
         flush_all(vcpu);
     if (requests & REQUEST_NMI)
-        latch_nmi(vcpu);
+        latch_nmis(vcpu);
     if (requests & REQUEST_INIT)
         vcpu->events.init = true;
     if (requests & REQUEST_SIPI)

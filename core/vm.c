@@ -303,6 +303,7 @@ static void start_guest(struct vm *vm)
     machine_reset(vm);
     for (u32 i = 0; i < vm->vcpu_count; i++) {
         __atomic_store_n(&vm->vcpus[i]->requests, 0, __ATOMIC_RELEASE);
+        __atomic_store_n(&vm->vcpus[i]->nmis, 0, __ATOMIC_RELEASE);
         vcpu_reset(vm->vcpus[i], false);
     }
     if (!change_state(vm, BIT(VM_OFF) | BIT(VM_RESETTING), VM_RUNNING, 0))

@@ -71,17 +71,24 @@ void lapic_update_ppr(struct lapic *lapic)
 
 // --- acceptance ---
 
-static void lapic_set_irr(struct lapic *lapic, u8 vector, bool level)
+// False for an illegal vector; else TMR is right for it.
+static bool lapic_set_trigger(struct lapic *lapic, u8 vector, bool level)
 {
     if (vector < 16) {
         lapic_error(lapic, ESR_RECEIVE_ILLEGAL_VECTOR);
-        return;
+        return false;
     }
     if (level)
         apic_bit_set(lapic->s.tmr, vector);
     else if (unlikely(apic_bit(lapic->s.tmr, vector)))
         apic_bit_clear(lapic->s.tmr, vector);
-    apic_bit_set(lapic->s.irr, vector);
+    return true;
+}
+
+static void lapic_set_irr(struct lapic *lapic, u8 vector, bool level)
+{
+    if (lapic_set_trigger(lapic, vector, level))
+        apic_bit_set(lapic->s.irr, vector);
 }
 
 static void lapic_post_sipi(struct vcpu *vcpu, u8 vector)
@@ -90,10 +97,22 @@ static void lapic_post_sipi(struct vcpu *vcpu, u8 vector)
     vcpu_post(vcpu, REQUEST_SIPI);
 }
 
+static void lapic_post_nmi(struct vcpu *vcpu)
+{
+    __atomic_fetch_add(&vcpu->nmis, 1, __ATOMIC_ACQ_REL);
+    vcpu_post(vcpu, REQUEST_NMI);
+}
+
 static bool lapic_accept_fixed(struct lapic *lapic, const struct apic_message *message, bool self)
 {
     if (!(lapic->s.svr & SVR_ENABLED))
         return false;
+    // A level is not posted: its EOI must exit, which this vCPU sees to before it takes it.
+    if (lapic->vcpu->apic.posted && !self && !message->level) {
+        if (lapic_set_trigger(lapic, message->vector, false))
+            lapic_post_fixed(lapic, message->vector);
+        return true;
+    }
     lapic_set_irr(lapic, message->vector, message->level);
     if (self)
         lapic->vcpu->events.interrupts_check = true;
@@ -111,7 +130,7 @@ bool lapic_accept(struct lapic *lapic, const struct apic_message *message, bool 
     case DELIVER_LOWEST:
         return lapic_accept_fixed(lapic, message, self);
     case DELIVER_NMI:
-        vcpu_post(lapic->vcpu, REQUEST_NMI);
+        lapic_post_nmi(lapic->vcpu);
         return true;
     case DELIVER_INIT:
         vcpu_post(lapic->vcpu, REQUEST_INIT);
@@ -140,7 +159,7 @@ void lapic_local(struct lapic *lapic, enum lvt_index index)
         vcpu_post(lapic->vcpu, REQUEST_EVENT);
         break;
     case DELIVER_NMI:
-        vcpu_post(lapic->vcpu, REQUEST_NMI);
+        lapic_post_nmi(lapic->vcpu);
         break;
     case DELIVER_INIT:
         vcpu_post(lapic->vcpu, REQUEST_INIT);

@@ -127,7 +127,8 @@ void lapic_update_ppr(struct lapic *lapic);
 
 // --- lapic_accel.c (and in nestor/device.h): own pCPU, but lapic_tpr ---
 u32 lapic_tpr(const struct lapic *lapic);
-void lapic_accel_choose(struct lapic *lapic); // apic_base or SVR has changed
+void lapic_post_fixed(struct lapic *lapic, u8 vector); // to apic.posted; any CPU
+void lapic_accel_choose(struct lapic *lapic);          // apic_base or SVR has changed
 void lapic_accel_reset(struct lapic *lapic);
 
 // --- lapic_timer.c: all on the vCPU's own pCPU ---

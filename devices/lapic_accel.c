@@ -70,6 +70,10 @@ static void give_registers(struct lapic *lapic)
     *page_reg(lapic, APIC_TPR) = s->tpr;
     *page_reg(lapic, APIC_PPR) = lapic->ppr;
     vectors_to_page(lapic, APIC_ISR, s->isr);
+    // No notification finds IRR empty, which Bochs 3 takes for vector FFh (SDM: RVI stays); vector 0
+    // is none.
+    if (lapic->vcpu->apic.posted)
+        *page_reg(lapic, APIC_IRR) = 1;
     __atomic_store_n(&lapic->in_page, true, __ATOMIC_RELEASE);
 }
 
@@ -84,6 +88,27 @@ static void follow_tmr(struct lapic *lapic)
         apic->eoi_exit[i] = __atomic_load_n(&lapic->s.tmr[i], __ATOMIC_ACQUIRE);
     apic->eoi_exit_new = true;
     vectors_to_page(lapic, APIC_TMR, apic->eoi_exit);
+}
+
+void lapic_post_fixed(struct lapic *lapic, u8 vector)
+{
+    struct apic_posted *posted = lapic->vcpu->apic.posted;
+
+    __atomic_fetch_or(&posted->requests[vector >> 6], BIT(vector & 63), __ATOMIC_SEQ_CST);
+    if (!(__atomic_fetch_or(&posted->outstanding, 1, __ATOMIC_SEQ_CST) & 1))
+        backend->apic_notify(lapic->vcpu);
+}
+
+void irq_take_posted(struct vcpu *vcpu)
+{
+    struct apic_posted *posted = vcpu->apic.posted;
+
+    if (!posted || !(__atomic_fetch_and(&posted->outstanding, ~1u, __ATOMIC_SEQ_CST) & 1))
+        return;
+    for (unsigned i = 0; i < 4; i++)
+        __atomic_fetch_or(&vcpu->lapic->s.irr[i],
+                          __atomic_exchange_n(&posted->requests[i], 0, __ATOMIC_ACQ_REL),
+                          __ATOMIC_SEQ_CST);
 }
 
 static void empty_inbox(u64 inbox[4], const struct lapic *lapic)
@@ -105,6 +130,7 @@ bool irq_hand_over(struct vcpu *vcpu)
 
     if (!lapic->in_page)
         give_registers(lapic);
+    irq_take_posted(vcpu);
     empty_inbox(lapic->s.irr, lapic);
     follow_tmr(lapic); // after it: TMR is written before IRR
     apic->requesting = page_highest(lapic, APIC_IRR);
@@ -131,6 +157,8 @@ void irq_take_back(struct vcpu *vcpu)
         __atomic_fetch_or(&s->irr[i / 2], (u64)*irr << shift, __ATOMIC_SEQ_CST);
         *irr = 0;
     }
+    if (vcpu->apic.posted)
+        __atomic_fetch_and(&s->irr[0], ~1ull, __ATOMIC_SEQ_CST);
     __atomic_store_n(&lapic->in_page, false, __ATOMIC_RELEASE);
     lapic_update_ppr(lapic);
     vcpu->events.interrupts_check = true; // to hand over again
@@ -171,6 +199,8 @@ void lapic_accel_reset(struct lapic *lapic)
     if (!lapic->vcpu->apic.page)
         return;
     lapic->in_page = false;
+    if (lapic->vcpu->apic.posted)
+        memset(lapic->vcpu->apic.posted, 0, sizeof(*lapic->vcpu->apic.posted));
     memset(lapic->vcpu->apic.page, 0, PAGE_SIZE);
     memset(lapic->vcpu->apic.eoi_exit, 0, sizeof(lapic->vcpu->apic.eoi_exit));
     lapic->vcpu->apic.eoi_exit_new = true;

@@ -25,6 +25,7 @@ void vmx_apic_probe(struct vmx_caps *caps)
     if (option_off("apicv") || !(allowed[CONTROL_PRIMARY] & PRIMARY_TPR_SHADOW) ||
         (secondary & DELIVERY) != DELIVERY)
         return;
+    caps->posts_interrupts = allowed[CONTROL_PIN] & PIN_POSTED_INTERRUPTS;
     if (secondary & SECONDARY_APIC_ACCESSES)
         caps->apic_modes |= BIT(ACCEL_XAPIC);
     if (secondary & SECONDARY_X2APIC)
@@ -49,6 +50,21 @@ static const struct {
     {0x3f, 0x3f, false, true}, // self-IPI
 };
 
+// The notification found the CPU out of its guest, or in one whose LAPIC is not accelerated.
+static void posted_while_outside(void)
+{
+    if (this_cpu()->current)
+        vcpu_post(this_cpu()->current, REQUEST_EVENT);
+}
+
+void vmx_apic_notify(struct vcpu *vcpu)
+{
+    if (__atomic_load_n(&vcpu->cpu->in_guest, __ATOMIC_SEQ_CST))
+        apic_send_ipi(vcpu->cpu->apic_id, HOST_VECTOR_POSTED);
+    else
+        vcpu_post(vcpu, REQUEST_EVENT);
+}
+
 void vmx_apic_accept(const u8 *msr_bitmap)
 {
     memcpy(x2apic_bitmap, msr_bitmap, sizeof(x2apic_bitmap));
@@ -56,14 +72,19 @@ void vmx_apic_accept(const u8 *msr_bitmap)
         for (u32 n = x2apic_passed[i].first; n <= x2apic_passed[i].last; n++)
             vmx_msr_pass(x2apic_bitmap, MSR_X2APIC_FIRST + n, x2apic_passed[i].read,
                          x2apic_passed[i].write);
+    irq_register(HOST_VECTOR_POSTED, posted_while_outside);
     vmx_backend.knows_apic_page = vmx_caps.apic_modes & BIT(ACCEL_XAPIC);
 }
+
+enum { PAGE_ORDER = 1 }; // the virtual-APIC page, and behind it the posted-interrupt descriptor
 
 int vmx_apic_create(struct vcpu *vcpu)
 {
     struct apic_accel *apic = &vcpu->apic;
 
-    apic->page = page_alloc(0);
+    apic->page = page_alloc(PAGE_ORDER);
+    if (apic->page && vmx_caps.posts_interrupts)
+        apic->posted = (struct apic_posted *)(void *)(apic->page + PAGE_SIZE);
     apic->access_page = vcpu->vm->apic_access_page;
     apic->offered = vmx_caps.apic_modes;
     if (vcpu->vm->config->nested) // an L2 must not meet the APIC-access page
@@ -73,8 +94,9 @@ int vmx_apic_create(struct vcpu *vcpu)
 
 void vmx_apic_destroy(struct vcpu *vcpu)
 {
-    page_free(vcpu->apic.page, 0);
+    page_free(vcpu->apic.page, PAGE_ORDER);
     vcpu->apic.page = NULL;
+    vcpu->apic.posted = NULL;
 }
 
 void vmx_apic_write_constants(const struct backend_ctx *hw)
@@ -83,6 +105,10 @@ void vmx_apic_write_constants(const struct backend_ctx *hw)
 
     vmwrite(VIRTUAL_APIC_ADDRESS, virt_to_phys(apic->page));
     vmwrite(TPR_THRESHOLD, 0);
+    if (apic->posted) {
+        vmwrite(POSTED_INTERRUPT_VECTOR, HOST_VECTOR_POSTED);
+        vmwrite(POSTED_INTERRUPT_DESCRIPTOR, virt_to_phys(apic->posted));
+    }
     if (vmx_caps.apic_modes & BIT(ACCEL_XAPIC))
         vmwrite(APIC_ACCESS_ADDRESS, apic->access_page);
 }
@@ -91,8 +117,11 @@ void vmx_apic_write_constants(const struct backend_ctx *hw)
 // it; except with an x2APIC, and then it is not mapped.
 void vmx_apic_controls(struct backend_ctx *hw)
 {
+    u32 pin = vmx_caps.controls.base[CONTROL_PIN];
     u8 mode = hw->apic->mode;
 
+    if (hw->apic->posted)
+        vmwrite(PIN_BASED_CONTROLS, mode == ACCEL_OFF ? pin : pin | PIN_POSTED_INTERRUPTS);
     if (mode == ACCEL_X2APIC)
         hw->secondary |= SECONDARY_X2APIC;
     else if (vmx_caps.apic_modes & BIT(ACCEL_XAPIC))

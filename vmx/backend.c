@@ -23,6 +23,7 @@ struct backend vmx_backend = {
     .pull = vmx_pull,
     .enter = vmx_enter,
     .apic_update = vmx_apic_update,
+    .apic_notify = vmx_apic_notify,
     .stage2_levels = vmx_stage2_levels,
     .holds_pdptes = true,
     .report = vmx_report,

@@ -190,6 +190,8 @@ void vmx_describe(char *buf, size_t size)
         append(buf, size, "APICv (xAPIC)");
     if (vmx_caps.apic_modes & BIT(ACCEL_X2APIC))
         append(buf, size, "APICv (x2APIC)");
+    if (vmx_caps.posts_interrupts)
+        append(buf, size, "posted interrupts");
 }
 
 u8 vmx_stage2_levels(void)

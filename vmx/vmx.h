@@ -63,6 +63,7 @@ struct vmx_caps {
     u64 cr4_supplied; // UMIP, where the CPU lacks it: by descriptor-table exiting
     bool timer;       // the preemption timer is used
     u8 apic_modes;    // APIC acceleration: BIT(enum apic_accel_mode)
+    bool posts_interrupts; // with apic_modes
     u32 timer_masked; // its value for a guest that is entered with interrupts closed
 };
 extern struct vmx_caps vmx_caps;
@@ -200,6 +201,7 @@ void vmx_apic_write_constants(const struct backend_ctx *hw);
 void vmx_apic_controls(struct backend_ctx *hw); // hw->primary and secondary
 const u8 *vmx_apic_msr_bitmap(const struct backend_ctx *hw, const u8 *plain);
 void vmx_apic_update(struct vcpu *vcpu);
+void vmx_apic_notify(struct vcpu *vcpu);
 
 void vmx_pull(struct vcpu *vcpu, u32 groups);          // state.c
 void vmx_write_state(struct vcpu_ctx *ctx, u32 dirty); // all but GROUP_RIP

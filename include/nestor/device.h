@@ -68,6 +68,8 @@ int irq_ext_ack(struct vcpu *vcpu);
 bool irq_hand_over(struct vcpu *vcpu);
 // Takes the registers back from the CPU: irq_pending and irq_ack are right again.
 void irq_take_back(struct vcpu *vcpu);
+// The model's IRR gets what was posted for the CPU.
+void irq_take_posted(struct vcpu *vcpu);
 void lapic_written(struct vcpu *vcpu, u32 offset); // the CPU wrote this register's word in the page
 void lapic_ended(struct vcpu *vcpu, u8 vector);    // and ended a vector of apic.eoi_exit
 

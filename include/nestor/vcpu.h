@@ -228,8 +228,16 @@ struct vcpu_events {
 // structure.
 enum apic_accel_mode { ACCEL_OFF, ACCEL_XAPIC, ACCEL_X2APIC };
 
+// SDM vol. 3 "Posted-Interrupt Processing": what other CPUs send while the vCPU runs.
+struct apic_posted {
+    u64 requests[4];
+    u32 outstanding; // bit 0: a notification is on its way
+    u32 unused[7];
+} ALIGNED(64);
+
 struct apic_accel {
     u8 *page;           // the virtual-APIC page; NULL: the CPU can't
+    struct apic_posted *posted; // NULL: the CPU can't
     u8 offered;         // modes that it can run in: BIT(enum apic_accel_mode)
     u8 mode;            // enum apic_accel_mode; its changes set CTL_INTERCEPTS and CTL_BITMAPS
     bool eoi_exit_new;  // eoi_exit has changed
@@ -264,6 +272,7 @@ struct vcpu {
     // does so, MOV DR exits.
     bool breakpoints;
     u32 requests; // enum vcpu_request, atomic
+    u32 nmis;     // how many REQUEST_NMI stands for, atomic
     struct vcpu_events events;
 
     struct vm *vm;
@@ -324,6 +333,9 @@ struct backend {
     // APIC acceleration: the page's IRR or ISR has changed, or eoi_exit: the hardware looks at them
     // at the next entry. At level 0 only; NULL where no CPU of this vendor is accelerated.
     void (*apic_update)(struct vcpu *vcpu);
+    // Posted notify: apic.posted has something that it had not; any CPU. The hardware takes it
+    // without an exit if the vCPU runs with its LAPIC accelerated, else the run loop looks.
+    void (*apic_notify)(struct vcpu *vcpu);
     // Stage 2 maps vm->apic_access_page at the xAPIC's address: the CPU knows accesses to it.
     bool knows_apic_page;
     u8 (*stage2_levels)(void); // what the hardware will walk for Nestor's own tables: 4 or 5

@@ -551,6 +551,7 @@ static void test_lint0_nmi_and_fixed(void **state)
     apic_write(0, APIC_LVT_LINT0, 0x400);
     machine_set_irq(fake_vm.machine, 4, true);
     assert_int_equal(fake_vcpu[0].requests, REQUEST_NMI);
+    assert_int_equal(fake_vcpu[0].nmis, 1);
     assert_false(irq_pending(&fake_vcpu[0]));
     machine_set_irq(fake_vm.machine, 4, false);
     apic_write(0, APIC_LVT_LINT0, 0x39);

@@ -51,8 +51,8 @@ static int setup_accelerated(void **state)
     make_machine(4);
     memset(pages, 0xaa, sizeof(pages));
     for (unsigned i = 0; i < 4; i++) {
-        fake_vcpu[i].apic = (struct apic_accel){
-            .page = pages[i], .offered = BIT(ACCEL_XAPIC) | BIT(ACCEL_X2APIC)};
+        fake_vcpu[i].apic =
+            (struct apic_accel){.page = pages[i], .offered = BIT(ACCEL_XAPIC) | BIT(ACCEL_X2APIC)};
         lapic_reset(&fake_vcpu[i], false);
         lapic_reg_write(fake_vcpu[i].lapic, APIC_SVR, 0x1ff);
     }
@@ -264,6 +264,48 @@ static void test_reset(void **state)
     assert_int_equal(fake_vcpu[1].apic.requesting | fake_vcpu[1].apic.in_service, 0);
 }
 
+static struct apic_posted posted;
+static unsigned notified;
+
+static void count_notify(struct vcpu *vcpu)
+{
+    notified += vcpu == &fake_vcpu[1];
+}
+
+static void test_posted(void **state)
+{
+    (void)state;
+    backend =
+        &(const struct backend){.apic_update = count_apic_update, .apic_notify = count_notify};
+    notified = 0;
+    fake_vcpu[1].apic.posted = &posted;
+    memset(&posted, 0, sizeof(posted));
+    hand_over(1);
+    apic_write(0, APIC_ICR_HIGH, 1u << 24);
+    apic_write(0, APIC_ICR_LOW, 0x4055);
+    apic_write(0, APIC_ICR_LOW, 0x40e5); // told already
+    assert_int_equal(notified, 1);
+    assert_int_equal(fake_vcpu[1].requests, 0);
+    assert_true(posted.outstanding & 1);
+    assert_true(hand_over(1));
+    assert_int_equal(posted.outstanding, 0);
+    assert_int_equal(fake_vcpu[1].apic.requesting, 0xe5);
+    // Levels and the APIC's own go the usual way.
+    ioapic_set_entry(10, 1, 0x8051);
+    machine_set_irq(fake_vm.machine, 10, true);
+    apic_write(1, APIC_ICR_LOW, 0x44061);
+    assert_int_equal(notified, 1);
+    assert_int_equal(fake_vcpu[1].requests, REQUEST_EVENT);
+    // Not accelerated any more: the model finds what was posted.
+    written(1, APIC_SVR, 0x11ff);
+    set_base(1, 0xfed40000 | APIC_BASE_ENABLE);
+    apic_write(0, APIC_ICR_LOW, 0x40f1);
+    assert_int_equal(notified, 2);
+    irq_take_posted(&fake_vcpu[1]);
+    assert_int_equal(take_irq(1), 0xf1);
+    backend = &fake_backend;
+}
+
 #define TEST(fn) cmocka_unit_test_setup_teardown(fn, setup_accelerated, teardown)
 
 int main(void)
@@ -272,6 +314,7 @@ int main(void)
         TEST(test_registers_shown), TEST(test_delivery), TEST(test_take_back),
         TEST(test_writes),          TEST(test_modes),    TEST(test_switched_off_and_on),
         TEST(test_level),           TEST(test_reset),    TEST(test_lowest_priority),
+        TEST(test_posted),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);
