@@ -60,6 +60,13 @@ static void ioapic_send_level(struct ioapic *ioapic, unsigned pin)
         ioapic->s.entry[pin] |= ENTRY_REMOTE_IRR;
 }
 
+int ioapic_edge_vector(const struct ioapic *ioapic, unsigned pin)
+{
+    u64 entry = ioapic->s.entry[pin];
+
+    return entry & ENTRY_MASKED || entry_is_level(entry) ? -1 : (int)ENTRY_VECTOR(entry);
+}
+
 void ioapic_set_pin(void *receiver, unsigned pin, bool level)
 {
     struct ioapic *ioapic = receiver;

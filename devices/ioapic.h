@@ -29,6 +29,8 @@ struct ioapic {
 
 void ioapic_init(struct ioapic *ioapic, struct machine *machine);
 void ioapic_reset(struct ioapic *ioapic);
+// The vector of an edge-triggered pin, -1 if it is masked or level-triggered.
+int ioapic_edge_vector(const struct ioapic *ioapic, unsigned pin);
 void ioapic_set_pin(void *ioapic, unsigned pin, bool level);
 // A CPU ended a level-triggered vector. Takes the machine's lock.
 void ioapic_eoi_broadcast(struct machine *machine, u8 vector);

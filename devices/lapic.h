@@ -78,6 +78,7 @@ struct lapic_state {
     u32 timer_initial, timer_divide;
     bool timer_running;
     u64 timer_start;  // host TSC when the count was timer_initial
+    u64 timer_owed;   // periods whose interrupts are still to come, because Nestor came late
     u64 tsc_deadline; // in the guest's TSC; 0 = not armed
 };
 
@@ -130,6 +131,9 @@ u32 lapic_tpr(const struct lapic *lapic);
 void lapic_post_fixed(struct lapic *lapic, u8 vector); // to apic.posted; any CPU
 void lapic_accel_choose(struct lapic *lapic);          // apic_base or SVR has changed
 void lapic_accel_reset(struct lapic *lapic);
+
+// Whether a vector is requested and not yet taken. Any CPU.
+bool lapic_waits(const struct lapic *lapic, u8 vector);
 
 // --- lapic_timer.c: all on the vCPU's own pCPU ---
 void lapic_timer_init(struct lapic *lapic);

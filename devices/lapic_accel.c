@@ -25,6 +25,12 @@ static u32 *page_vectors(const struct lapic *lapic, u32 reg, unsigned word)
     return page_reg(lapic, reg + 16 * word);
 }
 
+bool lapic_waits(const struct lapic *lapic, u8 vector)
+{
+    return (lapic->s.irr[vector >> 6] >> (vector & 63) & 1) ||
+           (lapic->in_page && *page_vectors(lapic, APIC_IRR, vector >> 5) >> (vector & 31) & 1);
+}
+
 // 0 if there is none, as RVI and SVI.
 static u8 page_highest(const struct lapic *lapic, u32 reg)
 {

@@ -17,7 +17,7 @@ enum timer_mode { TIMER_ONE_SHOT, TIMER_PERIODIC, TIMER_TSC_DEADLINE, TIMER_RESE
 #define TIMER_FAR BIT(62) // a host's uptime does not come so far
 
 // A periodic timer costs at most one interrupt in this time, however short its period.
-enum { TIMER_MIN_PERIOD_NS = 10000 };
+enum { TIMER_MIN_PERIOD_NS = 10000, TIMER_CATCH_UP = 4 };
 
 static enum timer_mode timer_mode(const struct lapic *lapic)
 {
@@ -66,6 +66,7 @@ static void timer_disarm(struct lapic *lapic)
 static void timer_stop(struct lapic *lapic)
 {
     lapic->s.timer_running = false;
+    lapic->s.timer_owed = 0;
     lapic->s.tsc_deadline = 0;
     timer_disarm(lapic);
 }
@@ -78,25 +79,47 @@ static void timer_raise(struct lapic *lapic)
 // The next deadline of a running count.
 static void timer_arm_count(struct lapic *lapic)
 {
-    u64 next = lapic->s.timer_start + timer_period(lapic);
+    u64 period = timer_period(lapic), next = lapic->s.timer_start + period, now;
 
-    if (timer_mode(lapic) == TIMER_PERIODIC)
-        next = MAX(next, machine_now() + ns_to_tsc(TIMER_MIN_PERIOD_NS));
+    if (timer_mode(lapic) == TIMER_PERIODIC) {
+        now = machine_now();
+        if (unlikely(lapic->s.timer_owed))
+            next = MIN(next, now + period / TIMER_CATCH_UP);
+        next = MAX(next, now + ns_to_tsc(TIMER_MIN_PERIOD_NS));
+    }
     timer_arm_at(lapic, next);
+}
+
+// Periods that went by because Nestor came late are made up for, a second's worth at most, as the
+// 8254's (pit.c); the phase is kept. What the guest itself keeps waiting is lost, as in hardware.
+static void timer_fire_period(struct lapic *lapic, u64 period)
+{
+    u64 elapsed = machine_now() - lapic->s.timer_start, passed = elapsed / period;
+
+    lapic->s.timer_start += passed * period;
+    if (passed > 1 && period >= TIMER_CATCH_UP * ns_to_tsc(TIMER_MIN_PERIOD_NS))
+        lapic->s.timer_owed = MIN(lapic->s.timer_owed + passed - 1, tsc_hz / period);
+    if (likely(!lapic->s.timer_owed)) {
+        timer_raise(lapic);
+    } else if (lapic_waits(lapic, (u8)lapic->s.lvt[LVT_TIMER])) {
+        lapic->s.timer_owed += passed != 0;
+    } else {
+        lapic->s.timer_owed -= passed == 0;
+        timer_raise(lapic);
+    }
 }
 
 static void timer_fire_count(struct lapic *lapic)
 {
-    u64 period = timer_period(lapic), elapsed = machine_now() - lapic->s.timer_start;
+    u64 period = timer_period(lapic);
 
     if (timer_mode(lapic) == TIMER_PERIODIC && period) {
-        // Periods that went by unserved are lost, but the phase is kept: no drift.
-        lapic->s.timer_start += elapsed - elapsed % period;
+        timer_fire_period(lapic, period);
         timer_arm_count(lapic);
     } else {
         lapic->s.timer_running = false;
+        timer_raise(lapic);
     }
-    timer_raise(lapic);
 }
 
 static void timer_fire(struct timer *timer)
@@ -121,6 +144,7 @@ void lapic_timer_write_initial(struct lapic *lapic, u32 count)
     if (timer_mode(lapic) >= TIMER_TSC_DEADLINE)
         return;
     lapic->s.timer_initial = count;
+    lapic->s.timer_owed = 0;
     lapic->s.timer_start = machine_now();
     lapic->s.timer_running = count != 0;
     if (count)

@@ -62,6 +62,17 @@ void machine_set_irq(void *receiver, unsigned irq, bool level)
     ioapic_set_pin(&machine->ioapic, irq == IRQ_PIT ? 2 : irq, level);
 }
 
+bool machine_irq_waits(struct machine *machine, unsigned irq)
+{
+    const struct pic_chip *chip = &machine->pic.s.chip[0];
+    int vector = ioapic_edge_vector(&machine->ioapic, irq == IRQ_PIT ? 2 : irq);
+    bool waits = chip->irr & ~chip->imr & 1u << irq;
+
+    for (u32 i = 0; i < machine->vm->vcpu_count && vector >= 0 && !waits; i++)
+        waits = lapic_waits(&machine->lapics[i], (u8)vector);
+    return waits;
+}
+
 // INTR goes to every CPU's LINT0 and to the IOAPIC's pin 0.
 static void machine_set_intr(void *receiver, unsigned pin, bool level)
 {

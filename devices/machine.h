@@ -60,3 +60,5 @@ struct machine {
 // The level of an ISA interrupt line (0..15, not 2), to the PIC and the IOAPIC. Under
 // machine->lock.
 void machine_set_irq(void *machine, unsigned irq, bool level);
+// Whether an edge of that line (0..7) still waits for a CPU to take it. Under machine->lock.
+bool machine_irq_waits(struct machine *machine, unsigned irq);

@@ -4,12 +4,17 @@
 // The 8254 programmable interval timer (Intel 8254 data sheet: modes 0 to 5, counter latch,
 // read-back) and the PC's port 61h. Nothing ticks: counts and outputs are worked out from the
 // elapsed time, and one timer waits for channel 0's next rising edge.
+//
+// An edge that finds the one before it not yet taken by the guest is lost, as on a PC. Edges that
+// passed because Nestor came late (it may itself be a guest) would not have been lost there: they
+// are made up for, four times as fast as they come, so that a clock that counts them does not drift.
 
 #include "pit.h"
 #include "clock.h"
 #include "machine.h"
 
 enum { PIT_MIN_TICKS = 12 }; // channel 0 costs at most one interrupt in 10 microseconds
+enum { CATCH_UP = 4 };       // owed edges come so many times as fast as others
 #define NO_SWITCH (~0ull)
 
 static u64 pit_now(const struct pit *pit)
@@ -121,26 +126,63 @@ static void pit_arm(struct pit *pit)
 {
     u64 now = pit_now(pit), edge = channel_next_edge(&pit->s.channel[0], now);
 
+    pit->s.edge = edge;
     if (edge == ~0ull) {
         timer_cancel(&pit->timer);
         return;
     }
+    if (unlikely(pit->s.owed))
+        edge = MIN(edge, now + channel_count(&pit->s.channel[0]) / CATCH_UP);
     edge = MAX(edge, now + PIT_MIN_TICKS);
     machine_timer_arm(pit->machine, &pit->timer, pit->machine->start + clock_tsc(edge, PIT_HZ));
 }
 
-// Edges that came while nobody could serve them have become one.
+static void pit_pulse(struct pit *pit)
+{
+    const struct pit_channel *c = &pit->s.channel[0];
+
+    if (c->mode)
+        irq_line_set(&pit->irq, false);
+    irq_line_set(&pit->irq, c->mode || channel_out(c, pit_now(pit)));
+}
+
+// The edges between the one that was due and now, of which a second's worth is remembered.
+static void pit_owe_missed(struct pit *pit, u64 now)
+{
+    const struct pit_channel *c = &pit->s.channel[0];
+    u64 n = channel_count(c);
+
+    if (mode_is_periodic(c) && n >= CATCH_UP * PIT_MIN_TICKS)
+        pit->s.owed = MIN(pit->s.owed + (now - pit->s.edge) / n, PIT_HZ / n);
+}
+
+static void pit_tick(struct pit *pit, u64 now)
+{
+    bool edge = now >= pit->s.edge;
+
+    if (edge)
+        pit_owe_missed(pit, now);
+    if (likely(!pit->s.owed)) {
+        pit_pulse(pit);
+    } else if (machine_irq_waits(pit->machine, pit->irq.pin)) {
+        pit->s.owed += edge;
+    } else {
+        pit->s.owed -= !edge;
+        pit_pulse(pit);
+    }
+}
+
 static void pit_fire(struct timer *timer)
 {
     struct pit *pit = CONTAINER_OF(timer, struct pit, timer);
     struct pit_channel *c = &pit->s.channel[0];
+    u64 now;
 
     spin_lock(&pit->machine->lock);
-    channel_settle(c, pit_now(pit));
+    now = pit_now(pit);
+    channel_settle(c, now);
     if (c->loaded) {
-        if (c->mode)
-            irq_line_set(&pit->irq, false);
-        irq_line_set(&pit->irq, c->mode || channel_out(c, pit_now(pit)));
+        pit_tick(pit, now);
         pit_arm(pit);
     }
     spin_unlock(&pit->machine->lock);
@@ -150,6 +192,7 @@ static void channel_changed(struct pit *pit, struct pit_channel *c)
 {
     if (c != &pit->s.channel[0])
         return;
+    pit->s.owed = 0;
     irq_line_set(&pit->irq, channel_out(c, pit_now(pit)));
     pit_arm(pit);
 }

@@ -40,6 +40,8 @@ struct pit_channel {
 struct pit_state {
     struct pit_channel channel[3];
     u8 port61;
+    u64 edge; // channel 0's, that the timer waits for
+    u64 owed; // edges that the guest has not seen because the timer came late
 };
 
 struct pit {

@@ -4,7 +4,8 @@
 // The real-time clock and CMOS RAM at ports 70h and 71h (Motorola MC146818A data sheet: time,
 // calendar and alarm bytes, registers A to D, update cycle, periodic, alarm and update-ended
 // interrupts). The time is worked out when it is read; a timer waits only for interrupts that are
-// enabled.
+// enabled. Periodic ones that passed because Nestor came late are made up for, as the 8254's are
+// (pit.c).
 
 #include "rtc.h"
 #include "clock.h"
@@ -253,6 +254,22 @@ static void rtc_update_irq(struct rtc *rtc)
     irq_line_set(&rtc->irq, pending);
 }
 
+// Of the periods that passed until `chain` the guest sees one; for the others the timer was late.
+static void rtc_owe_missed(struct rtc *rtc, u64 chain)
+{
+    u64 period = rtc_period(rtc), passed;
+
+    if (!period || !(rtc->s.ram[REG_B] & B_PIE))
+        return;
+    passed = chain / period - rtc->s.seen / period;
+    if (passed > 1) {
+        rtc->s.owed = MIN(rtc->s.owed + passed - 1, RTC_HZ / period);
+    } else if (!passed && rtc->s.owed && !(rtc->s.ram[REG_C] & C_PF)) {
+        rtc->s.owed--;
+        rtc->s.ram[REG_C] |= C_PF;
+    }
+}
+
 // When the next flag rises that is enabled and not up yet, since the base.
 static u64 rtc_next_event(const struct rtc *rtc)
 {
@@ -261,7 +278,7 @@ static u64 rtc_next_event(const struct rtc *rtc)
         at;
 
     if (wanted & C_PF && period)
-        next = (seen / period + 1) * period;
+        next = MIN((seen / period + 1) * period, rtc->s.owed ? seen + period / 4 : ~0ull);
     if (wanted & C_UF)
         next = MIN(next, (seen / RTC_HZ + 1) * RTC_HZ);
     if (wanted & C_AF) {
@@ -294,6 +311,7 @@ static void rtc_fire(struct timer *timer)
     struct rtc *rtc = CONTAINER_OF(timer, struct rtc, timer);
 
     spin_lock(&rtc->machine->lock);
+    rtc_owe_missed(rtc, rtc_chain(rtc));
     rtc_catch_up(rtc);
     rtc_changed(rtc);
     spin_unlock(&rtc->machine->lock);
@@ -343,6 +361,7 @@ static void rtc_write_control(struct rtc *rtc, unsigned index, u8 value)
     bool ran = rtc_runs(rtc);
 
     rtc_catch_up(rtc);
+    rtc->s.owed = 0;
     if (ran) // what a stopped clock shows
         time_to_ram(rtc, rtc_seconds(rtc, rtc->s.seen));
     if (index == REG_A)

@@ -22,6 +22,7 @@ struct rtc_state {
     u8 ram[RTC_RAM]; // with the registers; the time's only while the clock is set or stopped
     u64 seconds;     // since 1970, in the guest's time, ...
     u64 base;        // ... when the oscillator was here
+    u64 owed;        // periodic interrupts still to come, because the timer came late
     u64 seen;        // up to here PF, UF and AF tell of what has passed; since base
 };
 
