@@ -436,6 +436,9 @@ static int check_blob(const void *dtb, u64 size)
                 : size < sizeof(struct fdt_header) ? -FDT_ERR_TRUNCATED
                                                    : fdt_check_header(dtb);
 
+    // Devicetree Specification 0.4, 5.2; fdt_check_full reads a root without a name by NULL before
+    if (!error && fdt_version(dtb) < FDT_LAST_SUPPORTED_VERSION)
+        error = -FDT_ERR_BADVERSION;
     if (!error && fdt_totalsize(dtb) > size)
         error = -FDT_ERR_TRUNCATED;
     if (!error)

@@ -362,6 +362,18 @@ static void test_lengths(void **state)
     }
 }
 
+static void test_old_version(void **state)
+{
+    static const u32 versions[] = {0, 3, 6, 0x10};
+
+    test_right(state);
+    fdt_set_last_comp_version(blob, 3);
+    for (size_t i = 0; i < sizeof(versions) / sizeof(versions[0]); i++) {
+        fdt_set_version(blob, versions[i]);
+        assert_int_equal(parse_copy(blob, fdt_totalsize(blob)), -E_INVAL);
+    }
+}
+
 static void test_damaged(void **state)
 {
     static char copy[sizeof(blob)];
@@ -386,11 +398,11 @@ static void test_damaged(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_right),    cmocka_unit_test(test_console_moves),
-        cmocka_unit_test(test_mistakes), cmocka_unit_test(test_hide_unknown),
-        cmocka_unit_test(test_several),  cmocka_unit_test(test_too_many),
-        cmocka_unit_test(test_trees),    cmocka_unit_test(test_lengths),
-        cmocka_unit_test(test_damaged),
+        cmocka_unit_test(test_right),       cmocka_unit_test(test_console_moves),
+        cmocka_unit_test(test_mistakes),    cmocka_unit_test(test_hide_unknown),
+        cmocka_unit_test(test_several),     cmocka_unit_test(test_too_many),
+        cmocka_unit_test(test_trees),       cmocka_unit_test(test_lengths),
+        cmocka_unit_test(test_old_version), cmocka_unit_test(test_damaged),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);
