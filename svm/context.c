@@ -39,10 +39,12 @@ static const struct {
 // QEMU's WRMSR (7.2) takes any address. There these writes exit, and core/msr.c looks at them.
 static bool wrmsr_checks_addresses(void)
 {
-    u64 before = msr_read(MSR_KERNEL_GS_BASE);
-    bool checks = msr_write_safe(MSR_KERNEL_GS_BASE, BIT(63)) != 0;
+    u64 before = 0;
+    bool checks;
 
-    msr_write(MSR_KERNEL_GS_BASE, before);
+    (void)msr_read_safe(MSR_KERNEL_GS_BASE, &before);
+    checks = msr_write_safe(MSR_KERNEL_GS_BASE, BIT(63)) != 0;
+    (void)msr_write_safe(MSR_KERNEL_GS_BASE, before);
     return checks;
 }
 
