@@ -228,6 +228,12 @@ void vm_reset(struct vm *vm)
         log_info("guest %s: resets", vm->config->name);
 }
 
+void vm_sleep(struct vm *vm)
+{
+    if (leave_running(vm, VM_SLEEPING, 0))
+        log_info("guest %s: sleeps (S3)", vm->config->name);
+}
+
 enum { STATUS_STOPPED = 126 };
 
 void vm_stop(struct vm *vm, struct vcpu *vcpu, const char *why, ...)
@@ -248,8 +254,9 @@ void vm_stop(struct vm *vm, struct vcpu *vcpu, const char *why, ...)
 // Also between two runs: start_guest finds it.
 void vm_kill(struct vm *vm)
 {
-    if (!change_state(vm, BIT(VM_OFF) | BIT(VM_RUNNING) | BIT(VM_RESETTING), VM_STOPPED,
-                      STATUS_STOPPED))
+    u32 living = BIT(VM_OFF) | BIT(VM_RUNNING) | BIT(VM_RESETTING) | BIT(VM_SLEEPING);
+
+    if (!change_state(vm, living, VM_STOPPED, STATUS_STOPPED))
         return;
     log_warn("guest %s: killed", vm->config->name);
     stop_all(vm);
@@ -295,25 +302,62 @@ static void zero_ram(struct vm *vm, u32 index)
                  (unsigned long long)(tsc_now() - start));
 }
 
-// vCPU 0, alone: the machine and the guest as after power-on.
+// vCPU 0's CPU runs the timers, of which one may wake the machine. Who kills the VM changes its
+// state before he posts a request.
+static void sleep_until_woken(struct vm *vm)
+{
+    u32 *requests = &vm->vcpus[0]->requests;
+
+    for (;;) {
+        __atomic_store_n(requests, 0, __ATOMIC_SEQ_CST);
+        if (__atomic_load_n(&vm->state, __ATOMIC_SEQ_CST) != VM_SLEEPING || !machine_asleep(vm))
+            return;
+        cpu_idle(requests);
+    }
+}
+
+// As firmware does: on, in real mode, at the waking vector (ACPI "Firmware ACPI Control Structure").
+static int wake_guest(struct vm *vm, u32 vector)
+{
+    struct guest_state *state = vcpu_modify(vm->vcpus[0], GROUP_RIP | GROUP_CODE);
+
+    if (!vector) {
+        log_error("guest %s: sleeps with no waking vector", vm->config->name);
+        return -E_INVAL;
+    }
+    state->seg[SEG_CS].selector = (u16)(vector >> 4);
+    state->seg[SEG_CS].base = (u64)state->seg[SEG_CS].selector << 4;
+    state->rip = vector & 0xf;
+    return 0;
+}
+
+// vCPU 0, alone: the machine and the guest as after power-on, or as after S3.
 static void start_guest(struct vm *vm)
 {
+    bool wakes = vm->next == VM_SLEEPING;
+    u32 vector = 0;
+
+    if (wakes)
+        sleep_until_woken(vm);
     vm->tsc_base = tsc_now();
     vm->tsc_hz = tsc_hz;
-    machine_reset(vm);
+    if (wakes)
+        vector = machine_wake(vm);
+    else
+        machine_reset(vm);
     for (u32 i = 0; i < vm->vcpu_count; i++) {
         __atomic_store_n(&vm->vcpus[i]->requests, 0, __ATOMIC_RELEASE);
         __atomic_store_n(&vm->vcpus[i]->nmis, 0, __ATOMIC_RELEASE);
         vcpu_reset(vm->vcpus[i], false);
     }
-    if (!change_state(vm, BIT(VM_OFF) | BIT(VM_RESETTING), VM_RUNNING, 0))
+    if (!change_state(vm, BIT(VM_OFF) | BIT(VM_RESETTING) | BIT(VM_SLEEPING), VM_RUNNING, 0))
         stop_all(vm); // killed meanwhile
-    else if (vm_load(vm))
+    else if (wakes ? wake_guest(vm, vector) : vm_load(vm))
         leave_running(vm, VM_STOPPED, STATUS_STOPPED);
     else
-        log_info("guest %s: starts with %u vCPUs, %llu MiB, at tick %llu", vm->config->name,
-                 vm->vcpu_count, (unsigned long long)(vm->ram_size >> 20),
-                 (unsigned long long)tsc_now());
+        log_info("guest %s: %s with %u vCPUs, %llu MiB, at tick %llu", vm->config->name,
+                 wakes ? "wakes" : "starts", vm->vcpu_count,
+                 (unsigned long long)(vm->ram_size >> 20), (unsigned long long)tsc_now());
     __atomic_fetch_add(&vm->run_generation, 1, __ATOMIC_RELEASE);
 }
 
@@ -343,18 +387,19 @@ void vm_run_vcpu(struct vcpu *vcpu)
     this_cpu()->current = vcpu;
     host_space_load(&vm->space);
     do {
-        zero_ram(vm, vcpu->id);
+        if (vm->next != VM_SLEEPING)
+            zero_ram(vm, vcpu->id);
         if (vcpu->id == 0)
             start_guest(vm);
         wait_while_equal(&vm->run_generation, generation++);
         run_vcpu(vm, vcpu);
         if (vcpu->id == 0) {
             wait_for_others(vm);
-            vm->again = __atomic_load_n(&vm->state, __ATOMIC_ACQUIRE) == VM_RESETTING;
+            vm->next = __atomic_load_n(&vm->state, __ATOMIC_ACQUIRE);
             __atomic_fetch_add(&vm->ended_generation, 1, __ATOMIC_RELEASE);
         }
         wait_while_equal(&vm->ended_generation, generation - 1);
-    } while (vm->again);
+    } while (vm->next == VM_RESETTING || vm->next == VM_SLEEPING);
     zero_ram(vm, vcpu->id); // scrub
     host_space_load(NULL);
     this_cpu()->current = NULL;

@@ -19,7 +19,9 @@ enum { PM_BASE = 0x600, PM1_EVENT = PM_BASE, PM1_CONTROL = PM_BASE + 4, PM_TIMER
 
 struct acpi_pm_state {
     u16 status, enable, control;
-    u64 seen; // PM timer ticks up to which TMR_STS tells
+    bool asleep; // in S3, and nothing has woken it
+    bool alarm;  // the level of the RTC's
+    u64 seen;    // PM timer ticks up to which TMR_STS tells
 };
 
 struct acpi_pm {
@@ -31,6 +33,8 @@ struct acpi_pm {
 
 void acpi_pm_init(struct acpi_pm *pm, struct machine *machine);
 void acpi_pm_reset(struct acpi_pm *pm);
+void acpi_pm_woken(struct acpi_pm *pm);                          // from S3
+void acpi_pm_set_alarm(void *acpi_pm, unsigned pin, bool level); // the RTC's line
 void acpi_pm1_pio(void *device, struct vcpu *vcpu, u16 port, unsigned size, bool write, u32 *value);
 void acpi_pm_timer_pio(void *device, struct vcpu *vcpu, u16 port, unsigned size, bool write,
                        u32 *value);

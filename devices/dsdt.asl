@@ -6,7 +6,8 @@
 
 DefinitionBlock ("dsdt.aml", "DSDT", 2, "NESTOR", "NESTORPC", 1)
 {
-    // Soft off is sleep type 0 (acpi_pm.c).
+    // Suspend to RAM is sleep type 1, soft off is 0 (acpi_pm.c).
+    Name (\_S3, Package () { 1, 0, 0, 0 })
     Name (\_S5, Package () { 0, 0, 0, 0 })
 
     // 0: the system uses the PIC, 1: the IOAPIC.

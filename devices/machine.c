@@ -52,6 +52,8 @@ static void console_leave(struct machine *machine)
     spin_unlock(&console_lock);
 }
 
+enum { TABLES_GPA = 0xe0000, TABLES_SIZE = 0x20000 };
+
 // --- interrupt lines ---
 
 void machine_set_irq(void *receiver, unsigned irq, bool level)
@@ -161,6 +163,7 @@ static void machine_wire(struct machine *machine)
     machine->pit.irq = machine_line(machine, IRQ_PIT);
     machine->uart.irq = machine_line(machine, IRQ_COM1);
     machine->rtc.irq = machine_line(machine, IRQ_RTC);
+    machine->rtc.alarm = (struct irq_line){acpi_pm_set_alarm, &machine->acpi_pm, 0};
     machine->acpi_pm.sci = machine_line(machine, IRQ_SCI);
     machine->i8042.machine = machine;
     machine->chipset.machine = machine;
@@ -231,27 +234,59 @@ static void machine_stop_timers(struct machine *machine)
     timer_cancel(&machine->acpi_pm.timer);
 }
 
-void machine_reset(struct vm *vm)
+// What loses its power in S3, too.
+static void reset_devices(struct machine *machine)
 {
-    struct machine *machine = vm->machine;
-
-    for (u32 i = 0; i < vm->vcpu_count; i++)
-        lapic_reset(vm->vcpus[i], false);
+    for (u32 i = 0; i < machine->vm->vcpu_count; i++)
+        lapic_reset(machine->vm->vcpus[i], false);
     spin_lock(&machine->lock);
-    machine_stop_timers(machine);
+    timer_cancel(&machine->ioapic.timer);
+    timer_cancel(&machine->pit.timer);
     ioapic_reset(&machine->ioapic);
     pic_reset(&machine->pic);
     pit_reset(&machine->pit);
-    rtc_reset(&machine->rtc);
     uart_reset(&machine->uart);
     i8042_reset(&machine->i8042);
-    acpi_pm_reset(&machine->acpi_pm);
     pci_reset(&machine->pci);
     chipset_reset(&machine->chipset);
     fwcfg_reset(&machine->fwcfg);
     testdev_reset(&machine->testdev);
     pci_testdev_reset(&machine->pci_testdev);
     spin_unlock(&machine->lock);
+}
+
+void machine_reset(struct vm *vm)
+{
+    struct machine *machine = vm->machine;
+
+    reset_devices(machine);
+    spin_lock(&machine->lock);
+    timer_cancel(&machine->rtc.timer);
+    timer_cancel(&machine->acpi_pm.timer);
+    rtc_reset(&machine->rtc);
+    acpi_pm_reset(&machine->acpi_pm);
+    spin_unlock(&machine->lock);
+}
+
+bool machine_asleep(struct vm *vm)
+{
+    bool asleep;
+
+    spin_lock(&vm->machine->lock);
+    asleep = vm->machine->acpi_pm.s.asleep;
+    spin_unlock(&vm->machine->lock);
+    return asleep;
+}
+
+u32 machine_wake(struct vm *vm)
+{
+    const u32 *vector = vm_ram_ptr(vm, TABLES_GPA + TABLES_WAKING_VECTOR, sizeof(*vector));
+
+    reset_devices(vm->machine);
+    spin_lock(&vm->machine->lock);
+    acpi_pm_woken(&vm->machine->acpi_pm);
+    spin_unlock(&vm->machine->lock);
+    return vector ? *vector : 0;
 }
 
 static void vcpu_timer_stop(void *arg)
@@ -280,8 +315,6 @@ void machine_destroy(struct vm *vm)
 
 // boot/blobs.S
 extern const u8 dsdt_aml[], dsdt_aml_end[];
-
-enum { TABLES_GPA = 0xe0000, TABLES_SIZE = 0x20000 };
 
 gpa_t machine_write_tables(struct vm *vm)
 {

@@ -252,6 +252,7 @@ static void rtc_update_irq(struct rtc *rtc)
 
     *c = (u8)((*c & C_FLAGS) | (pending ? C_IRQF : 0));
     irq_line_set(&rtc->irq, pending);
+    irq_line_set(&rtc->alarm, *c & rtc->s.ram[REG_B] & C_AF);
 }
 
 // Of the periods that passed until `chain` the guest sees one; for the others the timer was late.

@@ -28,7 +28,7 @@ struct rtc_state {
 
 struct rtc {
     struct rtc_state s;
-    struct irq_line irq;
+    struct irq_line irq, alarm; // alarm: what ACPI sees of it
     struct machine *machine;
     struct timer timer;
     u64 shown; // the second that the time bytes say, + 1; 0: not known

@@ -149,7 +149,6 @@ enum {
     FADT_PROC_C1 = BIT(2),
     FADT_NO_POWER_BUTTON = BIT(4), // not as fixed hardware
     FADT_NO_SLEEP_BUTTON = BIT(5),
-    FADT_NO_RTC_WAKE = BIT(6),
     FADT_TMR_VAL_EXT = BIT(8),
     FADT_RESET_REG = BIT(10),
 };
@@ -230,7 +229,7 @@ static void put_fadt(struct acpi_fadt *fadt, gpa_t facs, gpa_t dsdt)
     fadt->century = RTC_CENTURY;
     fadt->iapc_boot_arch = FADT_LEGACY_DEVICES | FADT_NO_VGA;
     fadt->flags = FADT_WBINVD | FADT_PROC_C1 | FADT_NO_POWER_BUTTON | FADT_NO_SLEEP_BUTTON |
-                  FADT_NO_RTC_WAKE | FADT_TMR_VAL_EXT | FADT_RESET_REG;
+                  FADT_TMR_VAL_EXT | FADT_RESET_REG;
     fadt->reset_reg = io_address(RESET_PORT, 8);
     fadt->reset_value = RESET_VALUE;
     fadt->minor_version = 3;
@@ -240,6 +239,10 @@ static void put_fadt(struct acpi_fadt *fadt, gpa_t facs, gpa_t dsdt)
     fadt->x_pm_tmr_blk = io_address(PM_TIMER, 32);
     finish(fadt, "FACP", 6, sizeof(*fadt));
 }
+
+_Static_assert(sizeof(struct acpi_rsdp) <= TABLES_FACS &&
+                   TABLES_FACS + offsetof(struct acpi_facs, waking_vector) == TABLES_WAKING_VECTOR,
+               "the FACS comes second");
 
 static void put_facs(struct acpi_facs *facs)
 {
@@ -308,10 +311,10 @@ s64 tables_build(const struct tables_input *input, u8 *memory, size_t size, gpa_
 {
     struct writer w = {.memory = memory, .size = size, .gpa = gpa};
     struct acpi_rsdp *rsdp = take(&w, sizeof(*rsdp), 16);
+    struct acpi_facs *facs = take(&w, sizeof(*facs), TABLES_FACS);
     struct acpi_rsdt *rsdt = take(&w, sizeof(*rsdt), 16);
     struct acpi_xsdt *xsdt = take(&w, sizeof(*xsdt), 16);
     struct acpi_fadt *fadt = take(&w, sizeof(*fadt), 16);
-    struct acpi_facs *facs = take(&w, sizeof(*facs), 64);
     void *dsdt = take(&w, input->dsdt_size, 16);
     struct acpi_mcfg *mcfg = take(&w, sizeof(*mcfg), 16);
     struct acpi_madt *madt = put_madt(&w, input->vcpus);

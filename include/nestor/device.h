@@ -41,6 +41,10 @@ int machine_create(struct vm *vm);
 void machine_destroy(
     struct vm *vm);                // timers cancelled first; nothing to do if the VM has no machine
 void machine_reset(struct vm *vm); // as after power-on; no vCPU runs
+bool machine_asleep(struct vm *vm); // in S3, and nothing has woken it
+// Leaves S3, with devices reset as power-on does, but not the RTC and ACPI's. Returns the waking
+// vector; 0: none. No vCPU runs; the VM's space is loaded.
+u32 machine_wake(struct vm *vm);
 // Writes the ACPI tables, SMBIOS-free, into guest RAM (0xe0000..0xfffff and below) and returns the
 // RSDP's GPA. The VM's space is loaded.
 gpa_t machine_write_tables(struct vm *vm);

@@ -30,6 +30,7 @@ enum vm_state {
     VM_OFF,
     VM_RUNNING,
     VM_RESETTING,
+    VM_SLEEPING, /* S3 */
     VM_POWERED_OFF,
     VM_STOPPED /* by Nestor, with a report */
 };
@@ -55,7 +56,7 @@ struct vm {
     u32 run_generation;   // starts
     u32 ended_generation; // ends
     u32 left;             // vCPUs that have left the current run
-    bool again;           // vCPU 0's decision at the end of a run, published by ended_generation
+    u32 next; // what follows a run, as enum vm_state: vCPU 0's decision, published by ended_generation
     const u8 *msr_bitmap; // of the back end for this VM's own policy
     hpa_t apic_access_page;
     bool apic_page_mapped; // vm_apic_page
@@ -77,6 +78,7 @@ static inline void *vm_ram_ptr(const struct vm *vm, gpa_t gpa, u64 len)
 // Ends a VM's run. Any of its vCPUs, any CPU; returns at once, the vCPUs leave soon.
 void vm_power_off(struct vm *vm, u32 status);
 void vm_reset(struct vm *vm);
+void vm_sleep(struct vm *vm); // S3: no vCPU runs until !machine_asleep()
 // Maps or unmaps apic_access_page at the xAPIC's address, if the back end knows it; unmapped,
 // accesses exit as a device's. Where it can't be mapped, it is not.
 void vm_apic_page(struct vm *vm, bool mapped);

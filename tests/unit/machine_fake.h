@@ -43,7 +43,7 @@ static struct cpu fake_cpu[FAKE_CPUS];
 static struct vcpu fake_vcpu[FAKE_CPUS], *fake_vcpus[FAKE_CPUS];
 static struct vm_config fake_config;
 static struct vm fake_vm;
-static unsigned fake_log_lines, fake_resets, fake_power_offs, fake_flushes;
+static unsigned fake_log_lines, fake_resets, fake_power_offs, fake_flushes, fake_sleeps;
 static u32 fake_status;
 static char fake_output[FAKE_TEXT];
 static const char *fake_input = "";
@@ -150,6 +150,12 @@ void vm_power_off(struct vm *vm, u32 status)
     fake_status = status;
 }
 
+void vm_sleep(struct vm *vm)
+{
+    (void)vm;
+    fake_sleeps++;
+}
+
 void vm_reset(struct vm *vm)
 {
     (void)vm;
@@ -240,7 +246,7 @@ static inline void make_machine(unsigned vcpus)
 
     fake_time = 1000000;
     fake_timers = NULL;
-    fake_log_lines = fake_resets = fake_power_offs = fake_flushes = 0;
+    fake_log_lines = fake_resets = fake_power_offs = fake_flushes = fake_sleeps = 0;
     fake_status = ~0u;
     fake_input = "";
     memset(fake_output, 0, sizeof(fake_output));
