@@ -316,7 +316,7 @@ static void sleep_until_woken(struct vm *vm)
     }
 }
 
-// As firmware does: on, in real mode, at the waking vector (ACPI "Firmware ACPI Control Structure").
+// As firmware does: in real mode, at the waking vector (ACPI "Firmware ACPI Control Structure").
 static int wake_guest(struct vm *vm, u32 vector)
 {
     struct guest_state *state = vcpu_modify(vm->vcpus[0], GROUP_RIP | GROUP_CODE);

@@ -56,7 +56,7 @@ struct vm {
     u32 run_generation;   // starts
     u32 ended_generation; // ends
     u32 left;             // vCPUs that have left the current run
-    u32 next; // what follows a run, as enum vm_state: vCPU 0's decision, published by ended_generation
+    u32 next;             // enum vm_state after a run: vCPU 0's, published by ended_generation
     const u8 *msr_bitmap; // of the back end for this VM's own policy
     hpa_t apic_access_page;
     bool apic_page_mapped; // vm_apic_page
