@@ -553,6 +553,16 @@ static void name_vector(struct cursor *c, const struct vector_entry *v)
         insn->disp *= size;
 }
 
+// MOVUPS, MOVAPS, MOVDQA and their like move between registers, too; the other moves' register
+// forms are other instructions, or none.
+static bool moves_registers(const struct insn *insn, const struct vector_entry *v)
+{
+    u8 opcode = v->opcode & 0xfe;
+
+    return v->size == 0 && v->map == INSN_MAP_0F && insn->encoding != INSN_EVEX &&
+           (opcode == 0x10 || opcode == 0x28 || v->opcode == 0x6f || v->opcode == 0x7f);
+}
+
 static void find_vector(struct cursor *c)
 {
     struct insn *insn = c->insn;
@@ -564,7 +574,8 @@ static void find_vector(struct cursor *c)
     u8 pp = legacy ? legacy_pp(insn) : c->pp;
 
     for (const struct vector_entry *v = opcode_vector; v->opcode; v++)
-        if (v->opcode == insn->opcode && v->pp == pp && v->map == map && vector_form_fits(c, v)) {
+        if (v->opcode == insn->opcode && v->pp == pp && v->map == map && vector_form_fits(c, v) &&
+            (insn->has_mem || moves_registers(insn, v))) {
             name_vector(c, v);
             return;
         }
@@ -635,8 +646,9 @@ static void decode_body(struct cursor *c)
         name_special(insn);
     if (insn->has_mem)
         insn->mem_size = memory_size(insn);
-    if (insn->has_mem && insn->op == INSN_OTHER && !(insn->prefixes & INSN_LOCK)) {
-        find_x87(insn);
+    if (insn->has_modrm && insn->op == INSN_OTHER && !(insn->prefixes & INSN_LOCK)) {
+        if (insn->has_mem)
+            find_x87(insn);
         find_vector(c);
     }
     if (!valid(c))

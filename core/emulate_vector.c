@@ -79,12 +79,30 @@ static void merge_half(struct emulate_ctx *c, u8 *value)
     memcpy(value + kept, other + kept, 8);
 }
 
+static enum emulate_result move_registers(struct emulate_ctx *c, unsigned to, unsigned from)
+{
+    enum emulate_result r = c->ops->vector ? check_enabled(c) : EMULATE_UNHANDLED;
+    u8 value[VECTOR_MAX];
+
+    if (r == EMULATE_OK)
+        r = emu_intercept(c, EMULATE_ACCESSED);
+    if (r != EMULATE_OK)
+        return r;
+    c->ops->vector(c, bank(c), from, false, value);
+    memset(value + c->insn.src_size, 0, sizeof(value) - c->insn.src_size);
+    c->ops->vector(c, bank(c), to, true, value);
+    return EMULATE_OK;
+}
+
 enum emulate_result emu_run_vec_load(struct emulate_ctx *c)
 {
     unsigned at = c->insn.move & MOVE_HIGH ? 8 : 0;
-    enum emulate_result r = vector_address(c, EMULATE_READ);
     u8 value[VECTOR_MAX] = {0};
+    enum emulate_result r;
 
+    if (!c->insn.has_mem)
+        return move_registers(c, c->insn.reg, c->insn.rm);
+    r = vector_address(c, EMULATE_READ);
     if (r == EMULATE_OK)
         r = emu_mem_read(c, c->linear, value + at, c->insn.mem_size, EMULATE_READ);
     if (r == EMULATE_OK)
@@ -100,9 +118,12 @@ enum emulate_result emu_run_vec_load(struct emulate_ctx *c)
 enum emulate_result emu_run_vec_store(struct emulate_ctx *c)
 {
     unsigned at = c->insn.move & MOVE_HIGH ? 8 : 0;
-    enum emulate_result r = vector_address(c, EMULATE_WRITE);
+    enum emulate_result r;
     u8 value[VECTOR_MAX];
 
+    if (!c->insn.has_mem)
+        return move_registers(c, c->insn.rm, c->insn.reg);
+    r = vector_address(c, EMULATE_WRITE);
     if (r == EMULATE_OK)
         r = emu_intercept(c, EMULATE_ACCESSED);
     if (r != EMULATE_OK)
