@@ -295,6 +295,23 @@ static enum emulate_result stack_room(struct emulate_ctx *c, const struct far_st
     return r;
 }
 
+// Whether they can be written, all of them: before the first is.
+static enum emulate_result stack_writable(struct emulate_ctx *c, const struct far_stack *st,
+                                          unsigned count, unsigned size)
+{
+    struct far_stack last = *st;
+    enum emulate_result r = EMULATE_OK;
+    gva_t la;
+
+    while (r == EMULATE_OK && count--) {
+        stack_step(&last, 0ull - size);
+        r = stack_linear(c, &last, size, &la);
+        if (r == EMULATE_OK)
+            r = emu_mem_check(c, la, size);
+    }
+    return r;
+}
+
 // --- targets ---
 
 static bool to_64bit(const struct emulate_ctx *c, const struct segment *cs)
@@ -330,6 +347,8 @@ static enum emulate_result transfer(struct emulate_ctx *c, struct segment cs, u6
         r = stack_room(c, &st, 2 * size, size);
     if (r == EMULATE_OK)
         r = check_target(c, &cs, ip);
+    if (r == EMULATE_OK && call)
+        r = stack_writable(c, &st, 2, size);
     if (r == EMULATE_OK && call)
         r = far_pushes(c, &st, values, 2, size);
     if (r != EMULATE_OK)
@@ -427,7 +446,9 @@ static enum emulate_result call_inner(struct emulate_ctx *c, const struct descri
     if (r != EMULATE_OK)
         return r;
     c->cpl = (u8)level;
-    r = far_pushes(c, &st, outer, 2, size);
+    r = stack_writable(c, &st, count + 4, size);
+    if (r == EMULATE_OK)
+        r = far_pushes(c, &st, outer, 2, size);
     if (r == EMULATE_OK)
         r = far_pushes(c, &st, parameters, count, size);
     if (r == EMULATE_OK)

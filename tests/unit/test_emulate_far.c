@@ -305,6 +305,18 @@ static void test_far(void **state)
     fault(RUN("\x48\xff\x2b"), VECTOR_GP, 0); // not canonical
 }
 
+// The second push faults: the first has left nothing.
+static void test_far_call_fault(void **state)
+{
+    (void)state;
+    begin_real();
+    segments[SEG_SS].base = MEMORY - 0x10;
+    regs.gpr[4] = 2;
+    fault(RUN("\x9a\x00\x20\x34\x12"), VECTOR_PF, 0);
+    assert_int_equal(load(MEMORY - 0x10, 2), 0);
+    assert_int_equal(regs.gpr[4], 2);
+}
+
 static void test_gates(void **state)
 {
     (void)state;
@@ -545,11 +557,11 @@ static void test_task_faults(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_load_seg),    cmocka_unit_test(test_far),
-        cmocka_unit_test(test_gates),       cmocka_unit_test(test_outer_return),
-        cmocka_unit_test(test_iret),        cmocka_unit_test(test_vm86),
-        cmocka_unit_test(test_int),         cmocka_unit_test(test_task),
-        cmocka_unit_test(test_task_faults),
+        cmocka_unit_test(test_load_seg),       cmocka_unit_test(test_far),
+        cmocka_unit_test(test_far_call_fault), cmocka_unit_test(test_gates),
+        cmocka_unit_test(test_outer_return),   cmocka_unit_test(test_iret),
+        cmocka_unit_test(test_vm86),           cmocka_unit_test(test_int),
+        cmocka_unit_test(test_task),           cmocka_unit_test(test_task_faults),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);
