@@ -419,12 +419,15 @@ static void report_strangers(struct parser *p, int root)
 // the blob: fdt_check_full takes that for right, or never ends.
 static int check_lengths(const void *dtb)
 {
+    fdt32_t len = 0;
     u32 tag;
 
     for (int at = 0, next; (tag = fdt_next_tag(dtb, at, &next)) != FDT_END; at = next) {
-        const struct fdt_property *property = fdt_offset_ptr(dtb, at, sizeof(*property));
+        const char *property = fdt_offset_ptr(dtb, at, sizeof(struct fdt_property));
 
-        if (tag == FDT_PROP && (!property || fdt32_to_cpu(property->len) > fdt_totalsize(dtb)))
+        if (property) // which need not be aligned
+            memcpy(&len, property + offsetof(struct fdt_property, len), sizeof(len));
+        if (tag == FDT_PROP && (!property || fdt32_to_cpu(len) > fdt_totalsize(dtb)))
             return -FDT_ERR_BADSTRUCTURE;
     }
     return 0;
