@@ -1,0 +1,65 @@
+// SPDX-License-Identifier: BSD-2-Clause
+// Copyright (c) 2026 The Nestor authors
+//
+// Moves between vector registers behind the forced-emulation prefix (UD2 and "kvm"), which a guest
+// with the test device has: SDM vol. 2 MOVAPS, MOVDQU, MOVDQA, and what VEX forms do to the upper half.
+
+#include "guest.h"
+
+#define FORCED ".byte 0x0f, 0x0b, 0x6b, 0x76, 0x6d\n"
+
+static u64 from[4] ALIGNED(32) = {0x1111, 0x2222, 0x3333, 0x4444};
+static u64 to[4] ALIGNED(32);
+
+static bool is(u64 a, u64 b, u64 c, u64 d)
+{
+    return to[0] == a && to[1] == b && to[2] == c && to[3] == d;
+}
+
+static void test_sse(void)
+{
+    __asm__ volatile("movaps %1, %%xmm9\n" FORCED "movaps %%xmm9, %%xmm2\n"
+                     "movaps %%xmm2, %0"
+                     : "=m"(to)
+                     : "m"(from));
+    report(to[0] == 0x1111 && to[1] == 0x2222, "MOVAPS XMM2, XMM9");
+    __asm__ volatile("pxor %%xmm10, %%xmm10\n" FORCED
+                     ".byte 0xf3, 0x41, 0x0f, 0x7f, 0xc2\n" // MOVDQU XMM10, XMM0: the store's form
+                     "movaps %1, %%xmm0\n" FORCED ".byte 0xf3, 0x41, 0x0f, 0x7f, 0xc2\n"
+                     "movaps %%xmm10, %0"
+                     : "=m"(to)
+                     : "m"(from));
+    report(to[0] == 0x1111 && to[1] == 0x2222, "MOVDQU XMM10, XMM0 by opcode 7F");
+}
+
+static void test_avx(void)
+{
+    __asm__ volatile("vmovdqa %1, %%ymm0\n" FORCED "vmovdqa %%ymm0, %%ymm15\n"
+                     "vmovdqa %%ymm15, %0"
+                     : "=m"(to)
+                     : "m"(from));
+    report(is(0x1111, 0x2222, 0x3333, 0x4444), "VMOVDQA YMM15, YMM0");
+    __asm__ volatile(FORCED "vmovdqa %%xmm0, %%xmm15\n"
+                            "vmovdqa %%ymm15, %0"
+                     : "=m"(to));
+    report(is(0x1111, 0x2222, 0, 0), "VMOVDQA XMM15, XMM0 zeroes the upper half");
+}
+
+static void forced_avx(void *unused)
+{
+    (void)unused;
+    __asm__ volatile(FORCED "vmovdqa %%ymm0, %%ymm15" : : : "memory");
+}
+
+void guest_main(void)
+{
+    test_sse();
+    if (!(cpuid(1, 0).ecx & BIT(28))) {
+        report_skip("no AVX");
+        return;
+    }
+    report(try(forced_avx, NULL) == VECTOR_UD, "VMOVDQA without CR4.OSXSAVE is #UD");
+    write_cr4(read_cr4() | CR4_OSXSAVE);
+    xsetbv(0, XCR0_X87 | XCR0_SSE | XCR0_AVX);
+    test_avx();
+}
