@@ -425,13 +425,15 @@ static enum emulate_result run_popa(struct emulate_ctx *c)
     return EMULATE_OK;
 }
 
-// The nesting level's frame pointers are copied from the enclosing frame.
-static enum emulate_result push_display(struct emulate_ctx *c, unsigned level, u64 frame)
+// The nesting level's frame pointers are copied from the enclosing frame; or only read, to see
+// whether that can be done.
+static enum emulate_result copy_display(struct emulate_ctx *c, unsigned level, bool check)
 {
+    u64 value = 0, rbp = c->gpr[GPR_RBP];
     enum emulate_result r = EMULATE_OK;
 
     for (unsigned i = 1; r == EMULATE_OK && i < level; i++) {
-        u64 value = 0, offset;
+        u64 offset;
         gva_t la;
 
         emu_reg_set(c, GPR_RBP, stack_width(c), c->gpr[GPR_RBP] - c->insn.opsize);
@@ -439,10 +441,12 @@ static enum emulate_result push_display(struct emulate_ctx *c, unsigned level, u
         r = emulate_linear(c, SEG_SS, offset, c->insn.opsize, EMULATE_READ, &la);
         if (r == EMULATE_OK)
             r = emu_mem_read(c, la, &value, c->insn.opsize, EMULATE_READ);
-        if (r == EMULATE_OK)
+        if (r == EMULATE_OK && !check)
             r = push(c, value);
     }
-    return r == EMULATE_OK ? push(c, frame) : r;
+    if (check)
+        c->gpr[GPR_RBP] = rbp;
+    return r;
 }
 
 // The final stack pointer must be writable.
@@ -458,13 +462,17 @@ static enum emulate_result run_enter(struct emulate_ctx *c)
         r = stack_address(c, EMULATE_WRITE, &la);
     if (r == EMULATE_OK)
         r = emu_mem_check(c, la, c->insn.opsize);
+    if (r == EMULATE_OK)
+        r = copy_display(c, level, true);
     if (r != EMULATE_OK)
         return r;
     c->gpr[GPR_RSP] = sp;
     r = push(c, c->gpr[GPR_RBP]);
     frame = c->gpr[GPR_RSP];
     if (r == EMULATE_OK && level)
-        r = push_display(c, level, frame);
+        r = copy_display(c, level, false);
+    if (r == EMULATE_OK && level)
+        r = push(c, frame);
     emu_reg_set(c, GPR_RBP, c->insn.opsize, frame);
     stack_move(c, 0ull - c->insn.imm);
     return r;

@@ -100,14 +100,23 @@ static enum emulate_result swapgs(struct emulate_ctx *ctx)
     return EMULATE_OK;
 }
 
-// A guest that uses breakpoints has the debug registers to itself from then on.
-static void arm_breakpoints(struct vcpu *vcpu)
+// A guest that uses breakpoints has the debug registers to itself from then on. General detect is
+// looked for here too: QEMU (7.2) knows nothing of it. Whether MOV DR exits.
+static bool watch_debug_registers(struct vcpu *vcpu, u64 dr7)
 {
-    vcpu->breakpoints = true;
+    u64 intercepts = dr7 & DR7_GD ? INTERCEPT_DR_READ | INTERCEPT_DR_WRITE : 0;
+
+    vcpu->breakpoints |= (dr7 & DR7_ENABLES) != 0;
+    if (!vcpu->breakpoints)
+        intercepts |= INTERCEPT_DR_WRITE;
     for (unsigned i = 0; i < ARRAY_SIZE(vcpu->ctx); i++) {
-        vcpu->ctx[i].ctl.intercepts &= ~(u64)INTERCEPT_DR_WRITE;
+        struct controls *ctl = &vcpu->ctx[i].ctl;
+
+        ctl->intercepts &= ~(u64)(INTERCEPT_DR_READ | INTERCEPT_DR_WRITE);
+        ctl->intercepts |= intercepts;
         vcpu->ctx[i].ctl_dirty |= CTL_INTERCEPTS;
     }
+    return intercepts;
 }
 
 // With DR7.GD each MOV DR is a fault before anything is read or written.
@@ -128,8 +137,7 @@ static enum emulate_result move_dr(struct emulate_ctx *ctx)
         ctx->dst = *reg;
         return EMULATE_OK;
     }
-    if (n == 7 && (ctx->src & DR7_ENABLES) && !vcpu->breakpoints) {
-        arm_breakpoints(vcpu);
+    if (n == 7 && !watch_debug_registers(vcpu, ctx->src)) {
         ctx->fault.valid = false; // the guest does it itself: QEMU arms none at VMRUN
         return EMULATE_FAULT;
     }

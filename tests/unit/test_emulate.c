@@ -298,6 +298,20 @@ static void test_fault_commits_nothing(void **state)
     }
 }
 
+// ENTER whose enclosing frame can't be read has pushed nothing yet.
+static void test_enter_fault(void **state)
+{
+    (void)state;
+    begin(INSN_MODE_32);
+    m.state[5] = PAGE_ABSENT;
+    regs.gpr[4] = 0x8000;
+    regs.gpr[5] = 0x6004;
+    store(0x7ffc, 0x12345678, 4);
+    assert_fault(RUN("\xc8\x10\x00\x03"), VECTOR_PF, 0); // enter 16, 3
+    assert_int_equal(ctx.fault.payload, 0x5ffc);
+    assert_int_equal(load(0x7ffc, 4), 0x12345678);
+}
+
 // --- segmentation ---
 
 static void test_real_mode(void **state)
@@ -858,8 +872,7 @@ static void test_intercept_points(void **state)
 static void test_unhandled(void **state)
 {
     static const char cases[][5] = {
-        "\x0f\xa2\x90\x90", "\x0f\x10\x03\x90", "\xd9\x03\x90\x90",
-        "\x0f\x22\xc0\x90",
+        "\x0f\xa2\x90\x90", "\x0f\x10\x03\x90", "\xd9\x03\x90\x90", "\x0f\x22\xc0\x90",
         "\x0f\x20\xc0\x90", "\xc5\xf8\x77\x90", "\x0f\x32\x90\x90", "\x0f\x01\xc1\x90",
         "\x0f\x05\x90\x90", "\x66\x0f\xc8\x90",
     };
@@ -905,17 +918,29 @@ static void test_divide(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_page_crossing),  cmocka_unit_test(test_fault_commits_nothing),
-        cmocka_unit_test(test_real_mode),      cmocka_unit_test(test_protected_segments),
-        cmocka_unit_test(test_canonical),      cmocka_unit_test(test_alignment_check),
-        cmocka_unit_test(test_fetch),          cmocka_unit_test(test_repeat),
-        cmocka_unit_test(test_repeat_fault),   cmocka_unit_test(test_compare_strings),
-        cmocka_unit_test(test_ports),          cmocka_unit_test(test_port_permission),
-        cmocka_unit_test(test_interrupt_flag), cmocka_unit_test(test_pushf_popf),
-        cmocka_unit_test(test_vm86_flags),     cmocka_unit_test(test_segment_moves),
-        cmocka_unit_test(test_pusha),          cmocka_unit_test(test_stack_forms),
-        cmocka_unit_test(test_lock),           cmocka_unit_test(test_intercept_points),
-        cmocka_unit_test(test_unhandled),      cmocka_unit_test(test_divide),
+        cmocka_unit_test(test_page_crossing),
+        cmocka_unit_test(test_fault_commits_nothing),
+        cmocka_unit_test(test_enter_fault),
+        cmocka_unit_test(test_real_mode),
+        cmocka_unit_test(test_protected_segments),
+        cmocka_unit_test(test_canonical),
+        cmocka_unit_test(test_alignment_check),
+        cmocka_unit_test(test_fetch),
+        cmocka_unit_test(test_repeat),
+        cmocka_unit_test(test_repeat_fault),
+        cmocka_unit_test(test_compare_strings),
+        cmocka_unit_test(test_ports),
+        cmocka_unit_test(test_port_permission),
+        cmocka_unit_test(test_interrupt_flag),
+        cmocka_unit_test(test_pushf_popf),
+        cmocka_unit_test(test_vm86_flags),
+        cmocka_unit_test(test_segment_moves),
+        cmocka_unit_test(test_pusha),
+        cmocka_unit_test(test_stack_forms),
+        cmocka_unit_test(test_lock),
+        cmocka_unit_test(test_intercept_points),
+        cmocka_unit_test(test_unhandled),
+        cmocka_unit_test(test_divide),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);
