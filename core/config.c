@@ -12,6 +12,9 @@
 
 enum { MEMORY_MIB_MIN = 16, MEMORY_MIB_MAX = 16 << 20, LINE_SIZE = 256, FOUND_SIZE = 96 };
 
+enum { TSC_HZ_MIN = 1000000 };
+#define TSC_HZ_MAX 100000000000ull
+
 struct parser {
     struct config *config;
     const void *dtb;
@@ -224,6 +227,18 @@ static bool read_flag(struct parser *p, const struct value *v, bool *out)
     return true;
 }
 
+static bool read_tsc_frequency(struct parser *p, const struct value *v, struct vm_config *vm)
+{
+    u64 hz = v->size == 4   ? cell(v, 0)
+             : v->size == 8 ? (u64)cell(v, 0) << 32 | cell(v, 1)
+                            : 0;
+
+    if (hz < TSC_HZ_MIN || hz > TSC_HZ_MAX)
+        return wrong(p, v, "%u..%llu Hz in one cell or two", TSC_HZ_MIN, TSC_HZ_MAX);
+    vm->tsc_frequency = hz;
+    return true;
+}
+
 static bool read_nested(struct parser *p, const struct value *v, struct vm_config *vm)
 {
     return read_flag(p, v, &vm->nested);
@@ -264,6 +279,7 @@ static const struct property {
     {"modules", read_modules, false},
     {"cpus", read_cpus, false},
     {"hide", read_hide, false},
+    {"tsc-frequency", read_tsc_frequency, false},
     {"nested", read_nested, false},
     {"test-device", read_test_device, false},
     {"pci-test-device", read_pci_test_device, false},

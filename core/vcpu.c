@@ -168,6 +168,7 @@ void vcpu_reset(struct vcpu *vcpu, bool init)
     paravirt_reset(vcpu);
     lapic_reset(vcpu, init);
     vcpu->cur->ctl.tsc_offset = vcpu_guest_tsc(vcpu, 0);
+    vcpu->cur->ctl.tsc_multiplier = vcpu->vm->tsc_multiplier;
     vcpu->cur->flush |= TLB_FLUSH_GUEST;
 }
 
@@ -193,7 +194,17 @@ unsigned vcpu_cpl(struct vcpu *vcpu)
     return state_cpl(vcpu_state(vcpu, GROUP_RIP | GROUP_CR | GROUP_CODE));
 }
 
+static u64 tsc_scaled(u64 tsc, u64 multiplier)
+{
+    return (u64)((unsigned __int128)tsc * multiplier >> 48);
+}
+
 u64 vcpu_guest_tsc(struct vcpu *vcpu, u64 host_tsc)
 {
-    return host_tsc - vcpu->vm->tsc_base + vcpu->tsc_offset_base;
+    u64 multiplier = vcpu->vm->tsc_multiplier, base = vcpu->vm->tsc_base;
+
+    if (likely(!multiplier))
+        return host_tsc - base + vcpu->tsc_offset_base;
+    // As the CPU does it: the product's bits 111:48, then the offset.
+    return tsc_scaled(host_tsc, multiplier) - tsc_scaled(base, multiplier) + vcpu->tsc_offset_base;
 }

@@ -331,6 +331,21 @@ static int wake_guest(struct vm *vm, u32 vector)
     return 0;
 }
 
+// A slower TSC than half the machine's is refused, so that deadlines in it can be converted.
+static void choose_tsc_rate(struct vm *vm)
+{
+    u64 wanted = vm->config->tsc_frequency;
+    bool scale = wanted && wanted != tsc_hz && wanted >= tsc_hz / 2 && backend->scales_tsc;
+
+    vm->tsc_hz = scale ? wanted : tsc_hz;
+    vm->tsc_multiplier = scale ? mul_div(wanted, BIT(48), tsc_hz) : 0;
+    if (wanted && vm->tsc_hz != wanted)
+        log_warn("guest %s: tsc-frequency: its TSC runs at %llu Hz: %s", vm->config->name,
+                 (unsigned long long)tsc_hz,
+                 backend->scales_tsc ? "it can't be slower than half of that"
+                                     : "this CPU or back end has no TSC scaling");
+}
+
 // vCPU 0, alone: the machine and the guest as after power-on, or as after S3.
 static void start_guest(struct vm *vm)
 {
@@ -340,7 +355,7 @@ static void start_guest(struct vm *vm)
     if (wakes)
         sleep_until_woken(vm);
     vm->tsc_base = tsc_now();
-    vm->tsc_hz = tsc_hz;
+    choose_tsc_rate(vm);
     if (wakes)
         vector = machine_wake(vm);
     else

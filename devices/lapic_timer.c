@@ -11,6 +11,7 @@
 #include <nestor/cpu.h>
 #include <nestor/device.h>
 #include <nestor/vcpu.h>
+#include <nestor/vm.h>
 
 enum timer_mode { TIMER_ONE_SHOT, TIMER_PERIODIC, TIMER_TSC_DEADLINE, TIMER_RESERVED };
 
@@ -188,7 +189,7 @@ void lapic_timer_write_lvt(struct lapic *lapic, u32 lvt)
 
 static void timer_arm_deadline(struct lapic *lapic)
 {
-    u64 now = machine_now(), guest_now = vcpu_guest_tsc(lapic->vcpu, now);
+    u64 now = machine_now(), guest_now = vcpu_guest_tsc(lapic->vcpu, now), left;
 
     if (guest_now >= lapic->s.tsc_deadline) {
         timer_disarm(lapic);
@@ -197,7 +198,10 @@ static void timer_arm_deadline(struct lapic *lapic)
         return;
     }
     // As a difference: what is far enough away would come round into the past.
-    timer_arm_at(lapic, now + MIN(lapic->s.tsc_deadline - guest_now, TIMER_FAR));
+    left = MIN(lapic->s.tsc_deadline - guest_now, TIMER_FAR);
+    if (unlikely(lapic->vcpu->vm->tsc_multiplier)) // at most twice as many of the host's
+        left = mul_div(left, tsc_hz, lapic->vcpu->vm->tsc_hz) + 1;
+    timer_arm_at(lapic, now + MIN(left, TIMER_FAR));
 }
 
 void lapic_timer_write_deadline(struct lapic *lapic, u64 deadline)

@@ -24,6 +24,7 @@ struct vm_config {
     bool pci_test_device; // pci_testdev.h's
     bool console;     // COM1 is the machine's console; the first guest's by default
     bool pinned;
+    u64 tsc_frequency;         // Hz; 0: the machine's
     u64 hidden;                // features that the guest is not to see: core/hide.c's rows
     u32 cpus[CONFIG_VCPU_MAX]; // pCPU of each vCPU; assigned in order if not pinned
 };

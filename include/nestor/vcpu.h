@@ -341,6 +341,7 @@ struct backend {
     u8 (*stage2_levels)(void); // what the hardware will walk for Nestor's own tables: 4 or 5
     bool stage2_1g;
     bool has_mtf;
+    bool scales_tsc; // controls.tsc_multiplier
     // controls.offer: exit->offer_taken says that the guest has taken it (APM vol. 2, 15.21.4)
     bool delivers_offers;
     // PAE's PDPTEs are CPU state (VMX); else they are read from memory (SVM, nested paging)

@@ -191,6 +191,8 @@ static const struct mistake {
      "modules: found \"a\" and more, expected 1..8 names of modules, without spaces"},
     {"modules", "a\0b\0c\0d\0e\0f\0g\0h\0i", 18,
      "modules: found \"a\" and more, expected 1..8 names of modules, without spaces"},
+    {"tsc-frequency", "\0\0\0\1", 4,
+     "tsc-frequency: found <1>, expected 1000000..100000000000 Hz in one cell or two"},
     {"nested", "\0\0\0\1", 4, "nested: found <1>, expected no value"},
     {"hide", "\0\0\0\1", 4, "hide: found <1>, expected names of features"},
     {"hide", "", 0, "hide: found no value, expected names of features"},
