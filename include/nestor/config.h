@@ -20,9 +20,9 @@ struct vm_config {
     const char *modules[CONFIG_MODULE_MAX]; // for Multiboot guests, after initrd
     u32 module_count;
     bool nested;
-    bool test_device; // the test device, fw_cfg and port latches of GUESTS.md
+    bool test_device;     // the test device, fw_cfg and port latches of GUESTS.md
     bool pci_test_device; // pci_testdev.h's
-    bool console;     // COM1 is the machine's console; the first guest's by default
+    bool console;         // COM1 is the machine's console; the first guest's by default
     bool pinned;
     u64 tsc_frequency;         // Hz; 0: the machine's
     u64 hidden;                // features that the guest is not to see: core/hide.c's rows

@@ -236,15 +236,15 @@ struct apic_posted {
 } ALIGNED(64);
 
 struct apic_accel {
-    u8 *page;           // the virtual-APIC page; NULL: the CPU can't
+    u8 *page;                   // the virtual-APIC page; NULL: the CPU can't
     struct apic_posted *posted; // NULL: the CPU can't
-    u8 offered;         // modes that it can run in: BIT(enum apic_accel_mode)
-    u8 mode;            // enum apic_accel_mode; its changes set CTL_INTERCEPTS and CTL_BITMAPS
-    bool eoi_exit_new;  // eoi_exit has changed
-    u8 requesting;      // RVI, and
-    u8 in_service;      // SVI, of the page's IRR and ISR
-    hpa_t access_page;  // the VM's
-    u64 eoi_exit[4];    // vectors whose EOI the IOAPIC must hear of
+    u8 offered;                 // modes that it can run in: BIT(enum apic_accel_mode)
+    u8 mode;           // enum apic_accel_mode; its changes set CTL_INTERCEPTS and CTL_BITMAPS
+    bool eoi_exit_new; // eoi_exit has changed
+    u8 requesting;     // RVI, and
+    u8 in_service;     // SVI, of the page's IRR and ISR
+    hpa_t access_page; // the VM's
+    u64 eoi_exit[4];   // vectors whose EOI the IOAPIC must hear of
 };
 
 // What a guest has asked of KVM's paravirtual interface, by its MSRs' values (devices/paravirt.c).
