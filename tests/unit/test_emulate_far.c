@@ -2,7 +2,8 @@
 // Copyright (c) 2026 The Nestor authors
 // unit-sources: core/decode.c core/decode_table.c core/emulate.c
 // unit-sources: core/emulate_alu.c core/emulate_ops.c core/emulate_rare.c core/emulate_vector.c
-// unit-sources: core/emulate_system.c core/emulate_selector.c core/task.c
+// unit-sources: core/emulate_system.c core/emulate_selector.c core/emulate_syscall.c
+// unit-sources: core/task.c
 // unit-sources: core/emulate_far.c core/descriptor.c
 //
 // Segment loads, far transfers, IRET and task switches of the emulator, in each mode, by hand cases
