@@ -223,7 +223,7 @@ struct backend svm_backend = {
     .enter = svm_enter,
     .stage2_levels = svm_stage2_levels,
     .lacks = ISA_CET | ISA_USER_WAIT, // no machine to try them on
-    .stage2_1g = true, // unless a CPU lacks it: svm_probe
+    .stage2_1g = true,                // unless a CPU lacks it: svm_probe
     .delivers_offers = true,
     .report = svm_report,
 };

@@ -88,7 +88,7 @@ int msr_write_guest(struct vcpu *vcpu, u32 msr, u64 value);
 int cr_write_guest(struct vcpu *vcpu, unsigned number, u64 value);
 u64 cr_read_guest(struct vcpu *vcpu, unsigned number);
 u64 cr_visible(struct vcpu *vcpu, unsigned number); // as a MOV from CR reads it (core/exit.c)
-u64 cr4_allowed(const struct vcpu *vcpu); // the bits that this guest's CPUID offers
+u64 cr4_allowed(const struct vcpu *vcpu);           // the bits that this guest's CPUID offers
 // Whether XSETBV of XCR0 raises #GP (SDM vol. 1 "XCR0"); the components offered are CPUID leaf
 // Dh's.
 bool xcr0_refused(struct vcpu *vcpu, u64 value);
