@@ -70,8 +70,8 @@ static void test_kept(void)
                (unsigned long long)kept[i].value);
         msr_write(kept[i].msr, before);
         if (kept[i].canonical)
-            report_cpu(MACHINE_QEMU, write_faults(kept[i].msr, 0x1234567890abcdef),
-                       "%s takes no non-canonical address", kept[i].name);
+            report_known(MACHINE_QEMU, write_faults(kept[i].msr, 0x1234567890abcdef),
+                         "%s takes no non-canonical address", kept[i].name);
         msr_write(kept[i].msr, before);
     }
 }
@@ -197,9 +197,148 @@ static void test_bases(void)
            "SWAPGS swaps with IA32_KERNEL_GS_BASE");
 }
 
+enum cpu_vendor { ANY, INTEL, AMD };
+
+static bool vendor_is(enum cpu_vendor vendor)
+{
+    bool intel = cpuid(0, 0).ecx == 0x6c65746e; // "ntel"
+
+    return vendor == ANY || (vendor == INTEL) == intel;
+}
+
+// What a register takes and reads back, and what it refuses. On bare emulators only what they do
+// right is counted: QEMU has no reserved bits, Bochs no machine-check banks to write to.
+static const struct rule {
+    const char *name;
+    u32 msr;
+    enum cpu_vendor vendor;
+    u64 takes, refuses; // ~0: nothing is refused
+} rules[] = {
+    {"IA32_MISC_ENABLE", MSR_MISC_ENABLE, INTEL, 0x400c51809, BIT(1)},
+    {"IA32_MCG_STATUS", MSR_MCG_STATUS, ANY, 5, BIT(3)},
+    {"IA32_MCG_CTL", MSR_MCG_CTL, ANY, ~0ull, 1},
+    {"IA32_MC0_CTL", MSR_MC0_CTL, ANY, ~0ull, 2},
+    {"IA32_MC0_STATUS", MSR_MC0_CTL + 1, ANY, 0, 1},
+    {"IA32_MC0_ADDR", MSR_MC0_CTL + 2, ANY, 0x1234567890, ~0ull},
+    {"IA32_MTRR_DEF_TYPE", MSR_MTRR_DEF_TYPE, ANY, 0xc00, 0xc02},
+    {"IA32_MTRR_DEF_TYPE", MSR_MTRR_DEF_TYPE, ANY, 0x806, BIT(12)},
+    {"IA32_MTRR_PHYSBASE1", MSR_MTRR_PHYSBASE0 + 2, ANY, 0x80000006, 0x80000007},
+    {"IA32_MTRR_PHYSBASE1", MSR_MTRR_PHYSBASE0 + 2, ANY, 0x80000001, BIT(63)},
+    {"IA32_MTRR_PHYSMASK1", MSR_MTRR_PHYSBASE0 + 3, ANY, 0xf0000000, BIT(10)},
+    {"IA32_MTRR_FIX64K_00000", MSR_MTRR_FIX64K, ANY, 0x0605040100060606, 0x0600000000000002},
+    {"IA32_MTRR_FIX4K_F8000", MSR_MTRR_FIX4K_C0000 + 7, ANY, 0x0505050505050505, 7},
+    {"HWCR", MSR_HWCR, AMD, BIT(24) | BIT(18) | BIT(6), BIT(63)},
+    {"HWCR", MSR_HWCR, AMD, BIT(24), BIT(5)},
+    {"DE_CFG", MSR_DE_CFG, AMD, BIT(1), BIT(40)},
+    {"SYSCFG", MSR_SYSCFG, AMD, BIT(20), BIT(40)},
+    {"TOP_MEM", MSR_TOP_MEM, AMD, 0x4000000, 0x4000001},
+    {"TOP_MEM2", MSR_TOP_MEM2, AMD, 0x140000000, BIT(60)},
+    {"IORRBase0", 0xc0010016, AMD, 0x80000018, BIT(0)},
+    {"IORRMask0", 0xc0010017, AMD, 0x80000800, BIT(10)},
+};
+
+static void test_rules(void)
+{
+    for (const struct rule *r = rules; r < rules + ARRAY_SIZE(rules); r++) {
+        struct access a = {r->msr, r->takes};
+        u64 before;
+
+        if (!vendor_is(r->vendor))
+            continue;
+        report_known(bare_machine(), !read_faults(r->msr), "%s is there", r->name);
+        if (read_faults(r->msr))
+            continue;
+        before = msr_read(r->msr);
+        report_known(bare_machine(), try(do_write, &a) == NO_TRAP && msr_read(r->msr) == r->takes,
+                     "%s takes %#llx", r->name, (unsigned long long)r->takes);
+        if (~r->refuses) {
+            bool refused = write_faults(r->msr, r->refuses);
+
+            report_known(bare_machine(), refused && msr_read(r->msr) == r->takes,
+                         "%s refuses %#llx and stays", r->name, (unsigned long long)r->refuses);
+        }
+        a.value = before;
+        try(do_write, &a);
+    }
+}
+
+// Read-only ones, those of the other vendor, and those of features that CPUID does not offer.
+static void test_absent(void)
+{
+    static const struct {
+        const char *name;
+        u32 msr;
+        bool read; // can be
+        enum cpu_vendor vendor;
+    } absent[] = {
+        {"IA32_MTRRCAP", MSR_MTRRCAP, true, ANY},
+        {"IA32_MCG_CAP", MSR_MCG_CAP, true, ANY},
+        {"PLATFORM_INFO", MSR_PLATFORM_INFO, true, INTEL},
+        {"SMI_COUNT", 0x34, true, INTEL},
+        {"RAPL_POWER_UNIT", 0x606, true, INTEL},
+        {"IA32_BIOS_UPDT_TRIG", 0x79, false, AMD},
+        {"IA32_MCG_EXT_CTL", 0x4d0, false, ANY},
+        {"IA32_MISC_ENABLE", MSR_MISC_ENABLE, false, AMD},
+        {"HWCR", MSR_HWCR, false, INTEL},
+        {"DE_CFG", MSR_DE_CFG, false, INTEL},
+        {"IA32_PERFEVTSEL0", 0x186, false, ANY},
+        {"IA32_PERF_GLOBAL_CTRL", 0x38f, false, ANY},
+        {"a machine-check bank beyond the last", 0, false, ANY},
+    };
+
+    for (size_t i = 0; i < ARRAY_SIZE(absent); i++) {
+        u32 msr =
+            absent[i].msr ? absent[i].msr : MSR_MC0_CTL + 4 * (u32)(msr_read(MSR_MCG_CAP) & 0xff);
+
+        if (!vendor_is(absent[i].vendor))
+            continue;
+        report_known(bare_machine(), read_faults(msr) != absent[i].read, "%s can%s be read",
+                     absent[i].name, absent[i].read ? "" : "not");
+        report_known(bare_machine(), write_faults(msr, 0), "%s can't be written", absent[i].name);
+    }
+}
+
+// Intel's revision is loaded by CPUID; AMD's is always there.
+static void test_microcode(void)
+{
+    u64 value;
+
+    if (read_faults(MSR_UCODE_REV)) {
+        report_skip("the CPU has no microcode revision");
+        return;
+    }
+    cpuid(1, 0);
+    value = msr_read(MSR_UCODE_REV);
+    msr_write(MSR_UCODE_REV, 0);
+    if (vendor_is(INTEL))
+        report_known(bare_machine(), msr_read(MSR_UCODE_REV) == 0, "IA32_BIOS_SIGN_ID keeps 0");
+    cpuid(1, 0);
+    report(msr_read(MSR_UCODE_REV) == value, "until CPUID: %#llx", (unsigned long long)value);
+}
+
+// AMD: a STATUS register takes any value while HWCR.McStatusWrEn is set.
+static void test_status_write(void)
+{
+    u64 hwcr;
+
+    if (!vendor_is(AMD))
+        return;
+    hwcr = msr_read(MSR_HWCR);
+    msr_write(MSR_HWCR, hwcr | BIT(18));
+    report_known(bare_machine(), !write_faults(MSR_MC0_CTL + 1, BIT(61) | 5),
+                 "McStatusWrEn lets STATUS be written");
+    report_known(bare_machine(), msr_read(MSR_MC0_CTL + 1) == (BIT(61) | 5), "and it stays");
+    msr_write(MSR_MC0_CTL + 1, 0);
+    msr_write(MSR_HWCR, hwcr);
+}
+
 void guest_main(void)
 {
     test_kept();
+    test_rules();
+    test_absent();
+    test_microcode();
+    test_status_write();
     test_registers();
     test_efer();
     test_faults();
