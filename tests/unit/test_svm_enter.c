@@ -453,6 +453,21 @@ static void test_injection(void **state)
     assert_int_equal(self_ipis, 1);
 }
 
+// An NMI comes as soon as another event's delivery is done; behind an NMI it waits for IRET.
+static void test_nmi_behind_an_injection(void **state)
+{
+    (void)state;
+    inject(VECTOR_DB, EVENT_EXCEPTION, 0);
+    vcpu.cur->ctl.nmi_window = true;
+    enter(guest_cpuid);
+    assert_int_equal(self_ipis, 1);
+    assert_false(seen.rflags & RFLAGS_TF);
+    inject(VECTOR_NMI, EVENT_NMI, 0);
+    vcpu.cur->ctl.nmi_window = true;
+    enter(guest_cpuid);
+    assert_int_equal(self_ipis, 1);
+}
+
 static void test_software_interrupt_without_nrip(void **state)
 {
     (void)state;
@@ -594,6 +609,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(test_select_carries_shared_state, setup, teardown),
         cmocka_unit_test_setup_teardown(test_encoding, setup, teardown),
         cmocka_unit_test_setup_teardown(test_injection, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_nmi_behind_an_injection, setup, teardown),
         cmocka_unit_test_setup_teardown(test_software_interrupt_without_nrip, setup, teardown),
         cmocka_unit_test_setup_teardown(test_software_interrupt_with_nrip, setup, teardown),
         cmocka_unit_test_setup_teardown(test_interrupt_window_and_shadow, setup, teardown),

@@ -60,6 +60,15 @@ static void test_exceptions(void **state)
     assert_true(exit.event.payload == 0x4002);
     assert_false(exit.event.has_error);
 
+    // neither INT1 nor general detect is a step
+    info =
+        (struct vmx_exit_info){.interruption = 0x80000501, .qualification = 0x4001, .insn_len = 1};
+    exit = decode(REASON_EXCEPTION_NMI, &info);
+    assert_true(exit.event.type == EVENT_INT1 && exit.event.insn_len == 1);
+    assert_true(exit.event.payload == 1);
+    info = (struct vmx_exit_info){.interruption = 0x80000301, .qualification = 0x6000};
+    assert_true(decode(REASON_EXCEPTION_NMI, &info).event.payload == 0x2000);
+
     // #GP by IRET that had opened NMIs; not so while an event was being delivered, or for #DF
     info = (struct vmx_exit_info){.interruption = 0x80001b0d};
     assert_true(decode(REASON_EXCEPTION_NMI, &info).nmi_unblocked_by_iret);
