@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // Copyright (c) 2026 The Nestor authors
 //
-// Which breakpoints an access hits, for accesses that Nestor makes in the guest's place. Pure. Intel
-// SDM volume 3 sections 18.2.4, 18.2.5; AMD APM volume 2 section 13.1.1.
+// Which breakpoints an access hits, for accesses that Nestor makes in the guest's place. Pure.
+// Intel SDM volume 3 sections 18.2.4, 18.2.5; AMD APM volume 2 section 13.1.1.
 
 #include <arch/x86/regs.h>
 #include <nestor/breakpoint.h>

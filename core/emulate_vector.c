@@ -2,8 +2,8 @@
 // Copyright (c) 2026 The Nestor authors
 //
 // The emulator's moves between memory and the MMX, SSE, AVX and AVX-512 registers, and the x87
-// instructions with a memory operand. Intel SDM volume 1 sections 8.6, 10.2, 14.3; volume 2 sections
-// 2.4 (exception classes 1, 4, 5) and 2.7; volume 3 sections 2.5, 13.1.
+// instructions with a memory operand. Intel SDM volume 1 sections 8.6, 10.2, 14.3; volume 2
+// sections 2.4 (exception classes 1, 4, 5) and 2.7; volume 3 sections 2.5, 13.1.
 
 #include "emulate_internal.h"
 #include <nestor/string.h>

@@ -550,8 +550,8 @@ void vcpu_emulate(struct vcpu *vcpu, struct vm_exit *exit)
     vcpu_finish_insn(vcpu, vcpu->cur->state.rip + exit->insn_len);
 }
 
-// A code breakpoint behind the prefix has not been looked for by the CPU. On VMX the exit by #UD has
-// set RF (SDM volume 3 section 28.3.3; Bochs 2.7 forgets it), which holds it off.
+// A code breakpoint behind the prefix has not been looked for by the CPU. On VMX the exit by #UD
+// has set RF (SDM volume 3 section 28.3.3; Bochs 2.7 forgets it), which holds it off.
 static bool code_breakpoint(struct vcpu *vcpu)
 {
     const struct guest_state *s = vcpu_state(vcpu, GROUP_RIP | GROUP_CODE);

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // Copyright (c) 2026 The Nestor authors
 //
-// The emulator's system instructions on a vCPU: those that can exit are given to the exit's handler,
+// The emulator's system instructions on a vCPU: those that can exit go to the exit's handler,
 // so that there is one of each; the rest are done here. And the vector and x87 registers, which are
 // the guest's while Nestor runs.
 

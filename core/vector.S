@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // Copyright (c) 2026 The Nestor authors
 //
-// The guest's vector and x87 registers, which stay in the CPU while Nestor runs: moves of a register
-// whose number is known only at run time, and x87 instructions on a buffer. C is compiled without
+// The guest's vector and x87 registers, which stay in the CPU while Nestor runs: moves of a
+// register whose number is known only at run time, and x87 instructions on a buffer. C is compiled without
 // any of these registers, and the Makefile checks that nothing but this routine uses them.
 
     .macro stub insn:vararg
@@ -44,10 +44,16 @@ vector_stubs:
     .irp n, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15
     stub vmovups (%rdi), %ymm\n
     .endr
-    .irp n, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 29, 30, 31
+    .irp n, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15
     stub vmovups %zmm\n, (%rdi)
     .endr
-    .irp n, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 29, 30, 31
+    .irp n, 16, 17, 18, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 29, 30, 31
+    stub vmovups %zmm\n, (%rdi)
+    .endr
+    .irp n, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15
+    stub vmovups (%rdi), %zmm\n
+    .endr
+    .irp n, 16, 17, 18, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 29, 30, 31
     stub vmovups (%rdi), %zmm\n
     .endr
     .set .Lx87, 0
