@@ -85,8 +85,8 @@ static void test_bars(void)
     report_known(MACHINE_QEMU, registers[3] == 3 && in32(NEW_PORT + 12) == 3,
                  "three writes are counted");
     set_config(COMMAND, command & ~3u);
-    report(registers[2] == ~0u && in32(NEW_PORT + 8) == ~0u,
-           "neither is decoded when switched off");
+    report_known(MACHINE_QEMU, registers[2] == ~0u && in32(NEW_PORT + 8) == ~0u,
+                 "neither is decoded when switched off");
     set_config(BAR0, memory);
     set_config(BAR1, port);
     set_config(COMMAND, command);
