@@ -5,9 +5,10 @@
 // read-back) and the PC's port 61h. Nothing ticks: counts and outputs are worked out from the
 // elapsed time, and one timer waits for channel 0's next rising edge.
 //
-// An edge that finds the one before it not yet taken by the guest is lost, as on a PC. Edges that
-// passed because Nestor came late (it may itself be a guest) would not have been lost there: they
-// are made up for, four times as fast as they come, so that a clock that counts them does not drift.
+// On a PC an edge that finds the one before it not yet taken is lost. Here it may find it so because
+// Nestor, or what Nestor runs on, was late; and edges may have passed unseen. As KVM does, both are
+// made up for, four times as fast as they come and a second's worth at most, so that a clock that
+// counts them does not drift. What the guest masks is lost.
 
 #include "pit.h"
 #include "clock.h"
@@ -146,14 +147,20 @@ static void pit_pulse(struct pit *pit)
     irq_line_set(&pit->irq, c->mode || channel_out(c, pit_now(pit)));
 }
 
-// The edges between the one that was due and now, of which a second's worth is remembered.
-static void pit_owe_missed(struct pit *pit, u64 now)
+static u64 pit_owed_max(const struct pit *pit)
 {
     const struct pit_channel *c = &pit->s.channel[0];
     u64 n = channel_count(c);
 
-    if (mode_is_periodic(c) && n >= CATCH_UP * PIT_MIN_TICKS)
-        pit->s.owed = MIN(pit->s.owed + (now - pit->s.edge) / n, PIT_HZ / n);
+    return mode_is_periodic(c) && n >= CATCH_UP * PIT_MIN_TICKS ? PIT_HZ / n : 0;
+}
+
+// The edges between the one that was due and now.
+static void pit_owe_missed(struct pit *pit, u64 now)
+{
+    u64 missed = (now - pit->s.edge) / channel_count(&pit->s.channel[0]);
+
+    pit->s.owed = MIN(pit->s.owed + missed, pit_owed_max(pit));
 }
 
 static void pit_tick(struct pit *pit, u64 now)
@@ -162,12 +169,10 @@ static void pit_tick(struct pit *pit, u64 now)
 
     if (edge)
         pit_owe_missed(pit, now);
-    if (likely(!pit->s.owed)) {
-        pit_pulse(pit);
-    } else if (machine_irq_waits(pit->machine, pit->irq.pin)) {
-        pit->s.owed += edge;
+    if (machine_irq_waits(pit->machine, pit->irq.pin)) {
+        pit->s.owed = MIN(pit->s.owed + edge, pit_owed_max(pit));
     } else {
-        pit->s.owed -= !edge;
+        pit->s.owed -= !edge && pit->s.owed;
         pit_pulse(pit);
     }
 }
