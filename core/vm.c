@@ -354,7 +354,8 @@ static void start_guest(struct vm *vm)
 
     if (wakes)
         sleep_until_woken(vm);
-    vm->tsc_base = tsc_now();
+    if (!wakes) // the TSC goes on in S3: Linux's clock may go by it where it is not called invariant
+        vm->tsc_base = tsc_now();
     choose_tsc_rate(vm);
     if (wakes)
         vector = machine_wake(vm);
