@@ -503,9 +503,9 @@ static const struct msr_row rows[] = {
     {0xc0010058, 0xc0010058, read_zero, write_zero, VENDOR_AMD},    // MMIO configuration base
     {0xc0010061, 0xc001006b, read_zero, NULL, VENDOR_AMD},       // P-states: none, at none of them
     {0xc0010112, 0xc0010113, read_zero, write_zero, VENDOR_AMD}, // SMM_ADDR, SMM_MASK
-    {0xc0011020, 0xc0011023, read_zero, write_ignored, VENDOR_AMD},            // LS_CFG .. BU_CFG
-    {MSR_DE_CFG, MSR_DE_CFG, read_kept, write_kept, VENDOR_AMD, 0, 0, BIT(1)}, // LFENCE serialises
-    {0xc001102a, 0xc001102c, read_zero, write_ignored, VENDOR_AMD},            // BU_CFG2 .. EX_CFG
+    {0xc0011020, 0xc0011023, read_zero, write_ignored, VENDOR_AMD}, // LS_CFG .. BU_CFG
+    {MSR_DE_CFG, MSR_DE_CFG, read_kept, write_kept, VENDOR_AMD, 0, 0, DE_CFG_LFENCE_SERIALIZE},
+    {0xc001102a, 0xc001102c, read_zero, write_ignored, VENDOR_AMD}, // BU_CFG2 .. EX_CFG
 };
 
 #pragma GCC diagnostic pop

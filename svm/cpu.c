@@ -166,7 +166,7 @@ static struct svm_cpu *alloc_cpu(void)
 int svm_cpu_on(void)
 {
     struct svm_cpu *cpu = svm_maps_create() ? NULL : alloc_cpu();
-    u64 vm_cr;
+    u64 vm_cr, de_cfg;
 
     if (!cpu)
         return -E_NOMEM;
@@ -178,6 +178,9 @@ int svm_cpu_on(void)
     cpu->tsc_aux = ~0ull; // not known: the first load writes it
     choose_mitigations(cpu);
     enable_fpu(cpu);
+    // Guests read it as set (core/msr.c): LFENCE waits for all before it (APM vol. 2, 3.2.10).
+    if (!msr_read_safe(MSR_DE_CFG, &de_cfg))
+        (void)msr_write_safe(MSR_DE_CFG, de_cfg | DE_CFG_LFENCE_SERIALIZE);
     if (!msr_read_safe(MSR_VM_CR, &vm_cr) && (vm_cr & VM_CR_SVMDIS))
         msr_write(MSR_VM_CR, vm_cr & ~VM_CR_SVMDIS);
     msr_write(MSR_EFER, msr_read(MSR_EFER) | EFER_SVME);

@@ -65,6 +65,7 @@
 #define MSR_VM_HSAVE_PA           0xc0010117
 #define MSR_VIRT_SPEC_CTRL        0xc001011f
 #define MSR_DE_CFG                0xc0011029
+#define DE_CFG_LFENCE_SERIALIZE   BIT(1)
 
 #define APIC_BASE_BSP    BIT(8)
 #define APIC_BASE_X2APIC BIT(10)
