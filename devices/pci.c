@@ -152,9 +152,12 @@ static struct pci_hit pci_bar_find(const struct pci *pci, bool io, u64 address)
 enum pci_decode pci_bar_access(struct pci *pci, bool io, u64 address, unsigned size, bool write,
                                u64 *value)
 {
-    struct pci_hit first = pci_bar_find(pci, io, address);
-    struct pci_hit last = pci_bar_find(pci, io, address + size - 1);
+    struct pci_hit first, last;
 
+    if (!pci->has_bars)
+        return PCI_NOBODY;
+    first = pci_bar_find(pci, io, address);
+    last = pci_bar_find(pci, io, address + size - 1);
     if (!first.function && !last.function)
         return PCI_NOBODY;
     if (first.function != last.function || first.bar != last.bar || last.offset < first.offset)

@@ -54,6 +54,7 @@ struct pci {
     struct pci_function *slot[PCI_SLOTS]; // function 0 of each device on bus 0
     struct pci_function host_bridge;
     struct machine *machine;
+    bool has_bars; // some function has base address registers
 };
 
 void pci_init(struct pci *pci, struct machine *machine);

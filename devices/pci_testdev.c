@@ -93,6 +93,7 @@ void pci_testdev_init(struct pci_testdev *testdev, struct pci *pci)
     testdev->function.bars = bars;
     testdev->function.bar_access = testdev_access;
     pci->slot[PCI_TESTDEV_SLOT] = &testdev->function;
+    pci->has_bars = true;
 }
 
 void pci_testdev_reset(struct pci_testdev *testdev)
