@@ -229,9 +229,7 @@ static bool read_flag(struct parser *p, const struct value *v, bool *out)
 
 static bool read_tsc_frequency(struct parser *p, const struct value *v, struct vm_config *vm)
 {
-    u64 hz = v->size == 4   ? cell(v, 0)
-             : v->size == 8 ? (u64)cell(v, 0) << 32 | cell(v, 1)
-                            : 0;
+    u64 hz = v->size == 4 ? cell(v, 0) : v->size == 8 ? (u64)cell(v, 0) << 32 | cell(v, 1) : 0;
 
     if (hz < TSC_HZ_MIN || hz > TSC_HZ_MAX)
         return wrong(p, v, "%u..%llu Hz in one cell or two", TSC_HZ_MIN, TSC_HZ_MAX);

@@ -60,11 +60,11 @@ struct vmx_caps {
     struct vmx_controls controls;
     u64 basic, misc, ept_vpid;
     u64 cr0_fixed0, cr4_fixed0;
-    u64 cr4_supplied; // UMIP, where the CPU lacks it: by descriptor-table exiting
-    bool timer;       // the preemption timer is used
-    u8 apic_modes;    // APIC acceleration: BIT(enum apic_accel_mode)
+    u64 cr4_supplied;      // UMIP, where the CPU lacks it: by descriptor-table exiting
+    bool timer;            // the preemption timer is used
+    u8 apic_modes;         // APIC acceleration: BIT(enum apic_accel_mode)
     bool posts_interrupts; // with apic_modes
-    u32 timer_masked; // its value for a guest that is entered with interrupts closed
+    u32 timer_masked;      // its value for a guest that is entered with interrupts closed
 };
 extern struct vmx_caps vmx_caps;
 

@@ -114,7 +114,7 @@ struct emulate_ctx {
     u8 cpl; // VM86: 3
     u64 cr0, cr4;
     bool la57;                 // the CPU has 57-bit addresses
-    bool amd;      // where the vendors differ
+    bool amd;                  // where the vendors differ
     bool long_mode;            // EFER.LMA
     u64 dr7, hits;             // for ops: breakpoints to look for, DR6 bits of those found
     u32 max_repeat;            // repetitions for one call, 0 = 256

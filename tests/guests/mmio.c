@@ -322,10 +322,10 @@ static void user_read(void *unused)
     (void)*(volatile u32 *)WINDOW;
 }
 
-#define AT_WINDOW(name, insn)                                                    \
-    static void name(void *offset)                                               \
-    {                                                                            \
-        __asm__ volatile(insn : : "r"(WINDOW + (u64)offset) : "memory");         \
+#define AT_WINDOW(name, insn)                                            \
+    static void name(void *offset)                                       \
+    {                                                                    \
+        __asm__ volatile(insn : : "r"(WINDOW + (u64)offset) : "memory"); \
     }
 AT_WINDOW(load_aligned, "movaps (%0), %%xmm0")
 AT_WINDOW(load_any, "movups (%0), %%xmm0")
