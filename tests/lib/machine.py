@@ -174,7 +174,7 @@ cpu: model={model}, count={cpus}, ips={ips}, ignore_bad_msrs=1, reset_on_triple_
 romimage: file={share}/BIOS-bochs-latest
 vgaromimage: file={share}/VGABIOS-lgpl-latest
 vga: extension=vbe, update_freq=1
-clock: sync=none, time0=1767225600
+clock: sync=none, time0={time0}
 ata0: enabled=1, ioaddr1=0x1f0, ioaddr2=0x3f0, irq=14
 ata0-master: type=cdrom, path="{iso}", status=inserted
 boot: cdrom
@@ -190,6 +190,7 @@ debug: action=ignore
 
 BOCHS_MODELS = {"bochs-vmx": "corei7_skylake_x", "bochs-svm": "ryzen"}
 BOCHS_MAX_MEM = 2048
+BOCHS_TIME0 = 1767225600  # the RTC at power-on: 2026-01-01 00:00:00 UTC
 # Instructions to a second of the devices' time (PIT, PM timer, UART, RTC), and so the TSC's rate as
 # Nestor and its guests measure it. (CPUID 15h says some GHz, which no value can honour: a character
 # on the serial port would cost 300,000 instructions.) With less a guest's timer ticks, a few
@@ -224,7 +225,7 @@ class Bochs(Emulator):
                 display="display_library: " + ("term" if debugger else "nogui"),
                 mem=options.host_mem, cpus=options.host_cpus, ips=BOCHS_IPS,
                 model=options.model or BOCHS_MODELS[options.machine],
-                reset=1 if options.bare else 0, share=self.share(path), iso=iso,
+                reset=1 if options.bare else 0, time0=BOCHS_TIME0, share=self.share(path), iso=iso,
                 com1=os.ttyname(slave1), com2=os.ttyname(slave2),
                 log=os.path.join(self.directory, "bochs.log")))
             if debugger:  # Debian's build has sound, a Bochs of the user's own perhaps not
