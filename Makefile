@@ -102,10 +102,12 @@ unit-run: unit
 	@failed=0; for test in $(UNIT_TESTS); do $$test || failed=1; done; exit $$failed
 
 .PHONY: size clean
+EMULATOR = $(wildcard core/breakpoint.* core/decode* core/descriptor.* core/emulat* core/task.* core/vector.S)
 size: $(BUILD)/nestor
-	@for dir in boot core mmu vmx svm nested devices; do \
-		printf '%-8s %6d code lines\n' $$dir "$$(cat $$dir/*.[chS] 2>/dev/null | \
-			sed 's|//.*||' | grep -c '[^[:space:]]')"; done
+	@count() { cat "$$@" 2>/dev/null | sed 's|//.*||' | grep -c '[^[:space:]]'; }; \
+	for dir in boot core mmu vmx svm nested devices; do \
+		printf '%-8s %6d code lines\n' $$dir "$$(count $$dir/*.[chS])"; done; \
+	printf 'of core, the instruction emulator: %d\n' "$$(count $(EMULATOR))"
 	@stat -c 'image    %s bytes' $<
 
 clean:
