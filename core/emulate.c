@@ -6,6 +6,7 @@
 // (I/O permission).
 
 #include "emulate_internal.h"
+#include <arch/x86/msr.h>
 #include <nestor/string.h>
 
 #define LOCK_TRIES 16
@@ -346,6 +347,25 @@ static enum emulate_result check_port(struct emulate_ctx *c)
     return io_bitmap_allows(c, c->port, c->insn.opsize);
 }
 
+// Intel SDM volume 1 chapter 17, "Control-flow Enforcement Technology". Suppressed tracking, and
+// NOTRACK, count as tracking.
+bool emu_cet_sees(struct emulate_ctx *c, u16 flags)
+{
+    bool user = c->cpl == 3;
+    u64 enabled;
+
+    if (!(flags & OP_CET) || !(c->cr4 & CR4_CET) || !(c->cr0 & CR0_PE) ||
+        (in_vm86(c) && !(flags & OP_INWARD)))
+        return false;
+    if (!c->ops->msr)
+        return true;
+    enabled = c->ops->msr(c, user ? MSR_U_CET : MSR_S_CET);
+    if (flags & (user ? OP_INWARD : OP_OUTWARD))
+        enabled |= c->ops->msr(c, user ? MSR_S_CET : MSR_U_CET);
+    return (flags & OP_SHSTK && enabled & CET_SH_STK_EN) ||
+           (flags & OP_IBT && enabled & CET_ENDBR_EN);
+}
+
 static enum emulate_result check_privilege(struct emulate_ctx *c, u16 flags)
 {
     if ((flags & OP_PROTECTED && (!(c->cr0 & CR0_PE) || in_vm86(c))) ||
@@ -359,9 +379,7 @@ static enum emulate_result check_privilege(struct emulate_ctx *c, u16 flags)
         return check_port(c);
     if (flags & OP_VM86 && flags_virtual(c) && !(c->cr4 & CR4_VME && c->insn.opsize == 2))
         return raise_gp0(c);
-    if (flags & OP_CET && c->cr4 & CR4_CET)
-        return EMULATE_UNHANDLED;
-    return EMULATE_OK;
+    return emu_cet_sees(c, flags) ? EMULATE_UNHANDLED : EMULATE_OK;
 }
 
 // --- execution ---

@@ -361,9 +361,12 @@ static enum emulate_result transfer(struct emulate_ctx *c, struct segment cs, u6
 static enum emulate_result transfer_code(struct emulate_ctx *c, struct descriptor *d, u64 ip,
                                          unsigned size)
 {
-    enum emulate_result r = emu_change_type(c, d, DESCRIPTOR_ACCESSED, 0);
     struct segment cs = descriptor_segment(d);
+    enum emulate_result r;
 
+    if (c->long_mode && !(cs.access & SEG_L) && emu_cet_sees(c, OP_SHSTK))
+        return EMULATE_UNHANDLED; // #GP if SSP lies above 4 GiB
+    r = emu_change_type(c, d, DESCRIPTOR_ACCESSED, 0);
     cs.selector = (u16)(selector_error(cs.selector) | c->cpl);
     return r == EMULATE_OK ? transfer(c, cs, ip, size) : r;
 }

@@ -21,10 +21,14 @@ enum op_flags {
     OP_PORT = BIT(4),       // I/O permission is checked
     OP_VM86 = BIT(5),       // PUSHF, POPF: IOPL counts in VM86
     OP_CPL0 = BIT(6),
-    OP_CET = BIT(7),       // a shadow stack or branch tracking would see it: unhandled with CR4.CET
+    OP_SHSTK = BIT(7),     // a shadow stack would see it: unhandled where there is one
     OP_PROTECTED = BIT(8), // #UD in real mode and VM86
     OP_UMIP = BIT(9),      // CR4.UMIP keeps it from all but CPL 0
     OP_LONG = BIT(10),     // #UD outside 64-bit code
+    OP_IBT = BIT(11),      // indirect branch tracking would see it, likewise
+    OP_INWARD = BIT(12),   // may lead out of CPL 3: what sees it is the supervisor's too
+    OP_OUTWARD = BIT(13),  // may lead to CPL 3
+    OP_CET = OP_SHSTK | OP_IBT,
 };
 
 struct emulate_op {
@@ -114,6 +118,8 @@ bool emu_canonical(const struct emulate_ctx *c, u64 address);
 // What a base in a system register may be: by the widest addresses that the CPU has, whatever
 // CR4.LA57 says.
 bool emu_canonical_base(const struct emulate_ctx *c, u64 address);
+// Whether CET, as the guest has it now, has a part in an instruction of these flags.
+bool emu_cet_sees(struct emulate_ctx *c, u16 flags);
 bool emu_limit_allows(const struct segment *s, u64 offset, unsigned size);
 
 // --- emulate_far.c ---

@@ -449,7 +449,8 @@ void vcpu_task_switch(struct vcpu *vcpu, struct vm_exit *exit)
         commit_insn(vcpu, &ctx);
         raise_task_trap(vcpu, &ctx);
     } else {
-        vm_stop(vcpu->vm, vcpu, "task switch to selector %#x: a TSS or the GDT is not in RAM",
+        vm_stop(vcpu->vm, vcpu,
+                "task switch to selector %#x: a TSS or the GDT is not in RAM, or CET is on",
                 exit->task.selector);
     }
 }

@@ -266,8 +266,11 @@ enum emulate_result emulate_task_switch(struct emulate_ctx *c, const struct exit
     struct task_state task;
     struct descriptor d;
     u16 back = old.selector;
-    enum emulate_result r = find_new(c, t, &d);
+    enum emulate_result r;
 
+    if (emu_cet_sees(c, OP_CET | OP_INWARD | OP_OUTWARD)) // a TSS holds an SSP as well
+        return EMULATE_UNHANDLED;
+    r = find_new(c, t, &d);
     if (r != EMULATE_OK)
         return r;
     tr = descriptor_segment(&d);

@@ -29,7 +29,7 @@ static struct machine {
     u8 reg[64]; // what a vector register has, and what was written
     enum emulate_bank bank;
     unsigned number, writes, systems;
-    u64 xcr0, dst, src;
+    u64 xcr0, dst, src, u_cet, s_cet;
     u16 status;
     bool offered;
 } m;
@@ -130,6 +130,8 @@ static u64 msr(struct emulate_ctx *c, u32 number)
     (void)c;
     // clang-format off
     switch (number) {
+    case MSR_U_CET: return m.u_cet;
+    case MSR_S_CET: return m.s_cet;
     case MSR_EFER: return EFER_SCE;
     case MSR_STAR: return 0x0023001000401234;
     case MSR_LSTAR: return 0xffff800000001000;
@@ -449,6 +451,82 @@ static void test_syscall(void **state)
     assert_int_equal(FAULT("\x0f\x35"), VECTOR_GP); // sysexit at CPL 3
 }
 
+// SDM volume 1, "Control-flow Enforcement Technology": what each level's shadow stack (S) and
+// branch tracking (B) see; volume 2 has them in the operation of each instruction.
+static void test_cet(void **state)
+{
+    enum { S = CET_SH_STK_EN, B = CET_ENDBR_EN };
+    static const struct {
+        const char *bytes;
+        unsigned size, user, outer, supervisor; // at CPL 3: U_CET's bits, S_CET's; at 0: S_CET's
+        unsigned supervisor_outer;              // at 0: U_CET's
+    } cases[] = {
+        {"\xe8\x00\x00\x00\x00", 5, S, 0, S, 0},     // call
+        {"\xff\xd3", 2, S | B, 0, S | B, 0},         // call *%rbx
+        {"\xff\xe3", 2, B, 0, B, 0},                 // jmp *%rbx
+        {"\xeb\x00", 2, 0, 0, 0, 0},                 // jmp
+        {"\x74\x00", 2, 0, 0, 0, 0},                 // jz
+        {"\xc3", 1, S, 0, S, 0},                     // ret
+        {"\xff\x1b", 2, S | B, S | B, S | B, 0},     // lcall *(%rbx)
+        {"\xff\x2b", 2, B, 0, B, 0},                 // ljmp *(%rbx)
+        {"\xcb", 1, S, 0, S, S},                     // lret
+        {"\x48\xcf", 2, S | B, 0, S | B, S | B},     // iretq
+        {"\x0f\x05", 2, S | B, S | B, S | B, 0},     // syscall
+        {"\x0f\x34", 2, S | B, S | B, S | B, 0},     // sysenter
+        {"\x48\x0f\x07", 3, S | B, 0, S | B, S | B}, // sysret: before the #GP at CPL 3
+        {"\x50", 1, 0, 0, 0, 0},                     // push
+    };
+
+    (void)state;
+    for (unsigned i = 0; i < ARRAY_SIZE(cases); i++) {
+        for (unsigned n = 0; n < 32; n++) {
+            unsigned cpl = n & 16 ? 3 : 0, own = (n & 1 ? S : 0) | (n & 2 ? B : 0);
+            unsigned other = (n & 4 ? S : 0) | (n & 8 ? B : 0);
+            bool sees = cpl ? (own & cases[i].user) | (other & cases[i].outer)
+                            : (own & cases[i].supervisor) | (other & cases[i].supervisor_outer);
+
+            begin(INSN_MODE_64, cpl);
+            ctx.cr4 |= CR4_CET;
+            m.u_cet = cpl ? own : other;
+            m.s_cet = cpl ? other : own;
+            if ((run(cases[i].bytes, cases[i].size) == EMULATE_UNHANDLED) != sees)
+                fail_msg("case %u: CPL %u, U_CET %#x, S_CET %#x", i, cpl, (unsigned)m.u_cet,
+                         (unsigned)m.s_cet);
+            ctx.cr4 &= ~(u64)CR4_CET;
+            assert_int_not_equal(run(cases[i].bytes, cases[i].size), EMULATE_UNHANDLED);
+        }
+    }
+    begin(INSN_MODE_16, 0);
+    ctx.cr0 = 0; // CR4.CET may be set in real mode, and does nothing there
+    ctx.cr4 |= CR4_CET;
+    m.s_cet = S | B;
+    assert_int_equal(RUN("\xc3"), EMULATE_OK);
+    ctx.cr0 = CR0_PE;
+    assert_int_equal(RUN("\xc3"), EMULATE_UNHANDLED);
+    ctx.cpl = 3;
+    m.u_cet = S | B;
+    regs.rflags |= RFLAGS_VM;
+    assert_int_equal(RUN("\xc3"), EMULATE_OK);
+    assert_int_equal(RUN("\xff\xe3"), EMULATE_OK);
+}
+
+// With a shadow stack, a far JMP from 64-bit to 32-bit code needs SSP below 4 GiB.
+static void test_cet_far_jump(void **state)
+{
+    (void)state;
+    for (unsigned wide = 0; wide < 2; wide++) {
+        begin(INSN_MODE_64, 0);
+        ctx.cr4 |= CR4_CET;
+        memcpy(m.memory + DATA, "\x00\x40\x00\x00\x08\x00", 6);
+        memcpy(m.memory + GDT + 8, wide ? "\xff\xff\0\0\0\x9b\xaf\0" : "\xff\xff\0\0\0\x9b\xcf\0",
+               8);
+        assert_int_equal(RUN("\xff\x2b"), EMULATE_OK);
+        assert_int_equal(ctx.next_rip, 0x4000);
+        m.s_cet = CET_SH_STK_EN;
+        assert_int_equal(RUN("\xff\x2b"), wide ? EMULATE_OK : EMULATE_UNHANDLED);
+    }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -456,6 +534,7 @@ int main(void)
         cmocka_unit_test(test_vector),    cmocka_unit_test(test_failure_leaves_nothing),
         cmocka_unit_test(test_decimal),   cmocka_unit_test(test_rare),
         cmocka_unit_test(test_selectors), cmocka_unit_test(test_syscall),
+        cmocka_unit_test(test_cet),       cmocka_unit_test(test_cet_far_jump),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -42,6 +42,8 @@
 #define MSR_PKRS                  0x6e1
 #define MSR_U_CET                 0x6a0
 #define MSR_S_CET                 0x6a2
+#define CET_SH_STK_EN             BIT(0)
+#define CET_ENDBR_EN              BIT(2)
 #define MSR_PL0_SSP               0x6a4
 #define MSR_INTERRUPT_SSP_TABLE   0x6a8
 #define MSR_X2APIC_FIRST          0x800
