@@ -200,8 +200,10 @@ static u8 legacy_pp(const struct insn *insn)
 static void take_vex(struct cursor *c, u8 first, u8 last, bool two_bytes)
 {
     struct insn *insn = c->insn;
-    u8 rex = two_bytes ? (u8)(~first >> 5 & REX_R) : (u8)(~first >> 5 | (last >> 4 & REX_W));
+    u8 rex = (u8)(~first >> 5 & (two_bytes ? REX_R : REX_R | REX_X | REX_B));
 
+    if (!two_bytes)
+        rex |= last >> 4 & REX_W;
     insn->rex = (u8)(0x40 | (insn_mode_is_64(insn->mode) ? rex : rex & REX_W));
     insn->vvvv = (u8)(~last >> 3 & (insn_mode_is_64(insn->mode) ? 15 : 7));
     insn->vex_length = last & 4 ? 32 : 16;

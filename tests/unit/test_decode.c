@@ -387,6 +387,30 @@ static void test_mutated(void **state)
     finish("mutated");
 }
 
+// VEX.W and EVEX.W tell the width of a general register and, in an EVEX move, the element's.
+static void test_extended_width(void **state)
+{
+    static const struct {
+        u8 bytes[7], op, size;
+    } cases[] = {
+        {{0xc4, 0xe1, 0x79, 0x6e, 0x00}, INSN_VEC_LOAD, 4}, // vmovd (%rax), %xmm0
+        {{0xc4, 0xe1, 0xf9, 0x6e, 0x00}, INSN_VEC_LOAD, 8},
+        {{0xc4, 0xe1, 0x79, 0x7e, 0x00}, INSN_VEC_STORE, 4},
+        {{0x62, 0xf1, 0x7c, 0x48, 0x10, 0x00}, INSN_VEC_LOAD, 64}, // vmovups
+        {{0x62, 0xf1, 0xfc, 0x48, 0x10, 0x00}, INSN_OTHER, 0},     // W1 is not its form
+        {{0x62, 0xf1, 0xfd, 0x48, 0x10, 0x00}, INSN_VEC_LOAD, 64}, // vmovupd
+        {{0x62, 0xf1, 0x7d, 0x48, 0x10, 0x00}, INSN_OTHER, 0},
+    };
+    struct insn insn;
+
+    (void)state;
+    for (unsigned i = 0; i < ARRAY_SIZE(cases); i++) {
+        assert_int_equal(insn_decode(&insn, cases[i].bytes, 7, INSN_MODE_64), INSN_OK);
+        assert_int_equal(insn.op, cases[i].op);
+        assert_int_equal(insn.mem_size, cases[i].size);
+    }
+}
+
 // Every valid instruction is TRUNCATED at each shorter length, and the same with exactly its bytes.
 static void test_truncated(void **state)
 {
@@ -477,9 +501,10 @@ static void test_hand_cases(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_hand_cases), cmocka_unit_test(test_length_limit),
-        cmocka_unit_test(test_truncated),  cmocka_unit_test(test_sweep),
-        cmocka_unit_test(test_random),     cmocka_unit_test(test_mutated),
+        cmocka_unit_test(test_hand_cases),     cmocka_unit_test(test_length_limit),
+        cmocka_unit_test(test_extended_width), cmocka_unit_test(test_truncated),
+        cmocka_unit_test(test_sweep),          cmocka_unit_test(test_random),
+        cmocka_unit_test(test_mutated),
     };
 
     return cmocka_run_group_tests(tests, setup, NULL);
