@@ -12,6 +12,7 @@
 
 #include <arch/x86/msr.h>
 #include <nestor/device.h>
+#include <nestor/run.h>
 #include <nestor/string.h>
 #include <nestor/vcpu.h>
 #include <nestor/vm.h>
@@ -21,6 +22,7 @@
 // Version 14h with 6 LVT entries and EOI-broadcast suppression.
 #define APIC_VERSION_VALUE (0x14 | (LVT_COUNT - 1) << 16 | BIT(24))
 #define LVT_READ_ONLY      (BIT(12) | BIT(14)) // delivery status, remote IRR
+enum { ECX = 2 };
 
 // --- priorities ---
 
@@ -386,6 +388,12 @@ static void write_icr_low(struct lapic *lapic, u32 reg, u32 value)
     apic_bus_send_icr(lapic, value, lapic->s.icr_high >> 24);
 }
 
+// The upper bit of the timer's mode, where CPUID has no TSC-deadline mode.
+static u32 timer_reserved(const struct lapic *lapic)
+{
+    return cpuid_has(lapic->vcpu->vm, 1, ECX, 24) ? 0 : (u32)BIT(18);
+}
+
 static void write_lvt(struct lapic *lapic, u32 reg, u32 value)
 {
     u32 index = (reg - APIC_LVT_TIMER) >> 4;
@@ -393,7 +401,7 @@ static void write_lvt(struct lapic *lapic, u32 reg, u32 value)
     if (!(lapic->s.svr & SVR_ENABLED))
         value |= LVT_MASKED;
     if (index == LVT_TIMER)
-        lapic_timer_write_lvt(lapic, value);
+        lapic_timer_write_lvt(lapic, value & ~timer_reserved(lapic));
     else
         lapic->s.lvt[index] = value;
     lapic->vcpu->events.interrupts_check = true; // LINT0 may let the PIC through now
@@ -577,6 +585,8 @@ static int x2apic_write(struct lapic *lapic, u32 msr, u64 value)
     allowed = info->writable;
     if (reg >= APIC_LVT_TIMER && reg <= APIC_LVT_ERROR)
         allowed |= LVT_READ_ONLY;
+    if (reg == APIC_LVT_TIMER)
+        allowed &= ~timer_reserved(lapic);
     if (value & ~allowed)
         return -E_FAULT;
     apic_reg_write(lapic, info, reg, (u32)value);

@@ -49,7 +49,7 @@ static char fake_output[FAKE_TEXT];
 static const char *fake_input = "";
 static void (*fake_on_rx)(void);
 
-static bool fake_apic_page;
+static bool fake_apic_page, fake_no_deadline; // the latter: what CPUID is not to have
 static unsigned fake_apic_updates;
 
 static void count_apic_update(struct vcpu *vcpu)
@@ -180,6 +180,12 @@ u8 cpuid_phys_bits(const struct vm *vm)
     return 40;
 }
 
+bool cpuid_has(const struct vm *vm, u32 leaf, unsigned reg, unsigned bit)
+{
+    (void)vm;
+    return !(fake_no_deadline && leaf == 1 && reg == 2 && bit == 24);
+}
+
 u64 time_wall_seconds(void)
 {
     return 1767225599; // 2025-12-31 23:59:59, a Wednesday
@@ -248,6 +254,7 @@ static inline void make_machine(unsigned vcpus)
     fake_timers = NULL;
     fake_log_lines = fake_resets = fake_power_offs = fake_flushes = fake_sleeps = 0;
     fake_status = ~0u;
+    fake_no_deadline = false;
     fake_input = "";
     memset(fake_output, 0, sizeof(fake_output));
     memset(fake_vcpu, 0, sizeof(fake_vcpu));

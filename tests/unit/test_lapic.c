@@ -445,6 +445,27 @@ static void test_timer_periodic(void **state)
     assert_false(irq_pending(&fake_vcpu[0]));
 }
 
+// What a guest owed ticks keeps waiting is owed it too, but no more than a second's worth.
+static void test_timer_owed(void **state)
+{
+    unsigned ticks = 0;
+
+    (void)state;
+    apic_write(0, APIC_TIMER_DIVIDE, 0xb);
+    apic_write(0, APIC_LVT_TIMER, 0x20030);
+    apic_write(0, APIC_TIMER_INITIAL, MS);
+    fake_time += 10 * MS; // nobody looked
+    advance(5000 * MS);   // nobody took them
+    for (unsigned i = 0; i < 30000; i++) {
+        advance(100 * US);
+        if (take_irq(0) == 0x30) {
+            ticks++;
+            apic_write(0, APIC_EOI, 0);
+        }
+    }
+    assert_in_range(ticks, 3990, 4010);
+}
+
 // A period of one tick must not hold Nestor up.
 static void test_timer_shortest_period(void **state)
 {
@@ -500,6 +521,26 @@ static void test_tsc_deadline(void **state)
     apic_write(0, APIC_LVT_TIMER, 0x31); // a change of mode disarms
     advance(MS);
     assert_int_equal(take_irq(0), -1);
+}
+
+// SDM "Local Vector Table": bit 18 is reserved without the mode.
+static void test_no_tsc_deadline(void **state)
+{
+    (void)state;
+    fake_no_deadline = true;
+    apic_write(0, APIC_LVT_TIMER, 0x40031);
+    assert_int_equal(apic_read(0, APIC_LVT_TIMER), 0x31);
+    lapic_reg_write(fake_vcpu[0].lapic, APIC_LVT_TIMER, 0x60032); // as APICv hands it over
+    assert_int_equal(apic_read(0, APIC_LVT_TIMER), 0x20032);
+    set_msr(0, MSR_TSC_DEADLINE, fake_time + 1000);
+    assert_int_equal(msr(0, MSR_TSC_DEADLINE), 0);
+    ENABLE_X2APIC(0);
+    expect_gp_write(0, 0x832, 0x40031);
+    set_msr(0, 0x832, 0x33 | BIT(12)); // what is read-only may be written
+    assert_int_equal(msr(0, 0x832), 0x33);
+    fake_no_deadline = false;
+    set_msr(0, 0x832, 0x40031);
+    assert_int_equal(msr(0, 0x832), 0x40031);
 }
 
 static void test_tsc_deadline_follows_tsc(void **state)
@@ -597,9 +638,11 @@ int main(void)
         TEST_1(test_timer_one_shot),
         TEST_1(test_timer_divide),
         TEST_1(test_timer_periodic),
+        TEST_1(test_timer_owed),
         TEST_1(test_timer_shortest_period),
         TEST_1(test_timer_masked),
         TEST_1(test_tsc_deadline),
+        TEST_1(test_no_tsc_deadline),
         TEST_1(test_tsc_deadline_follows_tsc),
         TEST_4(test_ext_int),
         TEST_4(test_ext_int_without_apic),
