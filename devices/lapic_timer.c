@@ -96,14 +96,15 @@ static void timer_arm_count(struct lapic *lapic)
 static void timer_fire_period(struct lapic *lapic, u64 period)
 {
     u64 elapsed = machine_now() - lapic->s.timer_start, passed = elapsed / period;
+    u64 most = tsc_hz / period;
 
     lapic->s.timer_start += passed * period;
     if (passed > 1 && period >= TIMER_CATCH_UP * ns_to_tsc(TIMER_MIN_PERIOD_NS))
-        lapic->s.timer_owed = MIN(lapic->s.timer_owed + passed - 1, tsc_hz / period);
+        lapic->s.timer_owed = MIN(lapic->s.timer_owed + passed - 1, most);
     if (likely(!lapic->s.timer_owed)) {
         timer_raise(lapic);
     } else if (lapic_waits(lapic, (u8)lapic->s.lvt[LVT_TIMER])) {
-        lapic->s.timer_owed += passed != 0;
+        lapic->s.timer_owed = MIN(lapic->s.timer_owed + (passed != 0), most);
     } else {
         lapic->s.timer_owed -= passed == 0;
         timer_raise(lapic);
