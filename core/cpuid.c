@@ -90,6 +90,7 @@ static const struct policy policies[] = {
          B(14) | B(15) | B(16) | B(17) | B(20) | B(22) | B(23) | B(24) | B(25) | B(26) | B(27) |
          B(29) | B(30) | B(31),
      B(9)},
+    {0x80000007, 0, EBX, 0, 0},                  // no RAS: ScalableMca's MSRs are not there
     {0x80000007, 0, EDX, B(8), 0},               // invariant TSC
     {0x80000008, 0, EBX, B(0) | B(2) | B(9), 0}, // CLZERO, RstrFpErrPtrs, WBNOINVD; no RDPRU
 };
@@ -192,6 +193,9 @@ static void mask_cores(struct cpuid_table *t)
     t->basic[1][EBX] &= 0xffff; // brand, CLFLUSH; APIC ID and count per vCPU
     t->extended[8][ECX] = t->amd ? t->vcpus - 1 : 0;
     t->extended[8][EDX] = 0;
+    if (!(t->basic[7][ECX] & B(16))) // without LA57
+        t->extended[8][EAX] =
+            (t->extended[8][EAX] & ~0xff00u) | MIN(t->extended[8][EAX] & 0xff00, 48u << 8);
     if (t->vcpus > 1) {
         t->basic[1][EBX] |= MIN(t->vcpus, 255u) << 16;
         t->basic[1][EDX] |= B(28);
@@ -254,6 +258,8 @@ static void build_xsave(struct cpuid_table *t)
     }
     if (!(t->basic[7][ECX] & B(3)))
         t->basic[0xd][EAX] &= ~B(9);
+    if (!(t->basic[7][ECX] & B(7))) // no PLn_SSP, so nobody switches what these would load there
+        t->xsave[1][ECX] &= ~(B(11) | B(12));
     t->features_xcr0 = t->basic[0xd][EAX];
     components = t->features_xcr0 | t->xsave[1][ECX];
     t->basic[0xd][ECX] = 576;
@@ -371,7 +377,8 @@ static void read_xsave(struct vcpu *vcpu, u32 subleaf, u32 out[4])
         out[EBX] = xsave_size(t, xcr0, false);
         return;
     }
-    if (subleaf < XSAVE_MAX)
+    if (subleaf == 1 ||
+        (subleaf < XSAVE_MAX && (t->features_xcr0 | t->xsave[1][ECX]) >> subleaf & 1))
         memcpy(out, t->xsave[subleaf], sizeof(t->xsave[0]));
     if (subleaf == 1)
         out[EBX] = xsave_size(t, xcr0 | vcpu->xss, true);
