@@ -140,6 +140,8 @@ static int write_wall_clock(struct vcpu *vcpu, u64 value)
     u64 ns = time_wall_ns(vcpu->vm->tsc_base);
 
     vcpu->pv.wall_clock = value;
+    if (!value) // no page, as KVM has it
+        return 0;
     page_begin(&page->version);
     page->seconds = (u32)(ns / 1000000000);
     page->nanoseconds = (u32)(ns % 1000000000);
