@@ -387,9 +387,8 @@ static int write_ucode_sign(struct vcpu *vcpu, u32 msr, u64 value)
 // The TSC's ratio to a bus clock of 100 MHz: PLATFORM_INFO (also as the lowest), PERF_STATUS.
 static int read_ratio(struct vcpu *vcpu, u32 msr, u64 *value)
 {
-    u64 ratio = MIN(tsc_hz / 100000000, 0xffull);
+    u64 ratio = MIN(vcpu->vm->tsc_hz / 100000000, 0xffull);
 
-    (void)vcpu;
     *value = ratio << 8 | (msr == MSR_PLATFORM_INFO ? ratio << 40 : 0);
     return 0;
 }
