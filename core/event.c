@@ -265,9 +265,13 @@ static void wait_for_window(struct vcpu *vcpu, int next)
 {
     struct controls *ctl = &vcpu->cur->ctl;
 
-    if (backend->delivers_offers && !vcpu->level && !vcpu->cur->state.interruptibility &&
-        !ctl->nmi_window)
-        ctl->offer = (u8)next; // 0: the PIC's, whose vector is known only when it is acknowledged
+    // 0 is the PIC's, whose vector is known only when it is acknowledged. A vCPU that is not active
+    // is not entered.
+    if (next && backend->delivers_offers && !vcpu->level && !vcpu->cur->state.interruptibility &&
+        !ctl->nmi_window && vcpu->cur->state.activity == ACTIVITY_ACTIVE) {
+        ctl->offer = (u8)next;
+        irq_offer(vcpu, (u8)next);
+    }
     ctl->interrupt_window |= !ctl->offer;
 }
 

@@ -136,8 +136,10 @@ static void enter_once(struct vcpu *vcpu, struct vm_exit *exit)
     // 3 "NMI unblocking due to IRET").
     if (unlikely(exit->nmi_unblocked_by_iret) && !exit->interrupted.valid)
         vcpu_modify(vcpu, GROUP_BLOCKING)->interruptibility |= BLOCK_NMI;
-    if (unlikely(vcpu->cur->ctl.offer) && exit->offer_taken)
-        irq_taken(vcpu, vcpu->cur->ctl.offer);
+    if (unlikely(vcpu->cur->ctl.offer)) {
+        irq_offered(vcpu, vcpu->cur->ctl.offer, exit->offer_taken);
+        vcpu->cur->ctl.offer = 0;
+    }
     if (unlikely(exit->interrupted.valid))
         events_take_interrupted(vcpu, &exit->interrupted);
 }

@@ -237,14 +237,21 @@ int irq_ext_ack(struct vcpu *vcpu)
 
 static void begin_service(struct lapic *lapic, u8 vector)
 {
-    apic_bit_clear(lapic->s.irr, vector);
     lapic->s.isr[vector >> 6] |= BIT(vector & 63);
     lapic_update_ppr(lapic);
 }
 
-void irq_taken(struct vcpu *vcpu, u8 vector)
+void irq_offer(struct vcpu *vcpu, u8 vector)
 {
-    begin_service(vcpu->lapic, vector);
+    apic_bit_clear(vcpu->lapic->s.irr, vector);
+}
+
+void irq_offered(struct vcpu *vcpu, u8 vector, bool taken)
+{
+    if (taken)
+        begin_service(vcpu->lapic, vector);
+    else
+        apic_bit_set(vcpu->lapic->s.irr, vector);
 }
 
 int irq_ack(struct vcpu *vcpu)
@@ -259,6 +266,7 @@ int irq_ack(struct vcpu *vcpu)
     vector = lapic_deliverable(lapic);
     if (vector < 0)
         return -E_NOENT;
+    apic_bit_clear(lapic->s.irr, (u8)vector);
     begin_service(lapic, (u8)vector);
     if (unlikely(vcpu->pv.eoi) && vcpu->apic.mode == ACCEL_OFF &&
         !apic_bit(lapic->s.tmr, (u8)vector) && apic_highest(lapic->s.irr) < 0)

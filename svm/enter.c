@@ -266,6 +266,18 @@ static void take_back_injection(struct vcpu_ctx *ctx, struct vm_exit *exit)
     }
 }
 
+// QEMU takes V_IRQ away only behind a delivery; where an exit interrupts that, EXITINTINFO tells.
+static bool offer_taken(const struct vcpu_ctx *ctx, const struct vm_exit *exit)
+{
+    const struct event *event = &exit->interrupted, *injected = &ctx->ctl.inject;
+    u8 offer = ctx->ctl.offer;
+
+    if (!offer || !(ctx->hw->vmcb->v_irq & SVM_V_IRQ))
+        return offer;
+    return event->valid && event->type == EVENT_INTERRUPT && event->vector == offer &&
+           !(injected->valid && injected->vector == offer);
+}
+
 // What few exits need, in the order in which it touches the exit.
 static __attribute__((noinline)) void adjust_exit(struct vcpu *vcpu, struct vm_exit *exit)
 {
@@ -279,7 +291,7 @@ static __attribute__((noinline)) void adjust_exit(struct vcpu *vcpu, struct vm_e
         hw->vmcb->tlb_control = SVM_TLB_NOTHING;
         ctx->state.interruptibility |= hw->blocking;
     }
-    exit->offer_taken = ctx->ctl.offer && !(hw->vmcb->v_irq & SVM_V_IRQ);
+    exit->offer_taken = offer_taken(ctx, exit);
     if (exit->interrupted.valid)
         take_back_injection(ctx, exit);
     hw->soft_len = 0;

@@ -73,6 +73,16 @@ int irq_ext_ack(struct vcpu *v)
     return 0x70;
 }
 
+static int offered = -1; // out of the LAPIC
+
+void irq_offer(struct vcpu *v, u8 vector)
+{
+    (void)v;
+    assert_int_equal(vector, interrupt);
+    offered = interrupt;
+    interrupt = -1;
+}
+
 int irq_ack(struct vcpu *v)
 {
     int vector = interrupt;
@@ -400,9 +410,15 @@ static void test_offer(void **state)
     interrupt = 0x41;
     vcpu.events.interrupts_check = true;
     events_choose(&vcpu);
-    assert_true(ctl->offer == 0x41 && !ctl->interrupt_window && interrupt == 0x41);
+    assert_true(ctl->offer == 0x41 && !ctl->interrupt_window && offered == 0x41);
+    interrupt = 0x41;
     events_prepare(&vcpu); // nothing has come of it: offered again
     assert_int_equal(ctl->offer, 0x41);
+    interrupt = 0x41;
+    s->activity = ACTIVITY_HLT; // is not entered, so nobody would take the offer back
+    events_choose(&vcpu);
+    assert_true(!ctl->offer && interrupt == 0x41);
+    s->activity = ACTIVITY_ACTIVE;
     for (unsigned i = 0; i < ARRAY_SIZE(refused); i++) {
         s->interruptibility = refused[i];
         events_choose(&vcpu);

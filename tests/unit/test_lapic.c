@@ -554,6 +554,27 @@ static void test_tsc_deadline_follows_tsc(void **state)
     assert_int_equal(take_irq(0), 0x31);
 }
 
+// While the CPU has a vector to deliver, one that comes is another.
+static void test_offered(void **state)
+{
+    (void)state;
+    apic_write(1, APIC_ICR_HIGH, 0);
+    apic_write(1, APIC_ICR_LOW, 0x4041);
+    assert_int_equal(irq_next(&fake_vcpu[0]), 0x41);
+    irq_offer(&fake_vcpu[0], 0x41);
+    irq_offered(&fake_vcpu[0], 0x41, false);
+    assert_int_equal(irq_next(&fake_vcpu[0]), 0x41);
+    irq_offer(&fake_vcpu[0], 0x41);
+    apic_write(1, APIC_ICR_LOW, 0x4041);
+    irq_offered(&fake_vcpu[0], 0x41, true);
+    assert_int_equal(apic_read(0, APIC_ISR + 0x20), 2);
+    assert_int_equal(take_irq(0), -1);
+    apic_write(0, APIC_EOI, 0);
+    assert_int_equal(take_irq(0), 0x41);
+    apic_write(0, APIC_EOI, 0);
+    assert_int_equal(take_irq(0), -1);
+}
+
 static void test_ext_int(void **state)
 {
     (void)state;
@@ -644,6 +665,7 @@ int main(void)
         TEST_1(test_tsc_deadline),
         TEST_1(test_no_tsc_deadline),
         TEST_1(test_tsc_deadline_follows_tsc),
+        TEST_4(test_offered),
         TEST_4(test_ext_int),
         TEST_4(test_ext_int_without_apic),
         TEST_1(test_lint0_nmi_and_fixed),

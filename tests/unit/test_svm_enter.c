@@ -517,6 +517,52 @@ static void test_interrupt_window_and_shadow(void **state)
     assert_int_equal(vcpu.ctx[0].state.interruptibility, 0);
 }
 
+static void guest_takes_offer(struct vmcb *vmcb)
+{
+    vmcb->v_irq = 0;
+    guest_cpuid(vmcb);
+}
+
+static void guest_offer_faults(struct vmcb *vmcb)
+{
+    guest_delivery_faults(vmcb);
+    vmcb->v_irq = 0;
+    vmcb->exitintinfo = 0x41 | SVM_EVENT_V;
+}
+
+static void guest_offer_faults_qemu(struct vmcb *vmcb)
+{
+    guest_offer_faults(vmcb);
+    vmcb->v_irq = SVM_V_IRQ;
+}
+
+static void test_offer(void **state)
+{
+    (void)state;
+    vcpu.cur->ctl.offer = 0x41;
+    enter(guest_cpuid);
+    assert_int_equal(seen.v_irq, SVM_V_IRQ);
+    assert_int_equal(seen.v_intr_vector, 0x41);
+    assert_false(seen.intercept[SVM_WORD_3] & SVM_INTERCEPT_VINTR);
+    assert_false(result.offer_taken);
+    enter(guest_takes_offer);
+    assert_true(result.offer_taken);
+    enter(guest_offer_faults); // taken, and to be injected again
+    assert_true(result.offer_taken && result.interrupted.valid);
+    enter(guest_offer_faults_qemu);
+    assert_true(result.offer_taken && result.interrupted.valid);
+    inject(0x30, EVENT_INTERRUPT, 0);
+    enter(guest_delivery_faults);
+    assert_false(result.offer_taken);
+    inject(0x41, EVENT_INTERRUPT, 0); // the PIC's
+    enter(guest_delivery_faults);
+    assert_false(result.offer_taken);
+    vcpu.cur->ctl.offer = 0;
+    enter(guest_cpuid);
+    assert_int_equal(seen.v_irq, 0);
+    assert_true(seen.intercept[SVM_WORD_3] & SVM_INTERCEPT_VINTR);
+}
+
 static void block_nmis(void)
 {
     inject(2, EVENT_NMI, 0);
@@ -613,6 +659,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(test_software_interrupt_without_nrip, setup, teardown),
         cmocka_unit_test_setup_teardown(test_software_interrupt_with_nrip, setup, teardown),
         cmocka_unit_test_setup_teardown(test_interrupt_window_and_shadow, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_offer, setup, teardown),
         cmocka_unit_test_setup_teardown(test_nmi_blocking_ends_after_iret, setup, teardown),
         cmocka_unit_test_setup_teardown(test_nmi_step_keeps_a_breakpoint, setup, teardown),
         cmocka_unit_test_setup_teardown(test_nmi_step_of_a_faulting_iret, setup, teardown),
