@@ -312,8 +312,6 @@ static void deliver_interrupt(struct vcpu *vcpu)
         deliver_accelerated(vcpu);
         return;
     }
-    if (vcpu->apic.posted)
-        irq_take_posted(vcpu);
     vector = irq_next(vcpu);
     if (vector < 0) {
         vcpu->events.interrupts_check = false;

@@ -217,6 +217,8 @@ int irq_next(struct vcpu *vcpu)
 {
     if (unlikely(vcpu->pv.eoi_offered))
         lapic_end_offered(vcpu);
+    if (vcpu->apic.posted)
+        irq_take_posted(vcpu);
     return unlikely(ext_int_pending(vcpu->lapic)) ? 0 : lapic_deliverable(vcpu->lapic);
 }
 
@@ -697,6 +699,7 @@ static void lapic_clear(struct lapic *lapic)
     struct lapic_state *s = &lapic->s;
 
     timer_cancel(&lapic->timer);
+    irq_take_posted(lapic->vcpu); // they go too
     *s = (struct lapic_state){.apic_base = s->apic_base, .id = s->id, .dfr = ~0u, .svr = 0xff};
     for (unsigned i = 0; i < LVT_COUNT; i++)
         s->lvt[i] = LVT_MASKED;

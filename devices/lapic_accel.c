@@ -206,8 +206,6 @@ void lapic_accel_reset(struct lapic *lapic)
     if (!lapic->vcpu->apic.page)
         return;
     lapic->in_page = false;
-    if (lapic->vcpu->apic.posted)
-        memset(lapic->vcpu->apic.posted, 0, sizeof(*lapic->vcpu->apic.posted));
     memset(lapic->vcpu->apic.page, 0, PAGE_SIZE);
     memset(lapic->vcpu->apic.eoi_exit, 0, sizeof(lapic->vcpu->apic.eoi_exit));
     lapic->vcpu->apic.eoi_exit_new = true;

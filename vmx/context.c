@@ -104,6 +104,7 @@ int vmx_ctx_create(struct vcpu *vcpu, unsigned level)
         hw->vpid = vpid_alloc();
     if (level == 0 && vmx_caps.apic_modes) {
         if (vmx_apic_create(vcpu)) {
+            vpid_free(hw->vpid);
             page_free(hw->vmcs, 0);
             heap_free(hw, sizeof(*hw));
             return -E_NOMEM;

@@ -61,11 +61,6 @@ bool irq_ext_pending(struct vcpu *v)
     return ext_pending;
 }
 
-void irq_take_posted(struct vcpu *v)
-{
-    (void)v;
-}
-
 int irq_ext_ack(struct vcpu *v)
 {
     (void)v;

@@ -301,8 +301,19 @@ static void test_posted(void **state)
     set_base(1, 0xfed40000 | APIC_BASE_ENABLE);
     apic_write(0, APIC_ICR_LOW, 0x40f1);
     assert_int_equal(notified, 2);
-    irq_take_posted(&fake_vcpu[1]);
     assert_int_equal(take_irq(1), 0xf1);
+    // What was posted to an APIC that is switched off, or to a CPU before its INIT, is gone.
+    for (unsigned init = 0; init < 2; init++) {
+        apic_write(0, APIC_ICR_LOW, 0x40f2);
+        if (init)
+            lapic_reset(&fake_vcpu[1], true);
+        else
+            set_base(1, APIC_GPA);
+        set_base(1, APIC_GPA | APIC_BASE_ENABLE);
+        apic_write(1, APIC_SVR, 0x1ff);
+        assert_false(hand_over(1));
+        assert_int_equal(fake_vcpu[1].apic.requesting, 0);
+    }
     backend = &fake_backend;
 }
 
