@@ -215,10 +215,11 @@ bool irq_ext_pending(struct vcpu *vcpu)
 
 int irq_next(struct vcpu *vcpu)
 {
-    if (unlikely(vcpu->pv.eoi_offered))
-        lapic_end_offered(vcpu);
     if (vcpu->apic.posted)
         irq_take_posted(vcpu);
+    // As long as nothing waits for the end, it makes no difference.
+    if (unlikely(vcpu->pv.eoi_offered) && apic_highest(vcpu->lapic->s.irr) >= 0)
+        lapic_end_offered(vcpu);
     return unlikely(ext_int_pending(vcpu->lapic)) ? 0 : lapic_deliverable(vcpu->lapic);
 }
 

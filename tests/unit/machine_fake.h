@@ -132,15 +132,19 @@ u64 vcpu_guest_tsc(struct vcpu *vcpu, u64 host_tsc)
     return host_tsc + vcpu->tsc_offset_base;
 }
 
+static bool fake_eoi_flag; // in the guest's memory
+
 void paravirt_offer_eoi(struct vcpu *vcpu)
 {
-    (void)vcpu;
+    vcpu->pv.eoi_offered = fake_eoi_flag = true;
 }
 
 bool paravirt_take_eoi(struct vcpu *vcpu)
 {
-    (void)vcpu;
-    return false;
+    bool used = !fake_eoi_flag;
+
+    vcpu->pv.eoi_offered = fake_eoi_flag = false;
+    return used;
 }
 
 void vm_power_off(struct vm *vm, u32 status)

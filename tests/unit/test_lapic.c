@@ -445,6 +445,27 @@ static void test_timer_periodic(void **state)
     assert_false(irq_pending(&fake_vcpu[0]));
 }
 
+// An offer to end an interrupt in memory stands until another one comes.
+static void test_offered_eoi(void **state)
+{
+    (void)state;
+    fake_vcpu[0].pv.eoi = 1;
+    apic_write(0, APIC_ICR_LOW, 0x44051); // to itself
+    assert_int_equal(irq_ack(&fake_vcpu[0]), 0x51);
+    assert_int_equal(irq_next(&fake_vcpu[0]), -1);
+    assert_true(fake_eoi_flag);
+    fake_eoi_flag = false; // the guest ends it
+    apic_write(0, APIC_ICR_LOW, 0x44050);
+    assert_int_equal(irq_next(&fake_vcpu[0]), 0x50);
+    assert_int_equal(irq_ack(&fake_vcpu[0]), 0x50);
+    apic_write(0, APIC_ICR_LOW, 0x44051);
+    assert_int_equal(irq_next(&fake_vcpu[0]), -1); // the same class: 50h is in service yet
+    assert_false(fake_eoi_flag);
+    apic_write(0, APIC_EOI, 0);
+    assert_int_equal(irq_next(&fake_vcpu[0]), 0x51);
+    fake_vcpu[0].pv.eoi = 0;
+}
+
 // What a guest owed ticks keeps waiting is owed it too, but no more than a second's worth.
 static void test_timer_owed(void **state)
 {
@@ -660,6 +681,7 @@ int main(void)
         TEST_1(test_timer_divide),
         TEST_1(test_timer_periodic),
         TEST_1(test_timer_owed),
+        TEST_1(test_offered_eoi),
         TEST_1(test_timer_shortest_period),
         TEST_1(test_timer_masked),
         TEST_1(test_tsc_deadline),
