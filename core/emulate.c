@@ -113,6 +113,13 @@ enum emulate_result emulate_linear(struct emulate_ctx *c, enum segment_index seg
 
 // --- linear memory ---
 
+// Behind a page's end. Outside 64-bit code too the TSS, the tables and an inner stack may lie above
+// 4 GiB.
+static gva_t next_part(const struct emulate_ctx *c, gva_t la, unsigned part)
+{
+    return la >> 32 ? la + part : linear_wrap(c, la + part);
+}
+
 static unsigned first_part(gva_t la, unsigned size)
 {
     unsigned left = (unsigned)(PAGE_SIZE - (la & ~PAGE_MASK));
@@ -127,7 +134,7 @@ enum emulate_result emu_mem_read(struct emulate_ctx *c, gva_t la, void *buf, uns
     enum emulate_result r = c->ops->read_mem(c, la, buf, part, access);
 
     if (r == EMULATE_OK && part < size)
-        r = c->ops->read_mem(c, linear_wrap(c, la + part), (u8 *)buf + part, size - part, access);
+        r = c->ops->read_mem(c, next_part(c, la, part), (u8 *)buf + part, size - part, access);
     return r;
 }
 
@@ -137,7 +144,7 @@ enum emulate_result emu_mem_check(struct emulate_ctx *c, gva_t la, unsigned size
     enum emulate_result r = c->ops->check_mem(c, la, part, EMULATE_WRITE);
 
     if (r == EMULATE_OK && part < size)
-        r = c->ops->check_mem(c, linear_wrap(c, la + part), size - part, EMULATE_WRITE);
+        r = c->ops->check_mem(c, next_part(c, la, part), size - part, EMULATE_WRITE);
     return r;
 }
 
@@ -149,7 +156,7 @@ enum emulate_result emu_mem_write(struct emulate_ctx *c, gva_t la, const void *b
     if (r == EMULATE_OK)
         r = c->ops->write_mem(c, la, buf, part, EMULATE_WRITE);
     if (r == EMULATE_OK && part < size)
-        r = c->ops->write_mem(c, linear_wrap(c, la + part), (const u8 *)buf + part, size - part,
+        r = c->ops->write_mem(c, next_part(c, la, part), (const u8 *)buf + part, size - part,
                               EMULATE_WRITE);
     return r;
 }

@@ -58,10 +58,19 @@ static enum emulate_result page_fault(struct emulate_ctx *c, gva_t la, unsigned 
     return EMULATE_FAULT;
 }
 
+// The same memory is there once more, above 4 GiB.
+#define KERNEL 0xffff800000100000
+
+static gva_t index_of(gva_t la)
+{
+    return la >= KERNEL ? la - KERNEL : la;
+}
+
 static enum emulate_result check(struct emulate_ctx *c, gva_t la, unsigned size, unsigned access)
 {
     bool write = access == EMULATE_WRITE || access == EMULATE_READ_MODIFY;
 
+    la = index_of(la);
     assert_true((la & ~PAGE_MASK) + size <= PAGE_SIZE);
     if (la >= sizeof(m.memory) || m.state[la / PAGE_SIZE] == PAGE_ABSENT)
         return page_fault(c, la, access, false);
@@ -77,7 +86,7 @@ static enum emulate_result read_mem(struct emulate_ctx *c, gva_t la, void *buf, 
 
     assert_int_not_equal(access, EMULATE_WRITE);
     if (r == EMULATE_OK)
-        memcpy(buf, m.memory + la, size);
+        memcpy(buf, m.memory + index_of(la), size);
     return r;
 }
 
@@ -619,6 +628,16 @@ static void test_port_permission(void **state)
     store(0x20000 + 102, 0x1ff, 2);
     assert_fault(RUN("\xe4\x60"), VECTOR_GP, 0);
     assert_int_equal(m.port_reads, 0);
+    begin(INSN_MODE_32); // compatibility mode, with the TSS where only 64-bit code can look
+    ctx.cpl = 3;
+    ctx.long_mode = true;
+    m.seg[SEG_TR].base = KERNEL + 0x20000;
+    m.seg[SEG_TR].limit = 0x1fff;
+    store(0x20000 + 102, 0xf00, 2);
+    store(0x21000, 1, 1); // what lies behind the page of port 0x7f8's byte
+    regs.gpr[2] = 0x7ff;
+    done(RUN("\xec"), 1);
+    assert_fault(RUN("\x66\xed"), VECTOR_GP, 0);
 }
 
 // --- privileges and flags ---
