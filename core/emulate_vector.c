@@ -140,12 +140,14 @@ enum emulate_result emu_run_x87(struct emulate_ctx *c)
                                                     !(c->insn.opcode & 1) || c->insn.mem_size != 2;
     enum emulate_result r;
     u8 value[16] = {0};
+    u16 before, after;
 
     if (!c->ops->x87)
         return EMULATE_UNHANDLED;
     if (c->cr0 & (CR0_EM | CR0_TS))
         return emulate_raise(c, VECTOR_NM, false, 0);
-    if (waits && c->ops->x87_status(c) & X87_PENDING)
+    before = c->ops->x87_status(c);
+    if (waits && before & X87_PENDING)
         return emulate_raise(c, VECTOR_MF, false, 0);
     r = emu_operand_address(c, store ? EMULATE_WRITE : EMULATE_READ);
     if (r == EMULATE_OK && store)
@@ -157,8 +159,9 @@ enum emulate_result emu_run_x87(struct emulate_ctx *c)
     if (r != EMULATE_OK)
         return r;
     c->ops->x87(c, c->insn.opcode & 7, c->insn.modrm >> 3 & 7, value);
-    if (!store ||
-        (waits && c->ops->x87_status(c) & X87_PENDING && c->ops->x87_status(c) & X87_NO_RESULT))
+    after = c->ops->x87_status(c);
+    // Flags that have been there without a pending exception are masked ones.
+    if (!store || (waits && after & X87_PENDING && after & ~before & X87_NO_RESULT))
         return EMULATE_OK;
     return emu_mem_write(c, c->linear, value, c->insn.mem_size);
 }

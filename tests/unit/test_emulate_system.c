@@ -30,7 +30,7 @@ static struct machine {
     enum emulate_bank bank;
     unsigned number, writes, systems;
     u64 xcr0, dst, src, u_cet, s_cet;
-    u16 status;
+    u16 status, raises; // FSW, and what an x87 instruction adds to it
     bool offered;
 } m;
 static struct emulate_regs regs;
@@ -111,6 +111,7 @@ static void x87(struct emulate_ctx *c, unsigned opcode, unsigned reg, void *buf)
     (void)c;
     m.number = opcode * 8 + reg;
     memset(buf, 0x5a, 2);
+    m.status |= m.raises;
 }
 
 static u16 x87_status(struct emulate_ctx *c)
@@ -291,6 +292,17 @@ static void test_vector(void **state)
     assert_int_equal(RUN("\xd9\x3b"), EMULATE_OK);  // fnstcw waits for nothing
     assert_int_equal(m.number, 15);
     assert_memory_equal(m.memory + DATA, "\x5a\x5a\xab", 3);
+    m.status = 1;    // an invalid operation that was masked, and so
+    m.raises = 0xa0; // it is precision that is reported: the result is there
+    memset(m.memory + DATA, 0xab, 4);
+    assert_int_equal(RUN("\xd9\x13"), EMULATE_OK); // fst
+    assert_memory_equal(m.memory + DATA, "\x5a\x5a\x00\x00", 4);
+    m.status = 0;
+    m.raises = 0x81;
+    memset(m.memory + DATA, 0xab, 4);
+    assert_int_equal(RUN("\xd9\x13"), EMULATE_OK);
+    assert_memory_equal(m.memory + DATA, "\xab\xab\xab\xab", 4);
+    m.raises = 0;
     m.xcr0 = XCR0_X87;
     assert_int_equal(FAULT("\xc5\xf8\x10\x03"), VECTOR_UD);
     ctx.cr4 = 0;
