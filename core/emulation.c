@@ -272,6 +272,7 @@ static const struct emulate_ops ops = {
     .task_switch = op_task_switch,
     .load_cr3 = op_load_cr3,
     .system = op_system,
+    .intercept = op_intercept,
     .offers = op_offers,
     .vector = op_vector,
     .x87 = op_x87,

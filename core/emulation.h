@@ -9,6 +9,7 @@
 #include <nestor/emulate.h>
 
 enum emulate_result op_system(struct emulate_ctx *ctx);
+enum emulate_result op_intercept(struct emulate_ctx *ctx, enum emulate_point point);
 bool op_offers(struct emulate_ctx *ctx, u8 op);
 void op_vector(struct emulate_ctx *ctx, enum emulate_bank bank, unsigned n, bool write, void *buf);
 void op_x87(struct emulate_ctx *ctx, unsigned opcode, unsigned reg, void *buf);

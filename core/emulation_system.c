@@ -65,6 +65,54 @@ static void as_exit(struct emulate_ctx *ctx)
         exit_handle(vcpu, &exit);
 }
 
+// clang-format off
+static const u8 asked[INSN_OP_COUNT] = {
+    [INSN_INS ... INSN_OUT] = EXIT_IO, [INSN_HLT] = EXIT_HLT, [INSN_PAUSE] = EXIT_PAUSE,
+    [INSN_RDTSC] = EXIT_RDTSC, [INSN_RDTSCP] = EXIT_RDTSCP,
+    [INSN_MOV_FROM_DR ... INSN_MOV_TO_DR] = EXIT_DR,
+    [INSN_SGDT ... INSN_LIDT] = EXIT_GDTR_IDTR, [INSN_SLDT ... INSN_LTR] = EXIT_LDTR_TR,
+    [INSN_PUSHF] = EXIT_PUSHF, [INSN_POPF] = EXIT_POPF, [INSN_IRET] = EXIT_IRET,
+    [INSN_INT] = EXIT_SOFT_INT, [INSN_INT1] = EXIT_ICEBP,
+};
+// clang-format on
+
+static void fill_io(const struct emulate_ctx *ctx, struct exit_io *io)
+{
+    const struct insn *insn = &ctx->insn;
+    bool string = insn->op == INSN_INS || insn->op == INSN_OUTS;
+
+    *io = (struct exit_io){.port = ctx->port,
+                           .size = insn->opsize,
+                           .in = insn->op == INSN_INS || insn->op == INSN_IN,
+                           .string = string,
+                           .rep = string && insn->prefixes & (INSN_REP | INSN_REPNE),
+                           .immediate = insn->src == OPERAND_IMM,
+                           .addr_size = insn->addr_size,
+                           .seg = insn->op == INSN_INS ? SEG_ES : insn->seg};
+}
+
+// What an L2 executes here need not be what has exited, since another vCPU of it may write over the
+// code: L1 is asked about the instruction itself.
+enum emulate_result op_intercept(struct emulate_ctx *ctx, enum emulate_point point)
+{
+    struct vcpu *vcpu = ctx->opaque;
+    u8 op = ctx->insn.op;
+    struct vm_exit exit = {
+        .kind = asked[op], .insn_len = ctx->insn.length, .next_rip = ctx->next_rip};
+
+    if (likely(!vcpu->level) || point != EMULATE_PRIVILEGED || !exit.kind)
+        return EMULATE_OK;
+    if (exit.kind == EXIT_IO)
+        fill_io(ctx, &exit.io);
+    else if (exit.kind == EXIT_DR)
+        exit.dr = (struct exit_dr){ctx->insn.reg, ctx->insn.rm, op == INSN_MOV_TO_DR};
+    else if (exit.kind == EXIT_GDTR_IDTR)
+        exit.operand.identity = (u8)(op - INSN_SGDT);
+    else if (exit.kind == EXIT_LDTR_TR)
+        exit.operand.identity = (u8)(op - INSN_SLDT);
+    return nested_reflect(vcpu, &exit) ? EMULATE_INTERCEPTED : EMULATE_OK;
+}
+
 static enum emulate_result read_tsc(struct emulate_ctx *ctx)
 {
     struct vcpu *vcpu = ctx->opaque;
