@@ -65,6 +65,9 @@ void guest_main(void)
             report(try(set_cr4, (void *)hidden[i].cr4) == VECTOR_GP, "%s: its bit in CR4 is #GP",
                    hidden[i].name);
     }
+    apic_enable();
+    apic_write(0x320, BIT(18) | BIT(16) | 0x40); // the timer's
+    report(apic_read(0x320) == (BIT(16) | 0x40), "TSC-deadline: its bit in the LVT stays 0");
     report(try(set_x2apic, NULL) == VECTOR_GP, "x2APIC: IA32_APIC_BASE's bit is #GP");
     if (cpuid(0, 0).ebx == 0x756e6547) // VMX only: SVM has no control for it
         report(try(execute_rdtscp, NULL) == VECTOR_UD, "RDTSCP is #UD");
