@@ -105,6 +105,8 @@ enum emulate_result emu_read_high(struct emulate_ctx *c, struct descriptor *d)
 
     if (!c->long_mode)
         return EMULATE_OK;
+    if (d->selector >= 0xfff8) // the upper half is beyond any limit
+        return emu_raise_selector(c, VECTOR_GP, d->selector);
     r = emu_read_descriptor(c, (u16)(d->selector + 8), VECTOR_GP, &high);
     if (r == EMULATE_FAULT && c->fault.vector == VECTOR_GP)
         return emu_raise_selector(c, VECTOR_GP, d->selector);

@@ -47,7 +47,7 @@ static enum emulate_result check_mode(struct emulate_ctx *c, bool fast)
     }
     if (c->amd && c->long_mode)
         return raise_ud(c);
-    return c->cr0 & CR0_PE && msr(c, MSR_SYSENTER_CS) & ~3ull ? EMULATE_OK : raise_gp0(c);
+    return c->cr0 & CR0_PE && msr(c, MSR_SYSENTER_CS) & 0xfffc ? EMULATE_OK : raise_gp0(c);
 }
 
 enum emulate_result emu_run_syscall(struct emulate_ctx *c)

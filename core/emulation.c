@@ -471,6 +471,7 @@ static void emulate_fully(struct vcpu *vcpu, const struct vm_exit *exit, bool fo
     case EMULATE_HALT:
         commit_insn(vcpu, &ctx);
         vcpu_modify(vcpu, GROUP_BLOCKING)->activity = ACTIVITY_HLT;
+        vcpu->events.interrupts_check = true; // as on_hlt
         break;
     case EMULATE_REPEAT:
         commit_repeat(vcpu, &ctx);
