@@ -27,9 +27,10 @@ static u32 *page_vectors(const struct lapic *lapic, u32 reg, unsigned word)
 
 bool lapic_waits(const struct lapic *lapic, u8 vector)
 {
-    return (lapic->s.irr[vector >> 6] >> (vector & 63) & 1) ||
-           lapic->vcpu->ctx[0].ctl.offer == vector ||
-           (lapic->in_page && *page_vectors(lapic, APIC_IRR, vector >> 5) >> (vector & 31) & 1);
+    return vector && // 0, of an LVT that is not set up, is none
+           ((lapic->s.irr[vector >> 6] >> (vector & 63) & 1) ||
+            lapic->vcpu->ctx[0].ctl.offer == vector ||
+            (lapic->in_page && *page_vectors(lapic, APIC_IRR, vector >> 5) >> (vector & 31) & 1));
 }
 
 // 0 if there is none, as RVI and SVI.

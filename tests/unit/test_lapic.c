@@ -582,7 +582,11 @@ static void test_offered(void **state)
     apic_write(1, APIC_ICR_HIGH, 0);
     apic_write(1, APIC_ICR_LOW, 0x4041);
     assert_int_equal(irq_next(&fake_vcpu[0]), 0x41);
+    assert_false(lapic_waits(fake_vcpu[0].lapic, 0));
     irq_offer(&fake_vcpu[0], 0x41);
+    fake_vcpu[0].ctx[0].ctl.offer = 0x41;
+    assert_true(lapic_waits(fake_vcpu[0].lapic, 0x41));
+    fake_vcpu[0].ctx[0].ctl.offer = 0;
     irq_offered(&fake_vcpu[0], 0x41, false);
     assert_int_equal(irq_next(&fake_vcpu[0]), 0x41);
     irq_offer(&fake_vcpu[0], 0x41);
