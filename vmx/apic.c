@@ -22,7 +22,8 @@ void vmx_apic_probe(struct vmx_caps *caps)
     const u32 *allowed = caps->controls.allowed;
     u32 secondary = allowed[CONTROL_SECONDARY];
 
-    if (option_off("apicv") || !(allowed[CONTROL_PRIMARY] & PRIMARY_TPR_SHADOW) ||
+    // Not by default: with it Linux hangs now and then on Bochs 2.7, and the cause is not found.
+    if (!option_is("apicv", "on") || !(allowed[CONTROL_PRIMARY] & PRIMARY_TPR_SHADOW) ||
         (secondary & DELIVERY) != DELIVERY)
         return;
     caps->posts_interrupts = allowed[CONTROL_PIN] & PIN_POSTED_INTERRUPTS;
