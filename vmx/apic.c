@@ -22,7 +22,7 @@ void vmx_apic_probe(struct vmx_caps *caps)
     const u32 *allowed = caps->controls.allowed;
     u32 secondary = allowed[CONTROL_SECONDARY];
 
-    // Not by default: with it Linux hangs now and then on Bochs 2.7, and the cause is not found.
+    // Not by default: Linux hung with it now and then on Bochs 2.7, and the cause is not found.
     if (!option_is("apicv", "on") || !(allowed[CONTROL_PRIMARY] & PRIMARY_TPR_SHADOW) ||
         (secondary & DELIVERY) != DELIVERY)
         return;
