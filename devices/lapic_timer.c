@@ -77,14 +77,15 @@ static void timer_raise(struct lapic *lapic)
     lapic_local(lapic, LVT_TIMER);
 }
 
-// The next deadline of a running count.
-static void timer_arm_count(struct lapic *lapic)
+// The next deadline of a running count. While one interrupt waits for the guest, one that is owed is
+// not tried before the next period's end: what a slow guest lacks is not more exits.
+static void timer_arm_count(struct lapic *lapic, bool waits)
 {
     u64 period = timer_period(lapic), next = lapic->s.timer_start + period, now;
 
     if (timer_mode(lapic) == TIMER_PERIODIC) {
         now = machine_now();
-        if (unlikely(lapic->s.timer_owed))
+        if (unlikely(lapic->s.timer_owed) && !waits)
             next = MIN(next, now + period / TIMER_CATCH_UP);
         next = MAX(next, now + ns_to_tsc(TIMER_MIN_PERIOD_NS));
     }
@@ -95,20 +96,22 @@ static void timer_arm_count(struct lapic *lapic)
 // 8254's (pit.c); the phase is kept. What the guest itself keeps waiting is lost, as in hardware.
 static void timer_fire_period(struct lapic *lapic, u64 period)
 {
+    bool waits = false;
     u64 elapsed = machine_now() - lapic->s.timer_start, passed = elapsed / period;
     u64 most = tsc_hz / period;
 
     lapic->s.timer_start += passed * period;
     if (passed > 1 && period >= TIMER_CATCH_UP * ns_to_tsc(TIMER_MIN_PERIOD_NS))
         lapic->s.timer_owed = MIN(lapic->s.timer_owed + passed - 1, most);
-    if (likely(!lapic->s.timer_owed)) {
-        timer_raise(lapic);
-    } else if (lapic_waits(lapic, (u8)lapic->s.lvt[LVT_TIMER])) {
+    if (unlikely(lapic->s.timer_owed))
+        waits = lapic_waits(lapic, (u8)lapic->s.lvt[LVT_TIMER]);
+    if (waits) {
         lapic->s.timer_owed = MIN(lapic->s.timer_owed + (passed != 0), most);
     } else {
-        lapic->s.timer_owed -= passed == 0;
+        lapic->s.timer_owed -= lapic->s.timer_owed && passed == 0;
         timer_raise(lapic);
     }
+    timer_arm_count(lapic, waits);
 }
 
 static void timer_fire_count(struct lapic *lapic)
@@ -117,7 +120,6 @@ static void timer_fire_count(struct lapic *lapic)
 
     if (timer_mode(lapic) == TIMER_PERIODIC && period) {
         timer_fire_period(lapic, period);
-        timer_arm_count(lapic);
     } else {
         lapic->s.timer_running = false;
         timer_raise(lapic);
@@ -150,7 +152,7 @@ void lapic_timer_write_initial(struct lapic *lapic, u32 count)
     lapic->s.timer_start = machine_now();
     lapic->s.timer_running = count != 0;
     if (count)
-        timer_arm_count(lapic);
+        timer_arm_count(lapic, false);
     else
         timer_disarm(lapic);
 }
@@ -164,7 +166,7 @@ void lapic_timer_write_divide(struct lapic *lapic, u32 divide)
         return;
     // The count goes on from where it is, at the new pace.
     lapic->s.timer_start = machine_now() - (done << timer_shift(lapic));
-    timer_arm_count(lapic);
+    timer_arm_count(lapic, false);
 }
 
 void lapic_timer_write_lvt(struct lapic *lapic, u32 lvt)
@@ -184,7 +186,7 @@ void lapic_timer_write_lvt(struct lapic *lapic, u32 lvt)
         if (timer_mode(lapic) == TIMER_TSC_DEADLINE)
             lapic->s.timer_initial = 0;
     } else if (lapic->s.timer_running) {
-        timer_arm_count(lapic);
+        timer_arm_count(lapic, false);
     }
 }
 

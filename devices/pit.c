@@ -8,7 +8,8 @@
 // On a PC an edge that finds the one before it not yet taken is lost. Here it may find it so because
 // Nestor, or what Nestor runs on, was late; and edges may have passed unseen. As KVM does, both are
 // made up for, four times as fast as they come and a second's worth at most, so that a clock that
-// counts them does not drift. What the guest masks is lost.
+// counts them does not drift. While one waits for the guest no other is tried before its time: what a
+// slow guest lacks is not more exits. What the guest masks is lost.
 
 #include "pit.h"
 #include "clock.h"
@@ -123,7 +124,7 @@ static u64 channel_next_edge(const struct pit_channel *c, u64 now)
     return elapsed < n ? c->start + n : ~0ull;
 }
 
-static void pit_arm(struct pit *pit)
+static void pit_arm(struct pit *pit, bool waits)
 {
     u64 now = pit_now(pit), edge = channel_next_edge(&pit->s.channel[0], now);
 
@@ -132,7 +133,7 @@ static void pit_arm(struct pit *pit)
         timer_cancel(&pit->timer);
         return;
     }
-    if (unlikely(pit->s.owed))
+    if (unlikely(pit->s.owed) && !waits)
         edge = MIN(edge, now + channel_count(&pit->s.channel[0]) / CATCH_UP);
     edge = MAX(edge, now + PIT_MIN_TICKS);
     machine_timer_arm(pit->machine, &pit->timer, pit->machine->start + clock_tsc(edge, PIT_HZ));
@@ -165,16 +166,17 @@ static void pit_owe_missed(struct pit *pit, u64 now)
 
 static void pit_tick(struct pit *pit, u64 now)
 {
-    bool edge = now >= pit->s.edge;
+    bool edge = now >= pit->s.edge, waits = machine_irq_waits(pit->machine, pit->irq.pin);
 
     if (edge)
         pit_owe_missed(pit, now);
-    if (machine_irq_waits(pit->machine, pit->irq.pin)) {
+    if (waits) {
         pit->s.owed = MIN(pit->s.owed + edge, pit_owed_max(pit));
     } else {
         pit->s.owed -= !edge && pit->s.owed;
         pit_pulse(pit);
     }
+    pit_arm(pit, waits);
 }
 
 static void pit_fire(struct timer *timer)
@@ -186,10 +188,8 @@ static void pit_fire(struct timer *timer)
     spin_lock(&pit->machine->lock);
     now = pit_now(pit);
     channel_settle(c, now);
-    if (c->loaded) {
+    if (c->loaded)
         pit_tick(pit, now);
-        pit_arm(pit);
-    }
     spin_unlock(&pit->machine->lock);
 }
 
@@ -199,7 +199,7 @@ static void channel_changed(struct pit *pit, struct pit_channel *c)
         return;
     pit->s.owed = 0;
     irq_line_set(&pit->irq, channel_out(c, pit_now(pit)));
-    pit_arm(pit);
+    pit_arm(pit, false);
 }
 
 // --- programming ---
