@@ -8,6 +8,7 @@
 #include <libfdt.h>
 #include <nestor/config.h>
 #include <nestor/cpu.h>
+#include <nestor/nested.h>
 #include <nestor/string.h>
 
 enum { MEMORY_MIB_MIN = 16, MEMORY_MIB_MAX = 16 << 20, LINE_SIZE = 256, FOUND_SIZE = 96 };
@@ -164,13 +165,14 @@ static bool read_modules(struct parser *p, const struct value *v, struct vm_conf
 }
 
 // There are more names than fit a line.
-static bool hide_unknown(struct parser *p, const struct value *v, const char *name)
+static bool unknown_name(struct parser *p, const struct value *v, const char *name,
+                         const char *(*known)(u32 n))
 {
     char list[FOUND_SIZE] = "";
     const char *one, *last = "";
 
     say(p, "%.31s: found \"%.40s\", expected names of features:", v->name, name);
-    for (u32 i = 0; (one = config_hideable_name(i)) != NULL; last = one, i++) {
+    for (u32 i = 0; (one = known(i)) != NULL; last = one, i++) {
         size_t len = strlen(list);
 
         if (strcmp(one, last) == 0)
@@ -194,9 +196,43 @@ static bool read_hide(struct parser *p, const struct value *v, struct vm_config 
         u64 rows = config_hideable(v->data + used);
 
         if (!rows)
-            return hide_unknown(p, v, v->data + used);
+            return unknown_name(p, v, v->data + used, config_hideable_name);
         vm->hidden |= rows;
     }
+    return true;
+}
+
+static u64 nested_feature_bit(const char *name)
+{
+    const char *one;
+
+    for (u32 i = 0; (one = nested_feature_name(i)) != NULL; i++)
+        if (strcmp(one, name) == 0)
+            return BIT(i);
+    return 0;
+}
+
+// Just the features named; or, if a '-' stands before the first one, all but those.
+static bool read_nested_features(struct parser *p, const struct value *v, struct vm_config *vm)
+{
+    bool without = is_text(v) && v->data[0] == '-';
+    u64 named = 0, bit;
+
+    if (!is_text(v))
+        return wrong(p, v, "names of features");
+    for (u32 used = 0; used < v->size; used += (u32)strlen(v->data + used) + 1) {
+        const char *name = v->data + used;
+
+        if ((name[0] == '-') != without)
+            return wrong(p, v, "a '-' before each name or before none");
+        if (v->size == 1) // "": none of them
+            break;
+        bit = nested_feature_bit(name + without);
+        if (!bit)
+            return unknown_name(p, v, name + without, nested_feature_name);
+        named |= bit;
+    }
+    vm->nested_features = without ? ~named : named;
     return true;
 }
 
@@ -279,6 +315,7 @@ static const struct property {
     {"hide", read_hide, false},
     {"tsc-frequency", read_tsc_frequency, false},
     {"nested", read_nested, false},
+    {"nested-features", read_nested_features, false},
     {"test-device", read_test_device, false},
     {"pci-test-device", read_pci_test_device, false},
     {"console", read_console, false},
@@ -358,6 +395,10 @@ static bool check_against(struct parser *p, const struct vm_config *vm,
 
 static bool check_guest(struct parser *p, const struct vm_config *vm)
 {
+    if (vm->nested_features != ~0ull && !vm->nested) {
+        say(p, "nested-features: found without nested, expected nested as well");
+        return false;
+    }
     if (vm->pinned && p->cpu_count != vm->vcpus) {
         say(p, "cpus: found %u, expected as many as vcpus: %u", p->cpu_count, vm->vcpus);
         return false;
@@ -403,6 +444,7 @@ static void read_guest(struct parser *p, int node)
     memset(vm, 0, sizeof(*vm));
     memcpy(vm->name, name, strlen(name) + 1);
     vm->command_line = "";
+    vm->nested_features = ~0ull;
     if (read_properties(p, node, vm) && check_guest(p, vm))
         p->config->guest_count++;
     else

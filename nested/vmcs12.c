@@ -1,9 +1,8 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // Copyright (c) 2026 The Nestor authors
 //
-// VMX for guests: the VMX instructions as L1 executes them, and the capability MSRs that say
-// exactly what is offered: pin-based, primary, entry and exit controls; no secondary controls yet
-// (no EPT, VPID or unrestricted guest). SDM vol. 3 "VMX Instruction Reference", appendices A and B.
+// VMX for guests: the VMX instructions as L1 executes them (SDM vol. 3 "VMX Instruction
+// Reference").
 
 #include "vmcs12.h"
 #include <arch/x86/msr.h>
@@ -13,38 +12,6 @@
 #include <nestor/string.h>
 
 // --- fields ---
-
-// clang-format off
-static const u16 fields[] = {
-    GUEST_ES_SELECTOR, GUEST_CS_SELECTOR, GUEST_SS_SELECTOR, GUEST_DS_SELECTOR, GUEST_FS_SELECTOR, GUEST_GS_SELECTOR,
-    GUEST_LDTR_SELECTOR, GUEST_TR_SELECTOR,
-    HOST_ES_SELECTOR, HOST_CS_SELECTOR, HOST_SS_SELECTOR, HOST_DS_SELECTOR, HOST_FS_SELECTOR, HOST_GS_SELECTOR, HOST_TR_SELECTOR,
-    IO_BITMAP_A, IO_BITMAP_B, MSR_BITMAP, EXIT_MSR_STORE_ADDRESS, EXIT_MSR_LOAD_ADDRESS, ENTRY_MSR_LOAD_ADDRESS,
-    EXECUTIVE_VMCS_POINTER, TSC_OFFSET,
-    VMCS_LINK_POINTER, GUEST_DEBUGCTL, GUEST_PAT, GUEST_EFER,
-    HOST_PAT, HOST_EFER,
-    PIN_BASED_CONTROLS, PRIMARY_CONTROLS, EXCEPTION_BITMAP, PF_ERROR_CODE_MASK, PF_ERROR_CODE_MATCH, CR3_TARGET_COUNT,
-    EXIT_CONTROLS, EXIT_MSR_STORE_COUNT, EXIT_MSR_LOAD_COUNT, ENTRY_CONTROLS, ENTRY_MSR_LOAD_COUNT, ENTRY_INTERRUPTION_INFO,
-    ENTRY_EXCEPTION_ERROR_CODE, ENTRY_INSTRUCTION_LENGTH,
-    VM_INSTRUCTION_ERROR, EXIT_REASON, EXIT_INTERRUPTION_INFO, EXIT_INTERRUPTION_ERROR_CODE, IDT_VECTORING_INFO,
-    IDT_VECTORING_ERROR_CODE, EXIT_INSTRUCTION_LENGTH, EXIT_INSTRUCTION_INFO,
-    GUEST_ES_LIMIT, GUEST_CS_LIMIT, GUEST_SS_LIMIT, GUEST_DS_LIMIT, GUEST_FS_LIMIT, GUEST_GS_LIMIT, GUEST_LDTR_LIMIT,
-    GUEST_TR_LIMIT, GUEST_GDTR_LIMIT, GUEST_IDTR_LIMIT, GUEST_ES_ACCESS, GUEST_CS_ACCESS, GUEST_SS_ACCESS, GUEST_DS_ACCESS,
-    GUEST_FS_ACCESS, GUEST_GS_ACCESS, GUEST_LDTR_ACCESS, GUEST_TR_ACCESS, GUEST_INTERRUPTIBILITY, GUEST_ACTIVITY_STATE,
-    GUEST_SMBASE, GUEST_SYSENTER_CS,
-    HOST_SYSENTER_CS,
-    CR0_GUEST_HOST_MASK, CR4_GUEST_HOST_MASK, CR0_READ_SHADOW, CR4_READ_SHADOW, CR3_TARGET_VALUE0, CR3_TARGET_VALUE1,
-    CR3_TARGET_VALUE2, CR3_TARGET_VALUE3,
-    EXIT_QUALIFICATION, IO_RCX, IO_RSI, IO_RDI, IO_RIP, GUEST_LINEAR_ADDRESS,
-    GUEST_CR0, GUEST_CR3, GUEST_CR4, GUEST_ES_BASE, GUEST_CS_BASE, GUEST_SS_BASE, GUEST_DS_BASE, GUEST_FS_BASE, GUEST_GS_BASE,
-    GUEST_LDTR_BASE, GUEST_TR_BASE, GUEST_GDTR_BASE, GUEST_IDTR_BASE, GUEST_DR7, GUEST_RSP, GUEST_RIP, GUEST_RFLAGS,
-    GUEST_PENDING_DBG, GUEST_SYSENTER_ESP, GUEST_SYSENTER_EIP,
-    HOST_CR0, HOST_CR3, HOST_CR4, HOST_FS_BASE, HOST_GS_BASE, HOST_TR_BASE, HOST_GDTR_BASE, HOST_IDTR_BASE, HOST_SYSENTER_ESP,
-    HOST_SYSENTER_EIP, HOST_RSP, HOST_RIP,
-};
-// clang-format on
-_Static_assert(ARRAY_SIZE(fields) <= VMCS12_FIELDS, "VMCS12 is too small");
-_Static_assert(sizeof(struct vmcs12) <= PAGE_SIZE, "a VMCS region is 4 KiB");
 
 enum field_width { WIDTH_16, WIDTH_64, WIDTH_32, WIDTH_NATURAL };
 enum field_type { TYPE_CONTROL, TYPE_READ_ONLY, TYPE_GUEST, TYPE_HOST };
@@ -59,112 +26,6 @@ static enum field_type field_type(u64 encoding)
     return encoding >> 10 & 3;
 }
 
-u64 *vmcs12_field(struct nested *n, u32 encoding)
-{
-    unsigned low = 0, high = ARRAY_SIZE(fields);
-
-    while (low < high) {
-        unsigned mid = (low + high) / 2;
-
-        if (fields[mid] < encoding)
-            low = mid + 1;
-        else
-            high = mid;
-    }
-    return low < ARRAY_SIZE(fields) && fields[low] == encoding ? &n->vmcs.field[low] : NULL;
-}
-
-// --- capability MSRs ---
-
-#define CONTROLS(must, may) ((u64)((must) | (may)) << 32 | (must))
-#define PIN_DEFAULT1        0x16u
-#define PRIMARY_DEFAULT1    0x0401e172u
-#define EXIT_DEFAULT1       0x00036dffu
-#define ENTRY_DEFAULT1      0x000011ffu
-
-#define PIN_OFFERED ((u32)(PIN_EXTERNAL_INTERRUPT | PIN_NMI))
-#define PRIMARY_OFFERED                                                                           \
-    ((u32)(PRIMARY_INTERRUPT_WINDOW | PRIMARY_TSC_OFFSETTING | PRIMARY_HLT | PRIMARY_INVLPG |     \
-           PRIMARY_MWAIT | PRIMARY_RDPMC | PRIMARY_RDTSC | PRIMARY_CR3_LOAD | PRIMARY_CR3_STORE | \
-           PRIMARY_CR8_LOAD | PRIMARY_CR8_STORE | PRIMARY_MOV_DR | PRIMARY_UNCONDITIONAL_IO |     \
-           PRIMARY_IO_BITMAPS | PRIMARY_MSR_BITMAPS | PRIMARY_MONITOR | PRIMARY_PAUSE))
-#define EXIT_OFFERED                                                                             \
-    ((u32)(EXIT_CTL_SAVE_DEBUG | EXIT_CTL_HOST_64 | EXIT_CTL_ACK_INTERRUPT | EXIT_CTL_SAVE_PAT | \
-           EXIT_CTL_LOAD_PAT | EXIT_CTL_SAVE_EFER | EXIT_CTL_LOAD_EFER))
-#define ENTRY_OFFERED \
-    ((u32)(ENTRY_CTL_LOAD_DEBUG | ENTRY_CTL_IA32E_GUEST | ENTRY_CTL_LOAD_PAT | ENTRY_CTL_LOAD_EFER))
-
-#define CR0_FIXED0_VALUE (CR0_PE | CR0_NE | CR0_PG)
-#define CR4_FIXED0_VALUE CR4_VMXE
-#define VMX_MEMORY_WB    (6ull << 50)
-
-u64 vmcs12_capability(const struct vcpu *vcpu, u32 msr)
-{
-    switch (msr) {
-    case MSR_VMX_BASIC:
-        return VMCS12_REVISION | PAGE_SIZE << 32 | VMX_MEMORY_WB | VMX_BASIC_INS_OUTS_INFO |
-               VMX_BASIC_TRUE_CTLS;
-    case MSR_VMX_PINBASED_CTLS:
-    case MSR_VMX_TRUE_PINBASED_CTLS:
-        return CONTROLS(PIN_DEFAULT1, PIN_OFFERED);
-    case MSR_VMX_PROCBASED_CTLS:
-        return CONTROLS(PRIMARY_DEFAULT1, PRIMARY_OFFERED);
-    case MSR_VMX_TRUE_PROCBASED_CTLS: // the CR3 exits may be 0
-        return CONTROLS(PRIMARY_DEFAULT1 & ~(u32)(PRIMARY_CR3_LOAD | PRIMARY_CR3_STORE),
-                        PRIMARY_OFFERED);
-    case MSR_VMX_EXIT_CTLS:
-        return CONTROLS(EXIT_DEFAULT1, EXIT_OFFERED);
-    case MSR_VMX_TRUE_EXIT_CTLS:
-        return CONTROLS(EXIT_DEFAULT1 & ~(u32)EXIT_CTL_SAVE_DEBUG, EXIT_OFFERED);
-    case MSR_VMX_ENTRY_CTLS:
-        return CONTROLS(ENTRY_DEFAULT1, ENTRY_OFFERED);
-    case MSR_VMX_TRUE_ENTRY_CTLS:
-        return CONTROLS(ENTRY_DEFAULT1 & ~(u32)ENTRY_CTL_LOAD_DEBUG, ENTRY_OFFERED);
-    case MSR_VMX_MISC:
-        return 4ull << 16 | VMX_MISC_ACTIVITY_HLT |
-               VMX_MISC_STORE_LMA; // four CR3 targets, 512 entries in an MSR area
-    case MSR_VMX_CR0_FIXED0:
-        return CR0_FIXED0_VALUE;
-    case MSR_VMX_CR0_FIXED1:
-        return 0xffffffff;
-    case MSR_VMX_CR4_FIXED0:
-        return CR4_FIXED0_VALUE;
-    case MSR_VMX_CR4_FIXED1:
-        return cr4_allowed(vcpu);
-    case MSR_VMX_VMCS_ENUM:
-        return GUEST_SYSENTER_CS & BITS(9, 1); // the highest index of `fields`
-    default:
-        return 0;
-    }
-}
-
-static int vmcs12_read_msr(struct vcpu *vcpu, u32 msr, u64 *value)
-{
-    if (msr == MSR_FEATURE_CONTROL) {
-        *value = vcpu->nested->feature_control;
-        return 0;
-    }
-    if (msr < MSR_VMX_BASIC || msr > MSR_VMX_TRUE_ENTRY_CTLS)
-        return -E_NOENT;
-    if (msr == MSR_VMX_PROCBASED_CTLS2 || msr == MSR_VMX_EPT_VPID_CAP)
-        return -E_FAULT; // without secondary controls these do not exist
-    *value = vmcs12_capability(vcpu, msr);
-    return 0;
-}
-
-static int vmcs12_write_msr(struct vcpu *vcpu, u32 msr, u64 value)
-{
-    struct nested *n = vcpu->nested;
-
-    if (msr != MSR_FEATURE_CONTROL)
-        return msr >= MSR_VMX_BASIC && msr <= MSR_VMX_TRUE_ENTRY_CTLS ? -E_FAULT : -E_NOENT;
-    if ((n->feature_control & FEATURE_CONTROL_LOCK) ||
-        (value & ~(FEATURE_CONTROL_LOCK | FEATURE_CONTROL_VMX_OUTSIDE_SMX)))
-        return -E_FAULT;
-    n->feature_control = value;
-    return 0;
-}
-
 static void vmcs12_cpuid(u32 leaf, u32 regs[4])
 {
     if (leaf == 1)
@@ -173,7 +34,7 @@ static void vmcs12_cpuid(u32 leaf, u32 regs[4])
 
 static int vmcs12_check_cr(const struct vcpu *vcpu, unsigned number, u64 value)
 {
-    u64 fixed0 = number ? CR4_FIXED0_VALUE : CR0_FIXED0_VALUE;
+    u64 fixed0 = vmcs12_capability(vcpu, number ? MSR_VMX_CR4_FIXED0 : MSR_VMX_CR0_FIXED0);
 
     return vcpu->nested->vmxon && (value & fixed0) != fixed0 ? -E_FAULT : 0;
 }
@@ -183,6 +44,7 @@ static void vmcs12_reset(struct vcpu *vcpu)
     // As firmware leaves it: locked, VMX outside SMX allowed.
     vcpu->nested->feature_control = FEATURE_CONTROL_LOCK | FEATURE_CONTROL_VMX_OUTSIDE_SMX;
     vcpu->nested->current = VMCS12_NONE;
+    vmcs12_caps_reset(vcpu);
 }
 
 // --- how an instruction ends (SDM vol. 3 "Conventions") ---
@@ -297,7 +159,7 @@ static void run_vmxon(struct vcpu *vcpu, struct vm_exit *exit)
             vm_fail(vcpu, exit, VMX_ERROR_VMXON_ROOT);
         return;
     }
-    if (vcpu_cpl(vcpu) || (s->cr0 & CR0_FIXED0_VALUE) != CR0_FIXED0_VALUE ||
+    if (vcpu_cpl(vcpu) || (~s->cr0 & vmcs12_capability(vcpu, MSR_VMX_CR0_FIXED0)) ||
         (~n->feature_control & (FEATURE_CONTROL_LOCK | FEATURE_CONTROL_VMX_OUTSIDE_SMX))) {
         vcpu_inject_gp0(vcpu);
         return;

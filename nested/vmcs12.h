@@ -2,17 +2,32 @@
 // Copyright (c) 2026 The Nestor authors
 //
 // VMCS12: the VMCS of a guest hypervisor, as Nestor keeps it (fields by encoding, SDM vol. 3
-// appendix B), the controls that Nestor offers, and what vmcs12's three files share.
-// nested/vmcs12.c: instructions and MSRs; vmcs12_check.c: the checks of VM entry; vmcs12_switch.c:
-// entering L2 and the exit to L1.
+// appendix B), the controls that Nestor offers, and what vmcs12's files share.
+// nested/vmcs12.c: instructions; vmcs12_fields.c: which fields there are; vmcs12_caps.c: the
+// capability MSRs; vmcs12_check*.c: the checks of VM entry; vmcs12_switch.c: entering L2 and the
+// exit to L1.
 
 #pragma once
 
 #include "nested.h"
 #include <arch/x86/vmx.h>
 
-enum { VMCS12_REVISION = 0x4e455354, VMCS12_FIELDS = 160 };
+// The first place of each width and type (bits 14:13 and 11:10 of an encoding): in between they
+// stand by index (bits 9:1), so that the place of a field that the compiler knows is a constant.
+static const u8 vmcs12_groups[17] = {0,  5,   5,   16,  23,  58,  59,  72, 76,
+                                     94, 102, 126, 127, 135, 141, 164, 179};
+enum { VMCS12_REVISION = 0x4e455354, VMCS12_FIELDS = 179, VMCS12_CAPABILITIES = 18 };
 #define VMCS12_NONE (~0ull)
+
+static inline unsigned vmcs12_group(u32 encoding)
+{
+    return (encoding >> 11 & 0xc) | (encoding >> 10 & 3);
+}
+
+static inline unsigned vmcs12_slot(u32 encoding)
+{
+    return vmcs12_groups[vmcs12_group(encoding)] + (encoding >> 1 & 0x1ff);
+}
 
 // The region in L1's memory: a copy while it is current, written back when it no longer is.
 struct vmcs12 {
@@ -30,21 +45,40 @@ struct nested {
     gpa_t vmxon_gpa;
     gpa_t current; // VMCS12_NONE = no current VMCS
     struct vmcs12 vmcs;
+    // What this L1 is offered: constant after reset. By MSR, from IA32_VMX_BASIC on; fields by slot.
+    u64 capability[VMCS12_CAPABILITIES];
+    u64 present[3];
+    u16 highest_index; // of the fields, as IA32_VMX_VMCS_ENUM has it
 };
 
-// A field's place: its value in the current VMCS12, NULL if Nestor does not have the field.
+// A field's place in the current VMCS12 by its encoding (access type 0), NULL if this L1 does not
+// have it.
 u64 *vmcs12_field(struct nested *n, u32 encoding);
-static inline u64 vmcs12_read(struct nested *n, enum vmcs_field field)
+// What Nestor itself reads and writes. The controls that a field belongs to say whether it counts.
+static inline u64 vmcs12_read(const struct nested *n, enum vmcs_field field)
 {
-    return *vmcs12_field(n, field);
+    return n->vmcs.field[vmcs12_slot(field)];
 }
 static inline void vmcs12_write(struct nested *n, enum vmcs_field field, u64 value)
 {
-    *vmcs12_field(n, field) = value;
+    n->vmcs.field[vmcs12_slot(field)] = value;
 }
 
-// What is offered: low half must be 1, high half may be 1 (the capability MSRs' format).
+// Computes what is offered (vmcs12_caps.c), and from it the fields.
+void vmcs12_caps_reset(struct vcpu *vcpu);
+void vmcs12_fields_reset(struct nested *n);
+// A capability MSR: of controls, low half must be 1, high half may be 1. 0 if it does not exist.
 u64 vmcs12_capability(const struct vcpu *vcpu, u32 msr);
+int vmcs12_read_msr(struct vcpu *vcpu, u32 msr, u64 *value);
+int vmcs12_write_msr(struct vcpu *vcpu, u32 msr, u64 value);
+
+// The controls as VM entry sees them: the secondary ones are 0 unless activated.
+static inline u32 vmcs12_secondary(const struct nested *n)
+{
+    return vmcs12_read(n, PRIMARY_CONTROLS) & PRIMARY_SECONDARY
+               ? (u32)vmcs12_read(n, SECONDARY_CONTROLS)
+               : 0;
+}
 
 // VM-instruction error numbers (SDM vol. 3 "VM Instruction Error Numbers").
 enum vmx_error {

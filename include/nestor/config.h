@@ -20,6 +20,7 @@ struct vm_config {
     const char *modules[CONFIG_MODULE_MAX]; // for Multiboot guests, after initrd
     u32 module_count;
     bool nested;
+    u64 nested_features;  // bits by enum nested_feature: all, or what `nested-features` leaves
     bool test_device;     // the test device, fw_cfg and port latches of GUESTS.md
     bool pci_test_device; // pci_testdev.h's
     bool console;         // COM1 is the machine's console; the first guest's by default

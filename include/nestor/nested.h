@@ -12,6 +12,54 @@
 struct vcpu;
 struct vm;
 
+// What L1 may be offered, each by its own name (nested/features.c) in `nested-features`: bits of
+// vm_config.nested_features.
+enum nested_feature {
+    OFFER_TRUE_CONTROLS,
+    OFFER_VMWRITE_ANY,
+    OFFER_VIRTUAL_NMIS,
+    OFFER_PREEMPTION_TIMER,
+    OFFER_POSTED_INTERRUPTS,
+    OFFER_MTF,
+    OFFER_EPT,
+    OFFER_EPT_5_LEVEL,
+    OFFER_EPT_EXECUTE_ONLY,
+    OFFER_EPT_1G,
+    OFFER_EPT_AD,
+    OFFER_VPID,
+    OFFER_UNRESTRICTED_GUEST,
+    OFFER_TPR_SHADOW,
+    OFFER_APIC_ACCESSES,
+    OFFER_X2APIC,
+    OFFER_APIC_REGISTERS,
+    OFFER_INTERRUPT_DELIVERY,
+    OFFER_DESCRIPTOR_TABLE,
+    OFFER_RDTSCP,
+    OFFER_INVPCID,
+    OFFER_WBINVD,
+    OFFER_PAUSE_LOOP,
+    OFFER_RDRAND,
+    OFFER_XSAVES,
+    OFFER_VM_FUNCTIONS,
+    OFFER_VMCS_SHADOWING,
+    OFFER_PML,
+    OFFER_TSC_SCALING,
+    OFFER_CET,
+    OFFER_NPT,
+    OFFER_NRIP,
+    OFFER_DECODE_ASSISTS,
+    OFFER_FLUSH_BY_ASID,
+    OFFER_CLEAN_BITS,
+    OFFER_VGIF,
+    OFFER_VIRTUAL_VMLOAD,
+    OFFER_PAUSE_FILTER,
+    OFFER_TSC_RATIO,
+    OFFER_FEATURE_COUNT,
+};
+_Static_assert(OFFER_FEATURE_COUNT <= 64, "vm_config.nested_features has a bit for each");
+
+const char *nested_feature_name(u32 n); // NULL behind the last
+
 int nested_create(struct vcpu *vcpu); // 0 when nested is off; else ctx[1] and the front end's state
 void nested_destroy(struct vcpu *vcpu);
 void nested_reset(struct vcpu *vcpu);

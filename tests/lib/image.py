@@ -67,8 +67,9 @@ def config_dts(guest):
         lines.append("command-line = %s;" % dts_string(guest["append"]))
     lines += ["%s;" % flag for flag in ("nested", "test-device", "pci-test-device")
               if guest.get(flag)]
-    if guest.get("hide"):
-        lines.append("hide = %s;" % ", ".join(dts_string(name) for name in guest["hide"]))
+    for names in ("hide", "nested-features"):
+        if guest.get(names):
+            lines.append("%s = %s;" % (names, ", ".join(map(dts_string, guest[names]))))
     return ('/dts-v1/;\n\n/ {\n\tcompatible = "nestor,config-v1";\n\n\tguests {\n\t\t%s {\n%s\t\t};'
             "\n\t};\n};\n" % (guest["name"], "".join("\t\t\t%s\n" % line for line in lines)))
 

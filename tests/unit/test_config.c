@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // Copyright (c) 2026 The Nestor authors
-// unit-sources: core/config.c core/hide.c
+// unit-sources: core/config.c core/hide.c nested/features.c
 // unit-libs: -lfdt
 //
 // The configuration: what is right is read wholly; each mistake gives its line and leaves the guest
@@ -17,6 +17,7 @@
 #include <libfdt.h>
 
 #include <nestor/config.h>
+#include <nestor/nested.h>
 #include <nestor/string.h>
 
 int fmt_vsnprintf(char *buf, size_t size, const char *fmt, va_list args)
@@ -194,6 +195,10 @@ static const struct mistake {
     {"tsc-frequency", "\0\0\0\1", 4,
      "tsc-frequency: found <1>, expected 1000000..100000000000 Hz in one cell or two"},
     {"nested", "\0\0\0\1", 4, "nested: found <1>, expected no value"},
+    {"nested-features", "\0\0\0\1", 4, "nested-features: found <1>, expected names of features"},
+    {"nested-features", "ept\0-vpid", 10,
+     "nested-features: found \"ept\" and more, expected a '-' before each name or before none"},
+    {"nested-features", "ept", 4, "nested-features: found without nested, expected nested as well"},
     {"hide", "\0\0\0\1", 4, "hide: found <1>, expected names of features"},
     {"hide", "", 0, "hide: found no value, expected names of features"},
     {"cpus", "", 0, "cpus: found no value, expected 1..64 CPU numbers"},
@@ -254,6 +259,39 @@ static void test_hide_unknown(void **state)
     assert_int_equal(parse(), 0);
     assert_memory_equal(lines, first, sizeof(first) - 1);
     assert_non_null(strstr(lines, last));
+}
+
+static u64 features_of(const char *names, int size)
+{
+    begin("nestor,config-v1");
+    guest("a", 64, 1, "k");
+    fdt_property(blob, "nested", NULL, 0);
+    if (names)
+        fdt_property(blob, "nested-features", names, size);
+    end_guest();
+    return parse() == 1 ? config.guests[0].nested_features : BIT(63);
+}
+
+static void test_nested_features(void **state)
+{
+    static const char first[] =
+        "/guests/a: nested-features: found \"eptt\", expected names of features:\n"
+        "/guests/a: nested-features: true-controls ";
+
+    (void)state;
+    assert_int_equal(features_of(NULL, 0), ~0ull);
+    assert_int_equal(features_of("", 1), 0);
+    assert_int_equal(features_of("ept\0vgif", 9), BIT(OFFER_EPT) | BIT(OFFER_VGIF));
+    assert_int_equal(features_of("-ept\0-mtf", 10), ~(BIT(OFFER_EPT) | BIT(OFFER_MTF)));
+    expect("");
+    for (u32 i = 0; i < OFFER_FEATURE_COUNT; i++) {
+        const char *name = nested_feature_name(i);
+
+        assert_non_null(name);
+        assert_int_equal(features_of(name, (int)strlen(name) + 1), BIT(i));
+    }
+    assert_int_equal(features_of("-vpid\0-eptt", 12), BIT(63));
+    assert_memory_equal(lines, first, sizeof(first) - 1);
 }
 
 static void test_several(void **state)
@@ -400,11 +438,12 @@ static void test_damaged(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_right),       cmocka_unit_test(test_console_moves),
-        cmocka_unit_test(test_mistakes),    cmocka_unit_test(test_hide_unknown),
-        cmocka_unit_test(test_several),     cmocka_unit_test(test_too_many),
-        cmocka_unit_test(test_trees),       cmocka_unit_test(test_lengths),
-        cmocka_unit_test(test_old_version), cmocka_unit_test(test_damaged),
+        cmocka_unit_test(test_right),           cmocka_unit_test(test_console_moves),
+        cmocka_unit_test(test_mistakes),        cmocka_unit_test(test_hide_unknown),
+        cmocka_unit_test(test_nested_features), cmocka_unit_test(test_several),
+        cmocka_unit_test(test_too_many),        cmocka_unit_test(test_trees),
+        cmocka_unit_test(test_lengths),         cmocka_unit_test(test_old_version),
+        cmocka_unit_test(test_damaged),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);

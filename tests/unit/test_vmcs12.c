@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // Copyright (c) 2026 The Nestor authors
-// unit-sources: nested/vmcs12.c nested/vmcs12_check.c
+// unit-sources: nested/vmcs12.c nested/vmcs12_fields.c nested/vmcs12_caps.c nested/vmcs12_check.c
 //
 // VMCS12: the fields, the capability MSRs, and each check of VM entry (nested/vmcs12_check.c) by
 // spoiling one field of a VMCS12 that passes (SDM vol. 3 "Checks on VMX Controls and Host-State
@@ -25,7 +25,8 @@
 #define PHYS_BITS   40
 
 static struct vcpu vcpu;
-static struct vm vm;
+static struct vm_config config;
+static struct vm vm = {.config = &config};
 static struct nested nested;
 static bool la57;
 
@@ -220,6 +221,8 @@ static int setup(void **state)
     vcpu.cur->valid = GROUP_ALL_CTX;
     vcpu.cur->state.efer = EFER_64;
     vcpu.cur->state.cr4 = CR4_PAE | CR4_VMXE;
+    config.nested_features = ~0ull;
+    vmcs12_caps_reset(&vcpu);
     put_controls();
     put_host();
     put_guest();
@@ -463,6 +466,7 @@ static void test_57bit_addresses(void **state)
 {
     (void)state;
     la57 = true;
+    vmcs12_caps_reset(&vcpu);
     put(HOST_FS_BASE, 1ull << 50);
     put(GUEST_FS_BASE, 1ull << 50);
     assert_int_equal(check(), PASSES); // by the CPU's width

@@ -1,0 +1,148 @@
+// SPDX-License-Identifier: BSD-2-Clause
+// Copyright (c) 2026 The Nestor authors
+//
+// What VMX an L1 is offered: the capability MSRs (SDM vol. 3 appendix A) and IA32_FEATURE_CONTROL.
+// One table, `offered`, says it all: a control stands there once Nestor implements its effect.
+
+#include "vmcs12.h"
+#include <arch/x86/msr.h>
+#include <arch/x86/regs.h>
+#include <nestor/string.h>
+
+// --- the offered controls ---
+
+#define F(feature) BIT(OFFER_##feature)
+
+enum cpuid_register { EAX, EBX, ECX, EDX };
+
+// Bits by the MSR that reports them. Of controls they are those that may be 1.
+static const struct {
+    u32 msr;
+    u64 bits;
+    u64 features; // `nested-features` must leave all of these
+    u32 leaf;     // 0, or the guest must have CPUID's bit
+    u8 reg, bit;
+} offered[] = {
+    {MSR_VMX_PINBASED_CTLS, PIN_EXTERNAL_INTERRUPT | PIN_NMI, 0, 0, 0, 0},
+    {MSR_VMX_PROCBASED_CTLS,
+     PRIMARY_INTERRUPT_WINDOW | PRIMARY_TSC_OFFSETTING | PRIMARY_HLT | PRIMARY_INVLPG |
+         PRIMARY_MWAIT | PRIMARY_RDPMC | PRIMARY_RDTSC | PRIMARY_CR3_LOAD | PRIMARY_CR3_STORE |
+         PRIMARY_CR8_LOAD | PRIMARY_CR8_STORE | PRIMARY_MOV_DR | PRIMARY_UNCONDITIONAL_IO |
+         PRIMARY_IO_BITMAPS | PRIMARY_MSR_BITMAPS | PRIMARY_MONITOR | PRIMARY_PAUSE,
+     0, 0, 0, 0},
+    {MSR_VMX_EXIT_CTLS,
+     EXIT_CTL_SAVE_DEBUG | EXIT_CTL_HOST_64 | EXIT_CTL_ACK_INTERRUPT | EXIT_CTL_SAVE_PAT |
+         EXIT_CTL_LOAD_PAT | EXIT_CTL_SAVE_EFER | EXIT_CTL_LOAD_EFER,
+     0, 0, 0, 0},
+    {MSR_VMX_ENTRY_CTLS,
+     ENTRY_CTL_LOAD_DEBUG | ENTRY_CTL_IA32E_GUEST | ENTRY_CTL_LOAD_PAT | ENTRY_CTL_LOAD_EFER, 0, 0,
+     0, 0},
+    // four CR3 targets; 0 in bits 27:25: 512 entries in an MSR area
+    {MSR_VMX_MISC, 4ull << 16 | VMX_MISC_ACTIVITY_HLT | VMX_MISC_STORE_LMA, 0, 0, 0, 0},
+    {MSR_VMX_MISC, VMX_MISC_VMWRITE_ANY, F(VMWRITE_ANY), 0, 0, 0},
+};
+
+// --- the MSRs ---
+
+// Controls that must be 1: the default1 class, and less of it by the TRUE MSRs (A.2 to A.5).
+static const struct {
+    u16 plain, exact;
+    u32 default1, may_be_0;
+} control_msrs[] = {
+    {MSR_VMX_PINBASED_CTLS, MSR_VMX_TRUE_PINBASED_CTLS, 0x16, 0},
+    {MSR_VMX_PROCBASED_CTLS, MSR_VMX_TRUE_PROCBASED_CTLS, 0x0401e172,
+     PRIMARY_CR3_LOAD | PRIMARY_CR3_STORE},
+    {MSR_VMX_EXIT_CTLS, MSR_VMX_TRUE_EXIT_CTLS, 0x00036dff, EXIT_CTL_SAVE_DEBUG},
+    {MSR_VMX_ENTRY_CTLS, MSR_VMX_TRUE_ENTRY_CTLS, 0x000011ff, ENTRY_CTL_LOAD_DEBUG},
+};
+
+#define CR0_FIXED0_VALUE (CR0_PE | CR0_NE | CR0_PG)
+#define CR4_FIXED0_VALUE CR4_VMXE
+#define VMX_MEMORY_WB    (6ull << 50)
+
+static u64 *slot(struct nested *n, u32 msr)
+{
+    return &n->capability[msr - MSR_VMX_BASIC];
+}
+
+static bool is_offered(const struct vcpu *vcpu, unsigned i)
+{
+    const struct vm *vm = vcpu->vm;
+
+    return !(offered[i].features & ~vm->config->nested_features) &&
+           (!offered[i].leaf || cpuid_has(vm, offered[i].leaf, offered[i].reg, offered[i].bit));
+}
+
+static bool is_allowed0(u32 msr) // the capability MSRs of controls report them in the high half
+{
+    return (msr >= MSR_VMX_PINBASED_CTLS && msr <= MSR_VMX_ENTRY_CTLS) ||
+           msr == MSR_VMX_PROCBASED_CTLS2;
+}
+
+void vmcs12_caps_reset(struct vcpu *vcpu)
+{
+    struct nested *n = vcpu->nested;
+    bool exact = vcpu->vm->config->nested_features & F(TRUE_CONTROLS);
+
+    memset(n->capability, 0, sizeof(n->capability));
+    for (unsigned i = 0; i < ARRAY_SIZE(offered); i++)
+        if (is_offered(vcpu, i))
+            *slot(n, offered[i].msr) |= offered[i].bits << (is_allowed0(offered[i].msr) ? 32 : 0);
+    if (*slot(n, MSR_VMX_PROCBASED_CTLS2))
+        *slot(n, MSR_VMX_PROCBASED_CTLS) |= PRIMARY_SECONDARY << 32;
+    for (unsigned i = 0; i < ARRAY_SIZE(control_msrs); i++) {
+        u64 *plain = slot(n, control_msrs[i].plain);
+
+        *plain |= (u64)control_msrs[i].default1 << 32 | control_msrs[i].default1;
+        *slot(n, control_msrs[i].exact) = *plain & ~(u64)(exact ? control_msrs[i].may_be_0 : 0);
+    }
+    vmcs12_fields_reset(n);
+    *slot(n, MSR_VMX_BASIC) = VMCS12_REVISION | PAGE_SIZE << 32 | VMX_MEMORY_WB |
+                              VMX_BASIC_INS_OUTS_INFO | (exact ? VMX_BASIC_TRUE_CTLS : 0);
+    *slot(n, MSR_VMX_CR0_FIXED0) = CR0_FIXED0_VALUE;
+    *slot(n, MSR_VMX_CR0_FIXED1) = 0xffffffff;
+    *slot(n, MSR_VMX_CR4_FIXED0) = CR4_FIXED0_VALUE;
+    *slot(n, MSR_VMX_CR4_FIXED1) = cr4_allowed(vcpu);
+    *slot(n, MSR_VMX_VMCS_ENUM) = n->highest_index;
+}
+
+u64 vmcs12_capability(const struct vcpu *vcpu, u32 msr)
+{
+    return vcpu->nested->capability[msr - MSR_VMX_BASIC];
+}
+
+// Appendix A says of these with what they exist.
+static bool exists(const struct vcpu *vcpu, u32 msr)
+{
+    if (msr == MSR_VMX_PROCBASED_CTLS2 || msr == MSR_VMX_EPT_VPID_CAP || msr == MSR_VMX_VMFUNC)
+        return vmcs12_capability(vcpu, msr);
+    return msr < MSR_VMX_TRUE_PINBASED_CTLS ||
+           (vmcs12_capability(vcpu, MSR_VMX_BASIC) & VMX_BASIC_TRUE_CTLS);
+}
+
+int vmcs12_read_msr(struct vcpu *vcpu, u32 msr, u64 *value)
+{
+    if (msr == MSR_FEATURE_CONTROL) {
+        *value = vcpu->nested->feature_control;
+        return 0;
+    }
+    if (msr < MSR_VMX_BASIC || msr > MSR_VMX_VMFUNC)
+        return -E_NOENT;
+    if (!exists(vcpu, msr))
+        return -E_FAULT;
+    *value = vmcs12_capability(vcpu, msr);
+    return 0;
+}
+
+int vmcs12_write_msr(struct vcpu *vcpu, u32 msr, u64 value)
+{
+    struct nested *n = vcpu->nested;
+
+    if (msr != MSR_FEATURE_CONTROL)
+        return msr >= MSR_VMX_BASIC && msr <= MSR_VMX_VMFUNC ? -E_FAULT : -E_NOENT;
+    if ((n->feature_control & FEATURE_CONTROL_LOCK) ||
+        (value & ~(FEATURE_CONTROL_LOCK | FEATURE_CONTROL_VMX_OUTSIDE_SMX)))
+        return -E_FAULT;
+    n->feature_control = value;
+    return 0;
+}
