@@ -143,15 +143,15 @@ static bool decode_cr(struct vcpu *vcpu, struct vm_exit *exit)
 // "Guest/Host Masks and Read Shadows"). What Nestor masks for itself is not offered: it is refused.
 static u64 cr_merge_owned(struct vcpu *vcpu, unsigned number, u64 value)
 {
-    const struct controls *ctl = &vcpu->cur->ctl, *own = &vcpu->ctx[0].ctl;
+    const struct controls *ctl = &vcpu->cur->ctl;
     u64 mask = 0;
 
     if (likely(!vcpu->level))
         return value;
     if (number == 0)
-        mask = ctl->cr0_mask & ~own->cr0_mask;
+        mask = ctl->cr0_owned;
     else if (number == 4)
-        mask = ctl->cr4_mask & ~own->cr4_mask;
+        mask = ctl->cr4_owned;
     return (value & ~mask) | (cr_read_guest(vcpu, number) & mask);
 }
 

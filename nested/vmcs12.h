@@ -4,8 +4,7 @@
 // VMCS12: the VMCS of a guest hypervisor, as Nestor keeps it (fields by encoding, SDM vol. 3
 // appendix B), the controls that Nestor offers, and what vmcs12's files share.
 // nested/vmcs12.c: instructions; vmcs12_fields.c: which fields there are; vmcs12_caps.c: the
-// capability MSRs; vmcs12_check*.c: the checks of VM entry; vmcs12_switch.c: entering L2 and the
-// exit to L1.
+// capability MSRs; vmcs12_check*.c: the checks of VM entry; the rest: vmcs12_switch.h.
 
 #pragma once
 

@@ -198,8 +198,6 @@ static void write_constants(struct backend_ctx *hw)
     vmwrite(VMCS_LINK_POINTER, ~0ull);
     if (hw->vpid)
         vmwrite(VPID, hw->vpid);
-    if (vmx_uses(CONTROL_SECONDARY, SECONDARY_XSAVES))
-        vmwrite(XSS_EXITING_BITMAP, 0);
     // Copies that no field can have, so that the first value is written.
     hw->rip = hw->rsp = hw->rflags = hw->cr0_shadow = hw->cr4_shadow = hw->eptp = ~0ull;
     hw->primary_written = hw->secondary_written = 0;
@@ -232,6 +230,12 @@ static void write_intercepts(struct vcpu_ctx *ctx)
     if (hw->apic)
         vmx_apic_controls(hw);
     hw->secondary &= ~vmx_secondary_disabled(ctl->disabled_isa);
+    if (hw->secondary & SECONDARY_PAUSE_LOOP) {
+        vmwrite(PLE_GAP, ctl->pause_gap);
+        vmwrite(PLE_WINDOW, ctl->pause_window);
+    }
+    if (hw->secondary & SECONDARY_XSAVES)
+        vmwrite(XSS_EXITING_BITMAP, ctl->xss_exits);
     vmwrite(EXCEPTION_BITMAP, ctl->exception_bitmap | BIT(VECTOR_MC));
     vmwrite(CR0_GUEST_HOST_MASK, ctl->cr0_mask | CR0_OWN);
     vmwrite(CR4_GUEST_HOST_MASK, ctl->cr4_mask | CR4_OWN);

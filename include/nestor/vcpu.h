@@ -132,6 +132,10 @@ enum intercept {
     INTERCEPT_GDTR_WRITE = BIT(38),
     INTERCEPT_LDTR_WRITE = BIT(39),
     INTERCEPT_TR_WRITE = BIT(40),
+    INTERCEPT_RDRAND = BIT(41),
+    INTERCEPT_RDSEED = BIT(42),
+    INTERCEPT_PAUSE_LOOP = BIT(43), // PAUSE in a loop: controls.pause_gap and pause_window
+    INTERCEPT_NMI_WINDOW = BIT(44), // as INTERCEPT_INTERRUPT_WINDOW
 };
 
 // Instructions that a CPU has but not each guest: what the back end lacks, and what a guest is not
@@ -160,8 +164,11 @@ struct controls {
     u32 cr_intercepts,
         // SVM, beside the others: by number, reads in bits 15:0, writes in bits 31:16
         dr_intercepts;
-    u64 cr0_mask, cr4_mask;     // bits whose change exits (guest/host mask)
-    u64 cr0_shadow, cr4_shadow; // what the guest reads for those bits
+    u64 cr0_mask, cr4_mask;      // bits whose change exits (guest/host mask)
+    u64 cr0_shadow, cr4_shadow;  // what the guest reads for those bits
+    u64 cr0_owned, cr4_owned;    // those of them that are L1's: they keep their value
+    u32 pause_gap, pause_window; // TSC ticks (SDM vol. 3 "PAUSE-Loop Exiting")
+    u64 xss_exits;               // VMX: XSAVES and XRSTORS exit for these components
     hpa_t stage2_root;
     u8 stage2_levels;
     bool stage2_ad; // EPT: A/D bits enabled

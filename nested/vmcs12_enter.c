@@ -1,0 +1,220 @@
+// SPDX-License-Identifier: BSD-2-Clause
+// Copyright (c) 2026 The Nestor authors
+//
+// Into an L2: VMCS12's guest state and controls into the model, the MSR-load area, the event to
+// inject (SDM vol. 3 "VM Entries" from "Loading Guest State" on).
+
+#include "vmcs12_switch.h"
+#include <arch/x86/msr.h>
+#include <arch/x86/regs.h>
+#include <nestor/device.h>
+#include <nestor/log.h>
+
+// --- guest state ---
+
+static void segments_from_vmcs12(struct nested *n, struct guest_state *s)
+{
+    // The segments stand in the same order in every width, and so does enum segment_index.
+    for (unsigned i = 0; i < SEG_COUNT; i++) {
+        struct segment *seg = &s->seg[i];
+
+        seg->selector = (u16)vmcs12_read(n, (enum vmcs_field)(GUEST_ES_SELECTOR + 2 * i));
+        seg->limit = (u32)vmcs12_read(n, (enum vmcs_field)(GUEST_ES_LIMIT + 2 * i));
+        seg->access = (u32)vmcs12_read(n, (enum vmcs_field)(GUEST_ES_ACCESS + 2 * i));
+        seg->base = vmcs12_read(n, (enum vmcs_field)(GUEST_ES_BASE + 2 * i));
+    }
+}
+
+const struct vmcs12_plain vmcs12_plain[VMCS12_PLAIN] = {
+#define PLAIN(field, member)                        \
+    {                                               \
+        field, offsetof(struct guest_state, member) \
+    }
+    PLAIN(GUEST_RIP, rip),
+    PLAIN(GUEST_RSP, rsp),
+    PLAIN(GUEST_RFLAGS, rflags),
+    PLAIN(GUEST_CR0, cr0),
+    PLAIN(GUEST_CR3, cr3),
+    PLAIN(GUEST_CR4, cr4),
+    PLAIN(GUEST_GDTR_BASE, gdtr.base),
+    PLAIN(GUEST_IDTR_BASE, idtr.base),
+    PLAIN(GUEST_SYSENTER_CS, sysenter_cs),
+    PLAIN(GUEST_SYSENTER_ESP, sysenter_esp),
+    PLAIN(GUEST_SYSENTER_EIP, sysenter_eip),
+    PLAIN(GUEST_PENDING_DBG, pending_dbg),
+#undef PLAIN
+};
+
+static void load_guest_state(struct vcpu *vcpu)
+{
+    struct nested *n = vcpu->nested;
+    const struct guest_state *l1 = vcpu_state(vcpu, GROUP_EFER_PAT | GROUP_DEBUG | GROUP_CR);
+    struct guest_state *s = &vcpu->ctx[1].state;
+    u64 entry = vmcs12_read(n, ENTRY_CONTROLS);
+
+    for (unsigned i = 0; i < VMCS12_PLAIN; i++)
+        *vmcs12_plain_at(s, i) = vmcs12_read(n, vmcs12_plain[i].field);
+    segments_from_vmcs12(n, s);
+    // CR0.ET is fixed; CD and NW are not loaded by an entry ("Loading Guest Control Registers").
+    s->cr0 = (s->cr0 & ~(CR0_CD | CR0_NW)) | (l1->cr0 & (CR0_CD | CR0_NW)) | CR0_ET;
+    s->gdtr.limit = (u32)vmcs12_read(n, GUEST_GDTR_LIMIT);
+    s->idtr.limit = (u32)vmcs12_read(n, GUEST_IDTR_LIMIT);
+    s->dr7 = (entry & ENTRY_CTL_LOAD_DEBUG ? vmcs12_read(n, GUEST_DR7) : l1->dr7) | DR7_FIXED;
+    s->debugctl = entry & ENTRY_CTL_LOAD_DEBUG ? vmcs12_read(n, GUEST_DEBUGCTL) : l1->debugctl;
+    s->pat = entry & ENTRY_CTL_LOAD_PAT ? vmcs12_read(n, GUEST_PAT) : l1->pat;
+    s->efer = entry & ENTRY_CTL_LOAD_EFER ? vmcs12_read(n, GUEST_EFER)
+                                          : l1->efer & ~(EFER_LMA | EFER_LME);
+    if (!(entry & ENTRY_CTL_LOAD_EFER) && (entry & ENTRY_CTL_IA32E_GUEST))
+        s->efer |= EFER_LMA | EFER_LME;
+    s->interruptibility = (u32)vmcs12_read(n, GUEST_INTERRUPTIBILITY);
+    // An injected event wakes a halted L2.
+    s->activity = vmcs12_read(n, ENTRY_INTERRUPTION_INFO) & INFO_VALID
+                      ? (u32)ACTIVITY_ACTIVE
+                      : (u32)vmcs12_read(n, GUEST_ACTIVITY_STATE);
+}
+
+// PAE paging loads its pointers at the entry, and at the exit, from memory, as L1 has no EPT.
+// Returns false if one is reserved.
+bool vmcs12_load_pdptes(struct vcpu *vcpu, struct guest_state *s)
+{
+    u64 reserved = ~BITS(cpuid_phys_bits(vcpu->vm) - 1, 0) | BITS(8, 5) | BITS(2, 1);
+
+    if ((s->efer & EFER_LMA) || !(s->cr4 & CR4_PAE))
+        return true;
+    if (guest_read_gpa(vcpu, s->cr3 & BITS(31, 5), s->pdpte, sizeof(s->pdpte)))
+        return false;
+    for (unsigned i = 0; i < 4; i++)
+        if ((s->pdpte[i] & 1) && (s->pdpte[i] & reserved))
+            return false;
+    return true;
+}
+
+// --- entry ---
+
+// L2's own MSR bitmap: what Nestor passes, less what L1 intercepts.
+static void merge_msr_bitmap(struct vcpu *vcpu)
+{
+    struct nested *n = vcpu->nested;
+    const u64 *own = (const u64 *)vcpu->vm->msr_bitmap, *l1s = NULL;
+    u64 *merged = vcpu->nested_bitmap;
+
+    if (vmcs12_read(n, PRIMARY_CONTROLS) & PRIMARY_MSR_BITMAPS)
+        l1s = vm_ram_ptr(vcpu->vm, vmcs12_read(n, MSR_BITMAP), PAGE_SIZE);
+    for (unsigned i = 0; i < PAGE_SIZE / sizeof(u64); i++)
+        merged[i] = l1s ? own[i] | l1s[i] : ~0ull;
+    vcpu->ctx[1].ctl.msr_bitmap = merged;
+}
+
+static void merge_cr_masks(struct nested *n, struct controls *ctl)
+{
+    u64 mask0 = vmcs12_read(n, CR0_GUEST_HOST_MASK), mask4 = vmcs12_read(n, CR4_GUEST_HOST_MASK);
+
+    ctl->cr0_owned = mask0;
+    ctl->cr0_mask |= mask0;
+    ctl->cr0_shadow = vmcs12_read(n, CR0_READ_SHADOW) & mask0;
+    ctl->cr4_owned = mask4;
+    ctl->cr4_mask |= mask4;
+    ctl->cr4_shadow = vmcs12_read(n, CR4_READ_SHADOW) & mask4;
+}
+
+static void merge_controls(struct vcpu *vcpu)
+{
+    static const struct {
+        u32 bit;
+        u64 intercept;
+    } rows[] = {
+        {PRIMARY_HLT, INTERCEPT_HLT},
+        {PRIMARY_INVLPG, INTERCEPT_INVLPG},
+        {PRIMARY_MWAIT, INTERCEPT_MWAIT},
+        {PRIMARY_RDPMC, INTERCEPT_RDPMC},
+        {PRIMARY_RDTSC, INTERCEPT_RDTSC},
+        {PRIMARY_CR3_LOAD, INTERCEPT_CR3_WRITE},
+        {PRIMARY_CR3_STORE, INTERCEPT_CR3_READ},
+        {PRIMARY_CR8_LOAD, INTERCEPT_CR8_WRITE},
+        {PRIMARY_CR8_STORE, INTERCEPT_CR8_READ},
+        {PRIMARY_MOV_DR, INTERCEPT_DR_READ | INTERCEPT_DR_WRITE},
+        {PRIMARY_MONITOR, INTERCEPT_MONITOR},
+        {PRIMARY_PAUSE, INTERCEPT_PAUSE},
+        {PRIMARY_INTERRUPT_WINDOW, INTERCEPT_INTERRUPT_WINDOW},
+    };
+    struct nested *n = vcpu->nested;
+    struct controls *ctl = &vcpu->ctx[1].ctl;
+    u64 primary = vmcs12_read(n, PRIMARY_CONTROLS);
+
+    nested_base_controls(vcpu);
+    for (unsigned i = 0; i < ARRAY_SIZE(rows); i++)
+        if (primary & rows[i].bit)
+            ctl->intercepts |= rows[i].intercept;
+    ctl->exception_bitmap |= (u32)vmcs12_read(n, EXCEPTION_BITMAP);
+    if (vmcs12_read(n, PF_ERROR_CODE_MASK) || vmcs12_read(n, PF_ERROR_CODE_MATCH))
+        ctl->exception_bitmap |= BIT(VECTOR_PF); // mask and match are looked up at the exit
+    merge_cr_masks(n, ctl);
+    merge_msr_bitmap(vcpu);
+    if (primary & PRIMARY_TSC_OFFSETTING)
+        ctl->tsc_offset += vmcs12_read(n, TSC_OFFSET);
+}
+
+static void take_injection(struct vcpu *vcpu)
+{
+    struct nested *n = vcpu->nested;
+    u64 info = vmcs12_read(n, ENTRY_INTERRUPTION_INFO);
+
+    if (!(info & INFO_VALID))
+        return;
+    vcpu->events.reinject = (struct event){
+        .valid = true,
+        .vector = (u8)info,
+        .type = info >> INFO_TYPE_SHIFT & 7,
+        .has_error = info & INFO_ERROR_CODE,
+        .error = (u32)vmcs12_read(n, ENTRY_EXCEPTION_ERROR_CODE),
+        .insn_len = (u8)vmcs12_read(n, ENTRY_INSTRUCTION_LENGTH),
+    };
+}
+
+// --- the MSR areas (SDM vol. 3 "Loading MSRs", "Saving MSRs") ---
+
+// MSRs that the areas can't load: FS_BASE and GS_BASE, which have fields, and the x2APIC's.
+static bool is_barred(u32 msr)
+{
+    return msr == MSR_FS_BASE || msr == MSR_GS_BASE || msr >> 8 == MSR_X2APIC_FIRST >> 8;
+}
+
+// Loads entry by entry, as WRMSR would at CPL 0. Returns 0, or the number of the entry that fails,
+// from 1 on.
+u32 vmcs12_load_msrs(struct vcpu *vcpu, gpa_t gpa, u64 count)
+{
+    struct msr_entry entry;
+
+    for (u32 i = 0; i < count; i++) {
+        if (guest_read_gpa(vcpu, gpa + i * sizeof(entry), &entry, sizeof(entry)) ||
+            entry.reserved || is_barred(entry.index) ||
+            msr_write_guest(vcpu, entry.index, entry.value))
+            return i + 1;
+    }
+    return 0;
+}
+
+void vmcs12_enter(struct vcpu *vcpu)
+{
+    struct nested *n = vcpu->nested;
+    u32 failed;
+
+    load_guest_state(vcpu);
+    if (!vmcs12_load_pdptes(vcpu, &vcpu->ctx[1].state)) {
+        vmcs12_entry_failed(vcpu, REASON_INVALID_GUEST_STATE, 2); // qualification 2: PDPTE loading
+        return;
+    }
+    merge_controls(vcpu);
+    nested_enter_l2(vcpu);
+    failed = vmcs12_load_msrs(vcpu, vmcs12_read(n, ENTRY_MSR_LOAD_ADDRESS),
+                              vmcs12_read(n, ENTRY_MSR_LOAD_COUNT));
+    if (failed) {
+        nested_leave_l2(vcpu);
+        vmcs12_entry_failed(vcpu, REASON_MSR_LOADING, failed);
+        return;
+    }
+    n->was_launched = n->vmcs.launched;
+    n->vmcs.launched = 1;
+    take_injection(vcpu);
+    vcpu->events.debug_check = true;
+}

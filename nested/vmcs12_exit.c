@@ -1,0 +1,236 @@
+// SPDX-License-Identifier: BSD-2-Clause
+// Copyright (c) 2026 The Nestor authors
+//
+// Out of an L2: the model and an exit into VMCS12, the MSR areas, L1's host state (SDM vol. 3
+// "VM Exits" from "Recording VM-Exit Information" on).
+
+#include "vmcs12_switch.h"
+#include <arch/x86/msr.h>
+#include <arch/x86/regs.h>
+#include <nestor/device.h>
+#include <nestor/log.h>
+
+static void segments_to_vmcs12(struct nested *n, const struct guest_state *s)
+{
+    for (unsigned i = 0; i < SEG_COUNT; i++) {
+        const struct segment *seg = &s->seg[i];
+
+        vmcs12_write(n, (enum vmcs_field)(GUEST_ES_SELECTOR + 2 * i), seg->selector);
+        vmcs12_write(n, (enum vmcs_field)(GUEST_ES_LIMIT + 2 * i), seg->limit);
+        vmcs12_write(n, (enum vmcs_field)(GUEST_ES_ACCESS + 2 * i), seg->access);
+        vmcs12_write(n, (enum vmcs_field)(GUEST_ES_BASE + 2 * i), seg->base);
+    }
+}
+
+static void save_guest_state(struct vcpu *vcpu)
+{
+    struct nested *n = vcpu->nested;
+    struct guest_state *s = vcpu_state(vcpu, GROUP_ALL_CTX & ~(u32)(GROUP_CET | GROUP_PDPTE));
+    u64 exit = vmcs12_read(n, EXIT_CONTROLS);
+
+    for (unsigned i = 0; i < VMCS12_PLAIN; i++)
+        vmcs12_write(n, vmcs12_plain[i].field, *vmcs12_plain_at(s, i));
+    segments_to_vmcs12(n, s);
+    vmcs12_write(n, GUEST_GDTR_LIMIT, s->gdtr.limit);
+    vmcs12_write(n, GUEST_IDTR_LIMIT, s->idtr.limit);
+    vmcs12_write(n, GUEST_INTERRUPTIBILITY, s->interruptibility);
+    vmcs12_write(n, GUEST_ACTIVITY_STATE, s->activity);
+    if (exit & EXIT_CTL_SAVE_DEBUG) {
+        vmcs12_write(n, GUEST_DR7, s->dr7);
+        vmcs12_write(n, GUEST_DEBUGCTL, s->debugctl);
+    }
+    if (exit & EXIT_CTL_SAVE_PAT)
+        vmcs12_write(n, GUEST_PAT, s->pat);
+    if (exit & EXIT_CTL_SAVE_EFER)
+        vmcs12_write(n, GUEST_EFER, s->efer);
+    vmcs12_write(n, ENTRY_CONTROLS,
+                 (vmcs12_read(n, ENTRY_CONTROLS) & ~(u64)ENTRY_CTL_IA32E_GUEST) |
+                     (s->efer & EFER_LMA ? (u64)ENTRY_CTL_IA32E_GUEST : 0));
+}
+
+// --- the MSR-store area (SDM vol. 3 "Saving MSRs") ---
+
+static void abort_vmx(struct vcpu *vcpu, const char *why)
+{
+    vm_stop(vcpu->vm, vcpu, "VMX abort: %s", why);
+}
+
+static void store_msr_area(struct vcpu *vcpu)
+{
+    gpa_t gpa = vmcs12_read(vcpu->nested, EXIT_MSR_STORE_ADDRESS);
+    u64 count = vmcs12_read(vcpu->nested, EXIT_MSR_STORE_COUNT);
+    struct msr_entry entry;
+
+    for (u32 i = 0; i < count; i++) {
+        if (guest_read_gpa(vcpu, gpa + i * sizeof(entry), &entry, sizeof(entry)) ||
+            entry.reserved || entry.index >> 8 == MSR_X2APIC_FIRST >> 8 ||
+            msr_read_guest(vcpu, entry.index, &entry.value) ||
+            guest_write_gpa(vcpu, gpa + i * sizeof(entry), &entry, sizeof(entry)))
+            abort_vmx(vcpu, "a guest MSR can't be saved");
+    }
+}
+
+// --- host state ---
+
+static void host_segment(struct guest_state *s, unsigned seg, u64 selector, u64 base, u32 access)
+{
+    s->seg[seg] = (struct segment){
+        .selector = (u16)selector, .base = base, .limit = 0xffffffff, .access = access};
+    if (!selector && seg != SEG_CS)
+        s->seg[seg].access |= SEG_UNUSABLE;
+}
+
+static void load_host_segments(struct nested *n, struct guest_state *s, bool host64)
+{
+    host_segment(s, SEG_CS, vmcs12_read(n, HOST_CS_SELECTOR), 0,
+                 0x9b | SEG_P | SEG_G | (host64 ? SEG_L : SEG_DB));
+    host_segment(s, SEG_SS, vmcs12_read(n, HOST_SS_SELECTOR), 0, 0x93 | SEG_G | SEG_DB);
+    host_segment(s, SEG_DS, vmcs12_read(n, HOST_DS_SELECTOR), 0, 0x93 | SEG_G | SEG_DB);
+    host_segment(s, SEG_ES, vmcs12_read(n, HOST_ES_SELECTOR), 0, 0x93 | SEG_G | SEG_DB);
+    host_segment(s, SEG_FS, vmcs12_read(n, HOST_FS_SELECTOR), vmcs12_read(n, HOST_FS_BASE),
+                 0x93 | SEG_G | SEG_DB);
+    host_segment(s, SEG_GS, vmcs12_read(n, HOST_GS_SELECTOR), vmcs12_read(n, HOST_GS_BASE),
+                 0x93 | SEG_G | SEG_DB);
+    s->seg[SEG_TR] = (struct segment){.selector = (u16)vmcs12_read(n, HOST_TR_SELECTOR),
+                                      .base = vmcs12_read(n, HOST_TR_BASE),
+                                      .limit = 0x67,
+                                      .access = 0x8b};
+    s->seg[SEG_LDTR] = (struct segment){.access = SEG_UNUSABLE};
+    s->gdtr = (struct table_register){vmcs12_read(n, HOST_GDTR_BASE), 0xffff};
+    s->idtr = (struct table_register){vmcs12_read(n, HOST_IDTR_BASE), 0xffff};
+}
+
+// "Loading Host State": ctx[0] becomes what VMCS12's host-state area says. What it does not say
+// stays as it is in `before`: L2's state, or L1's own if L2's was not loaded.
+static void load_host_state(struct vcpu *vcpu, const struct guest_state *before)
+{
+    struct nested *n = vcpu->nested;
+    struct guest_state *s = &vcpu->ctx[0].state;
+    u64 controls = vmcs12_read(n, EXIT_CONTROLS);
+    bool host64 = controls & EXIT_CTL_HOST_64;
+    u32 groups = GROUP_ALL_CTX & ~(u32)(GROUP_CET | (host64 ? GROUP_PDPTE : 0));
+
+    vcpu->ctx[0].valid |= groups; // all of it is written here: nothing need be read
+    vcpu->ctx[0].dirty |= groups;
+
+    s->rip = vmcs12_read(n, HOST_RIP);
+    s->rsp = vmcs12_read(n, HOST_RSP);
+    s->rflags = RFLAGS_FIXED;
+    s->cr0 = (vmcs12_read(n, HOST_CR0) & ~(CR0_CD | CR0_NW)) | (before->cr0 & (CR0_CD | CR0_NW)) |
+             CR0_ET;
+    s->cr3 = vmcs12_read(n, HOST_CR3);
+    s->cr4 = vmcs12_read(n, HOST_CR4) | (host64 ? CR4_PAE : 0);
+    if (!host64)
+        s->cr4 &= ~(u64)CR4_PCIDE;
+    s->efer = controls & EXIT_CTL_LOAD_EFER ? vmcs12_read(n, HOST_EFER)
+                                            : before->efer & ~(EFER_LMA | EFER_LME);
+    s->efer |= host64 ? EFER_LMA | EFER_LME : 0;
+    s->pat = controls & EXIT_CTL_LOAD_PAT ? vmcs12_read(n, HOST_PAT) : before->pat;
+    s->dr7 = DR7_FIXED;
+    s->debugctl = 0;
+    load_host_segments(n, s, host64);
+    s->sysenter_cs = vmcs12_read(n, HOST_SYSENTER_CS);
+    s->sysenter_esp = vmcs12_read(n, HOST_SYSENTER_ESP);
+    s->sysenter_eip = vmcs12_read(n, HOST_SYSENTER_EIP);
+    s->interruptibility = before->interruptibility & BLOCK_NMI; // there are no virtual NMIs
+    s->activity = ACTIVITY_ACTIVE;
+    s->pending_dbg = 0;
+    if (!vmcs12_load_pdptes(vcpu, s))
+        abort_vmx(vcpu, "the host's PDPTEs are wrong");
+    tlb_flush_vcpu(vcpu, TLB_FLUSH_GUEST);
+    if (vmcs12_load_msrs(vcpu, vmcs12_read(n, EXIT_MSR_LOAD_ADDRESS),
+                         vmcs12_read(n, EXIT_MSR_LOAD_COUNT)))
+        abort_vmx(vcpu, "a host MSR can't be loaded");
+}
+
+static u64 event_info(const struct event *event)
+{
+    if (!event->valid)
+        return 0;
+    return event->vector | (u64)event->type << INFO_TYPE_SHIFT |
+           (event->has_error ? (u64)INFO_ERROR_CODE : 0) | INFO_VALID;
+}
+
+// Tables "Format of the VM-Exit Instruction-Information Field as Used for ...".
+static u32 instruction_info(const struct vm_exit *exit)
+{
+    const struct exit_operand *op = &exit->operand;
+    u32 info = (u32)op->reg2 << 28;
+
+    if (exit->kind == EXIT_IO && exit->io.string && exit->io.addr_size <= 8)
+        return (u32)exit->io.addr_size >> 2 << 7 | (u32)(exit->io.seg & 7) << 15;
+    if (!op->known)
+        return 0;
+    if (op->is_reg)
+        return info | (u32)op->reg1 << 3 | (u32)BIT(10);
+    info |= op->scale | (u32)op->addr_size >> 2 << 7 | (u32)op->seg << 15;
+    info |= op->index == EXIT_GPR_UNKNOWN ? (u32)BIT(22) : (u32)op->index << 18;
+    return info | (op->base == EXIT_GPR_UNKNOWN ? (u32)BIT(27) : (u32)op->base << 23);
+}
+
+// INS and OUTS: where their memory operand is.
+static u64 string_address(struct vcpu *vcpu, const struct exit_io *io)
+{
+    const struct guest_state *s = vcpu_state(vcpu, GROUP_CODE | GROUP_DATA | GROUP_SYSTEM);
+    u64 offset = vcpu->gpr[io->in ? GPR_RDI : GPR_RSI];
+    unsigned seg = io->in ? SEG_ES : io->seg <= SEG_GS ? io->seg : SEG_DS;
+
+    if (io->addr_size == 2 || io->addr_size == 4)
+        offset &= io->addr_size == 4 ? 0xffffffffull : 0xffffull;
+    if (!vcpu_mode_64bit(vcpu))
+        return (u32)(offset + s->seg[seg].base);
+    return offset + (seg >= SEG_FS ? s->seg[seg].base : 0);
+}
+
+static u8 exit_length(const struct vm_exit *exit, const struct event *vectoring)
+{
+    bool software = vectoring->valid && vectoring->type >= EVENT_SOFT_INTERRUPT;
+
+    return !exit->insn_len && software ? vectoring->insn_len : exit->insn_len;
+}
+
+static void save_exit_information(struct vcpu *vcpu, u32 reason, u64 qualification,
+                                  const struct vm_exit *exit)
+{
+    struct nested *n = vcpu->nested;
+    const struct event *event = &exit->event, *vectoring = &vcpu->events.reinject;
+    bool has_event = exit->kind == EXIT_EXCEPTION || exit->kind == EXIT_NMI ||
+                     exit->kind == EXIT_EXTERNAL_INTERRUPT;
+    u64 unblocking =
+        exit->kind == EXIT_EXCEPTION && exit->nmi_unblocked_by_iret ? INFO_NMI_UNBLOCKING : 0;
+
+    vmcs12_write(n, EXIT_REASON, reason);
+    vmcs12_write(n, EXIT_QUALIFICATION, qualification);
+    vmcs12_write(n, EXIT_INTERRUPTION_INFO, has_event ? event_info(event) | unblocking : 0);
+    vmcs12_write(n, EXIT_INTERRUPTION_ERROR_CODE, has_event && event->has_error ? event->error : 0);
+    vmcs12_write(n, IDT_VECTORING_INFO, event_info(vectoring));
+    vmcs12_write(n, IDT_VECTORING_ERROR_CODE, vectoring->has_error ? vectoring->error : 0);
+    vmcs12_write(n, EXIT_INSTRUCTION_LENGTH, exit_length(exit, vectoring));
+    vmcs12_write(n, EXIT_INSTRUCTION_INFO, instruction_info(exit));
+    vmcs12_write(n, GUEST_LINEAR_ADDRESS,
+                 exit->kind == EXIT_IO && exit->io.string ? string_address(vcpu, &exit->io) : 0);
+    vmcs12_write(n, ENTRY_INTERRUPTION_INFO,
+                 vmcs12_read(n, ENTRY_INTERRUPTION_INFO) & ~(u64)INFO_VALID);
+}
+
+void vmcs12_exit(struct vcpu *vcpu, u32 reason, u64 qualification, const struct vm_exit *exit)
+{
+    save_guest_state(vcpu);
+    save_exit_information(vcpu, reason, qualification, exit);
+    store_msr_area(vcpu);
+    vcpu->events.reinject.valid = false;
+    vcpu->events.exception.valid = false;
+    nested_leave_l2(vcpu);
+    load_host_state(vcpu, &vcpu->ctx[1].state);
+}
+
+// "VM-Entry Failures During or After Loading Guest State": no guest state is saved, host state is
+// loaded as by an exit.
+void vmcs12_entry_failed(struct vcpu *vcpu, u32 reason, u64 qualification)
+{
+    struct guest_state before = *vcpu_state(vcpu, GROUP_CR | GROUP_EFER_PAT | GROUP_BLOCKING);
+
+    vmcs12_write(vcpu->nested, EXIT_REASON, reason | EXIT_REASON_ENTRY_FAILURE);
+    vmcs12_write(vcpu->nested, EXIT_QUALIFICATION, qualification);
+    load_host_state(vcpu, &before);
+}
