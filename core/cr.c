@@ -44,6 +44,25 @@ u64 cr4_allowed(const struct vcpu *vcpu)
     return bits;
 }
 
+static u64 read_cr8(struct vcpu *vcpu)
+{
+    u64 value;
+
+    if (unlikely(vcpu->level) && nested_cr8(vcpu, false, &value))
+        return value;
+    return lapic_read_cr8(vcpu);
+}
+
+static int write_cr8(struct vcpu *vcpu, u64 value)
+{
+    if (value >> 4)
+        return -E_FAULT;
+    if (likely(!vcpu->level) || !nested_cr8(vcpu, true, &value))
+        lapic_write_cr8(vcpu, value);
+    vcpu->events.interrupts_check = true;
+    return 0;
+}
+
 u64 cr_read_guest(struct vcpu *vcpu, unsigned number)
 {
     const struct guest_state *s = vcpu_state(vcpu, GROUP_CR | GROUP_CR2);
@@ -58,7 +77,7 @@ u64 cr_read_guest(struct vcpu *vcpu, unsigned number)
     case 4:
         return s->cr4;
     default:
-        return lapic_read_cr8(vcpu);
+        return read_cr8(vcpu);
     }
 }
 
@@ -201,11 +220,7 @@ int cr_write_guest(struct vcpu *vcpu, unsigned number, u64 value)
     case 4:
         return write_cr4(vcpu, value);
     case 8:
-        if (value >> 4)
-            return -E_FAULT;
-        lapic_write_cr8(vcpu, value);
-        vcpu->events.interrupts_check = true;
-        return 0;
+        return write_cr8(vcpu, value);
     default:
         return -E_FAULT;
     }

@@ -304,8 +304,45 @@ static void deliver_accelerated(struct vcpu *vcpu)
     vcpu->cur->ctl.interrupt_window |= ev->interrupts_check;
 }
 
+// An interrupt that L2's IF does not mask: no window tells when it can be taken.
+static bool open_for_masked(struct vcpu *vcpu)
+{
+    const struct guest_state *state = vcpu_state(vcpu, GROUP_BLOCKING);
+
+    if (vcpu->cur->ctl.inject.valid) {
+        vcpu->immediate_exit = true;
+        return false;
+    }
+    if (!(state->interruptibility & (BLOCK_STI | BLOCK_MOV_SS)))
+        return true;
+    vcpu->cur->ctl.nmi_window = true; // behind the shadow
+    return false;
+}
+
+static void deliver_masked(struct vcpu *vcpu)
+{
+    int vector = open_for_masked(vcpu) ? irq_ack(vcpu) : -E_NOENT;
+
+    if (vector >= 0)
+        inject_interrupt(vcpu, vector);
+}
+
+// L1's, for its L2; physical ones go first (APM vol. 2, 15.21.4).
+static void deliver_virtual(struct vcpu *vcpu)
+{
+    int vector = nested_virtual_interrupt(vcpu);
+
+    if (vector < 0)
+        return;
+    if (!interrupts_open(vcpu) || vcpu->cur->ctl.inject.valid)
+        vcpu->cur->ctl.interrupt_window = true;
+    else if (nested_event(vcpu, NESTED_VIRTUAL_INTERRUPT) == NESTED_DELIVER)
+        inject_interrupt(vcpu, vector);
+}
+
 static void deliver_interrupt(struct vcpu *vcpu)
 {
+    enum nested_answer answer = NESTED_DELIVER;
     int vector;
 
     if (vcpu->apic.mode && !vcpu->level) {
@@ -317,7 +354,11 @@ static void deliver_interrupt(struct vcpu *vcpu)
         vcpu->events.interrupts_check = false;
         return;
     }
-    if (vcpu->level && nested_event(vcpu, NESTED_INTERRUPT) != NESTED_DELIVER)
+    if (unlikely(vcpu->level))
+        answer = nested_event(vcpu, NESTED_INTERRUPT);
+    if (answer == NESTED_DELIVER_OPEN)
+        deliver_masked(vcpu);
+    if (answer != NESTED_DELIVER)
         return;
     if (!interrupts_open(vcpu) || vcpu->cur->ctl.inject.valid) {
         wait_for_window(vcpu, vector);
@@ -378,6 +419,8 @@ static void prepare_boundary(struct vcpu *vcpu)
         vcpu->cur->ctl.nmi_window = true;
     if (ev->interrupts_check && vcpu->level == level)
         deliver_interrupt(vcpu);
+    if (unlikely(ev->nested_check) && vcpu->level == level)
+        deliver_virtual(vcpu);
 }
 
 void events_choose(struct vcpu *vcpu)

@@ -180,18 +180,25 @@ static int read_efer(struct vcpu *vcpu, u32 msr, u64 *value)
     return 0;
 }
 
-static int write_efer(struct vcpu *vcpu, u32 msr, u64 value)
+u64 efer_allowed(struct vcpu *vcpu)
 {
-    struct guest_state *s = vcpu_state(vcpu, GROUP_EFER_PAT | GROUP_CR);
     u64 allowed = nested_efer_bits(vcpu) | EFER_LMA;
 
-    (void)msr;
     allowed |= cpuid_has(vcpu->vm, 0x80000001, 3, 11) ? EFER_SCE : 0;
     allowed |= cpuid_has(vcpu->vm, 0x80000001, 3, 20) ? EFER_NX : 0;
     allowed |= cpuid_has(vcpu->vm, 0x80000001, 3, 25) ? EFER_FFXSR : 0;
     allowed |= cpuid_has(vcpu->vm, 0x80000001, 3, 29) ? EFER_LME : 0;
     if (kept_has(vcpu, MSR_MISC_ENABLE, MISC_XD))
         allowed &= ~(u64)EFER_NX;
+    return allowed;
+}
+
+static int write_efer(struct vcpu *vcpu, u32 msr, u64 value)
+{
+    struct guest_state *s = vcpu_state(vcpu, GROUP_EFER_PAT | GROUP_CR);
+    u64 allowed = efer_allowed(vcpu);
+
+    (void)msr;
     if ((value & ~allowed) || ((s->cr0 & CR0_PG) && ((value ^ s->efer) & EFER_LME)))
         return -E_FAULT;
     s = vcpu_modify(vcpu, GROUP_EFER_PAT);

@@ -61,7 +61,6 @@ void nested_base_controls(struct vcpu *vcpu)
 void nested_enter_l2(struct vcpu *vcpu)
 {
     vcpu->ctx[1].valid = vcpu->ctx[1].dirty = GROUP_ALL_CTX;
-    vcpu->ctx[1].flush |= TLB_FLUSH_GUEST;
     irq_take_back(vcpu); // what L2's exits ask for are L1's interrupts
     backend->select(vcpu, 1);
     vcpu->events.interrupts_check = true;
@@ -71,7 +70,7 @@ void nested_leave_l2(struct vcpu *vcpu)
 {
     backend->select(vcpu, 0);
     vcpu->events.interrupts_check = true;
-    vcpu->events.mtf_pending = false;
+    vcpu->events.mtf_pending = vcpu->events.nested_check = false;
 }
 
 bool nested_reflect(struct vcpu *vcpu, struct vm_exit *exit)
@@ -95,6 +94,16 @@ enum nested_answer nested_event(struct vcpu *vcpu, enum nested_event event)
 bool nested_wants_exception(struct vcpu *vcpu, const struct event *event)
 {
     return ops()->wants_exception(vcpu, event);
+}
+
+int nested_virtual_interrupt(struct vcpu *vcpu)
+{
+    return ops()->virtual_interrupt ? ops()->virtual_interrupt(vcpu) : -E_NOENT;
+}
+
+bool nested_cr8(struct vcpu *vcpu, bool write, u64 *value)
+{
+    return ops()->cr8 && ops()->cr8(vcpu, write, value);
 }
 
 // Neither front end offers L1 nested paging yet: an L2's guest-physical addresses are L1's.

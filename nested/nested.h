@@ -16,6 +16,9 @@ struct nested_ops {
     void (*instruction)(struct vcpu *vcpu, struct vm_exit *exit);
     enum nested_answer (*event)(struct vcpu *vcpu, enum nested_event event);
     bool (*wants_exception)(struct vcpu *vcpu, const struct event *event);
+    // May be NULL: none.
+    int (*virtual_interrupt)(struct vcpu *vcpu);
+    bool (*cr8)(struct vcpu *vcpu, bool write, u64 *value);
     int (*read_msr)(struct vcpu *vcpu, u32 msr, u64 *value);
     int (*write_msr)(struct vcpu *vcpu, u32 msr, u64 value);
     u64 cr4_bits, efer_bits;

@@ -72,12 +72,25 @@ bool nested_reflect(struct vcpu *vcpu, struct vm_exit *exit);
 void nested_instruction(struct vcpu *vcpu, struct vm_exit *exit);
 
 // Events at a boundary while L2 runs, in DESIGN.md's order; core/event.c asks before it delivers.
-enum nested_event { NESTED_INIT, NESTED_SIPI, NESTED_MTF, NESTED_NMI, NESTED_INTERRUPT };
-enum nested_answer {
-    NESTED_DELIVER, // L1 does not want it: it goes to L2 like to any guest
-    NESTED_EXITED,  // the exit to L1 was made; the vCPU is at level 0
-    NESTED_BLOCKED, // it waits until L2 exits (SVM: V_INTR_MASKING with L1's IF clear)
+enum nested_event {
+    NESTED_INIT,
+    NESTED_SIPI,
+    NESTED_MTF,
+    NESTED_NMI,
+    NESTED_INTERRUPT,
+    NESTED_VIRTUAL_INTERRUPT, // which nested_virtual_interrupt has named; delivered: it is taken
 };
+enum nested_answer {
+    NESTED_DELIVER,      // L1 does not want it: it goes to L2 like to any guest
+    NESTED_EXITED,       // the exit to L1 was made; the vCPU is at level 0
+    NESTED_DELIVER_OPEN, // the same, and L2's IF does not mask it (SVM: V_INTR_MASKING)
+    NESTED_BLOCKED,      // it waits until L2 exits (SVM: V_INTR_MASKING with L1's IF clear)
+};
+// The vector of a virtual interrupt that L1 has for its L2 and that its priority lets through
+// (SVM: V_IRQ), or -E_NOENT. While one may wait, events.nested_check is set.
+int nested_virtual_interrupt(struct vcpu *vcpu);
+// L2's access to CR8, if L1 has a TPR of its own for it; false: it is the LAPIC's.
+bool nested_cr8(struct vcpu *vcpu, bool write, u64 *value);
 enum nested_answer nested_event(struct vcpu *vcpu, enum nested_event event);
 // An exception that would be delivered to L2 (raised by emulation, or re-injected from an exit of
 // Nestor's own): true if L1's exception intercept took it and the exit to L1 was made.

@@ -83,6 +83,7 @@ void msr_reset(struct vcpu *vcpu, bool init);
 // 0, or -E_FAULT where the guest gets #GP. Checks wholly before it changes anything.
 int msr_read_guest(struct vcpu *vcpu, u32 msr, u64 *value);
 int msr_write_guest(struct vcpu *vcpu, u32 msr, u64 value);
+u64 efer_allowed(struct vcpu *vcpu); // the bits that this guest may set, and LMA
 
 // Control registers with every check of a MOV to CR: 0 or -E_FAULT (#GP), nothing changed then.
 int cr_write_guest(struct vcpu *vcpu, unsigned number, u64 value);

@@ -224,6 +224,7 @@ struct vcpu_events {
             bool gif_clear; // SVM's global interrupt flag of an L1 is 0: INIT, NMI, interrupts wait
             bool debug_check;      // pending_dbg may have become non-zero
             bool interrupts_check; // the LAPIC/PIC may have a deliverable interrupt
+            bool nested_check;     // L1 may have a virtual interrupt for the L2 that runs
         };
         u64 waiting; // any of these
     };

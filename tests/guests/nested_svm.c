@@ -72,7 +72,7 @@ static void init(const void *code)
     vmcb->dr7 = DR7_FIXED;
     vmcb->g_pat = msr_read(MSR_PAT);
     vmcb->rflags = RFLAGS_FIXED;
-    vmcb->rip = (u64)code;
+    vmcb->rip = vmcb->nrip = (u64)code; // with nRIP save an injected INT n pushes nRIP
     vmcb->rsp = (u64)(l2_stack + sizeof(l2_stack));
 }
 

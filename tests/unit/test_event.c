@@ -114,6 +114,7 @@ static void to_l1(struct vcpu *v)
 {
     v->level = 0;
     v->cur = &v->ctx[0];
+    v->events.nested_check = false;
     exits++;
 }
 
@@ -132,6 +133,14 @@ bool nested_wants_exception(struct vcpu *v, const struct event *event)
     reflected = *event;
     to_l1(v);
     return true;
+}
+
+static int virtual_vector = -E_NOENT; // of L1's for L2
+
+int nested_virtual_interrupt(struct vcpu *v)
+{
+    (void)v;
+    return virtual_vector;
 }
 
 enum nested_answer nested_event(struct vcpu *v, enum nested_event event)
@@ -681,6 +690,47 @@ static void test_blocked_until_l2_exits(void **state)
     assert_int_equal(interrupt, 0x40);
 }
 
+// V_INTR_MASKING without the intercept: L2's IF does not count, its shadow and an injection do.
+static void test_l2s_if_does_not_mask(void **state)
+{
+    (void)state;
+    in_l2();
+    answers[NESTED_INTERRUPT] = NESTED_DELIVER_OPEN;
+    vcpu.cur->state.rflags &= ~RFLAGS_IF;
+    vcpu.cur->state.interruptibility = BLOCK_STI;
+    raise_interrupt(0x40);
+    events_prepare(&vcpu);
+    assert_false(injected()->valid);
+    assert_true(vcpu.cur->ctl.nmi_window);
+    vcpu.cur->state.interruptibility = 0;
+    events_prepare(&vcpu);
+    expect_injected(EVENT_INTERRUPT, 0x40);
+}
+
+// V_IRQ: by L2's IF, behind what is physical, and at most to L1.
+static void test_virtual_interrupt(void **state)
+{
+    (void)state;
+    in_l2();
+    virtual_vector = 0x55;
+    vcpu.events.nested_check = true;
+    vcpu.cur->state.rflags &= ~RFLAGS_IF;
+    events_prepare(&vcpu);
+    assert_false(injected()->valid);
+    assert_true(vcpu.cur->ctl.interrupt_window);
+    vcpu.cur->state.rflags |= RFLAGS_IF;
+    raise_interrupt(0x40);
+    events_prepare(&vcpu);
+    expect_injected(EVENT_INTERRUPT, 0x40);
+    assert_true(vcpu.cur->ctl.interrupt_window);
+    events_prepare(&vcpu);
+    expect_injected(EVENT_INTERRUPT, 0x55);
+    answers[NESTED_VIRTUAL_INTERRUPT] = NESTED_EXITED;
+    events_prepare(&vcpu);
+    assert_int_equal(exits, 1);
+    virtual_vector = -E_NOENT;
+}
+
 static void test_l2_takes_what_l1_does_not_want(void **state)
 {
     (void)state;
@@ -836,6 +886,8 @@ int main(void)
         cmocka_unit_test_setup(test_l1_gets_its_own_pass, setup),
         cmocka_unit_test_setup(test_nothing_is_lost_in_l2s_pass, setup),
         cmocka_unit_test_setup(test_blocked_until_l2_exits, setup),
+        cmocka_unit_test_setup(test_l2s_if_does_not_mask, setup),
+        cmocka_unit_test_setup(test_virtual_interrupt, setup),
         cmocka_unit_test_setup(test_l2_takes_what_l1_does_not_want, setup),
         cmocka_unit_test_setup(test_l1_takes_a_debug_trap, setup),
         cmocka_unit_test_setup(test_triple_fault_of_l2, setup),

@@ -1,0 +1,76 @@
+// SPDX-License-Identifier: BSD-2-Clause
+// Copyright (c) 2026 The Nestor authors
+//
+// VMCB12: the VMCB of a guest hypervisor on SVM, and what vmcb12's files share. vmcb12.c:
+// instructions, MSRs, CPUID; vmcb12_check.c: VMRUN's consistency checks; vmcb12_enter.c: into L2;
+// vmcb12_exit.c: #VMEXIT; vmcb12_intercept.c: which exits L1 wants; vmcb12_event.c: events.
+
+#pragma once
+
+#include "nested.h"
+#include <arch/x86/svm.h>
+
+enum { MSRPM_SIZE = 0x2000, IOPM_SIZE = 0x3000, VMCB12_ASIDS = 64 };
+
+struct nested {
+    u64 hsave_pa, vm_cr;
+    u64 last_pause; // TSC
+    gpa_t vmcb12_gpa;
+    bool host_if; // L1's RFLAGS.IF at VMRUN: HIF
+    u16 pauses_left;
+    u32 asid; // of L2: whose translations the L2 context's tag may hold; 0: none
+    // VMCB12 as it was read at VMRUN: checked and used from here, never read twice. While L2 runs,
+    // V_TPR, V_IRQ and V_GIF here are the ones that count.
+    struct vmcb vmcb;
+};
+
+static inline bool vmcb12_intercepts(const struct vcpu *vcpu, unsigned word, u32 bits)
+{
+    return vcpu->nested->vmcb.intercept[word] & bits;
+}
+
+// What this guest's CPUID Fn8000_000A_EDX offers (SVM_FEATURE_*).
+u32 vmcb12_features(const struct vm *vm);
+static inline bool vmcb12_has(const struct vcpu *vcpu, u32 feature)
+{
+    return vmcb12_features(vcpu->vm) & feature;
+}
+// Whether the running L2's virtual GIF (15.33) is enabled.
+static inline bool vmcb12_vgif(const struct vcpu *vcpu)
+{
+    return (vcpu->nested->vmcb.v_ctl & SVM_V_GIF_ENABLE) && vmcb12_has(vcpu, SVM_FEATURE_VGIF);
+}
+
+// --- vmcb12_check.c: pure ---
+struct vmcb12_limits {
+    u64 cr4, efer; // the bits that this guest may set
+    u8 phys_bits;
+    bool long_mode, nested_paging, host_paging;
+};
+// NULL: legal; else what is wrong.
+const char *vmcb12_check(const struct vmcb *v, const struct vmcb12_limits *limits);
+
+// --- vmcb12_enter.c ---
+struct segment vmcb12_get_segment(const struct vmcb_segment *v);
+struct vmcb_segment vmcb12_put_segment(const struct segment *s);
+// VMRUN and #VMEXIT leave FS, GS, TR, LDTR and SYSENTER alone: the running context has them.
+void vmcb12_hand_over(const struct guest_state *from, struct guest_state *to);
+// VMRUN of the VMCB at vmcb12_gpa, whose instruction is over.
+void vmcb12_enter(struct vcpu *vcpu);
+
+// --- vmcb12_exit.c ---
+// #VMEXIT: the one place that fills VMCB12 from the model. `exit`: an instruction's intercept,
+// completed by vmcb12_complete; NULL for all others.
+void vmcb12_exit(struct vcpu *vcpu, u64 code, u64 info1, u64 info2, const struct vm_exit *exit);
+// A VMRUN that its checks refuse: nothing of L2's is loaded (15.5.1).
+void vmcb12_exit_invalid(struct vcpu *vcpu);
+
+// --- vmcb12_intercept.c, vmcb12_event.c ---
+bool vmcb12_reflect(struct vcpu *vcpu, struct vm_exit *exit);
+bool vmcb12_wants_exception(struct vcpu *vcpu, const struct event *event);
+enum nested_answer vmcb12_event(struct vcpu *vcpu, enum nested_event event);
+int vmcb12_virtual_interrupt(struct vcpu *vcpu);
+// L2's CR8 under V_INTR_MASKING: false where it is the LAPIC's.
+bool vmcb12_cr8(struct vcpu *vcpu, bool write, u64 *value);
+// Notes whether a virtual interrupt waits.
+void vmcb12_note_virtual(struct vcpu *vcpu);

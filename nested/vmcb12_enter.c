@@ -1,0 +1,244 @@
+// SPDX-License-Identifier: BSD-2-Clause
+// Copyright (c) 2026 The Nestor authors
+//
+// VMRUN: VMCB12's state and controls into the model (APM vol. 2, 15.5 "VMRUN Instruction"; 15.9 to
+// 15.11 intercepts and permission maps; 15.16 TLB control; 15.20 event injection). What the CPUID
+// of this guest does not offer is ignored, as by a CPU without it.
+
+#include "vmcb12.h"
+#include <arch/x86/regs.h>
+#include <nestor/breakpoint.h>
+#include <nestor/string.h>
+
+struct segment vmcb12_get_segment(const struct vmcb_segment *v)
+{
+    struct segment s = {.selector = v->selector, .limit = v->limit, .base = v->base};
+
+    s.access = (v->attrib & 0xffu) | (v->attrib & 0xf00u) << 4;
+    if (!(s.access & SEG_P))
+        s.access |= SEG_UNUSABLE;
+    return s;
+}
+
+struct vmcb_segment vmcb12_put_segment(const struct segment *s)
+{
+    struct vmcb_segment v = {.selector = s->selector, .limit = s->limit, .base = s->base};
+
+    v.attrib = (u16)((s->access & 0xff) | (s->access >> 4 & 0xf00));
+    if (s->access & SEG_UNUSABLE)
+        v.attrib &= (u16)~SEG_P;
+    return v;
+}
+
+void vmcb12_hand_over(const struct guest_state *from, struct guest_state *to)
+{
+    memcpy(&to->seg[SEG_FS], &from->seg[SEG_FS], (SEG_COUNT - SEG_FS) * sizeof(to->seg[0]));
+    to->sysenter_cs = from->sysenter_cs;
+    to->sysenter_esp = from->sysenter_esp;
+    to->sysenter_eip = from->sysenter_eip;
+}
+
+// --- state ---
+
+static void load_segments(struct guest_state *s, const struct vmcb *v)
+{
+    s->seg[SEG_ES] = vmcb12_get_segment(&v->es);
+    s->seg[SEG_CS] = vmcb12_get_segment(&v->cs);
+    s->seg[SEG_SS] = vmcb12_get_segment(&v->ss);
+    s->seg[SEG_DS] = vmcb12_get_segment(&v->ds);
+    // The CPL field counts; the model keeps it in SS.DPL.
+    s->seg[SEG_SS].access = (s->seg[SEG_SS].access & ~(u32)SEG_DPL) | (u32)(v->cpl & 3)
+                                                                          << SEG_DPL_SHIFT;
+    s->gdtr = (struct table_register){v->gdtr.base, v->gdtr.limit & 0xffff};
+    s->idtr = (struct table_register){v->idtr.base, v->idtr.limit & 0xffff};
+}
+
+// LMA is not loaded but follows from LME and PG.
+static u64 efer_of(const struct vmcb *v)
+{
+    bool lma = (v->efer & EFER_LME) && (v->cr0 & CR0_PG);
+
+    return (v->efer & ~EFER_LMA) | (lma ? EFER_LMA : 0);
+}
+
+// The shared groups are L1's until here: what VMRUN loads of them is changed in the model.
+static void load_state(struct vcpu *vcpu, const struct vmcb *v)
+{
+    struct guest_state *s = &vcpu->ctx[1].state;
+
+    load_segments(s, v);
+    s->rip = v->rip;
+    s->rsp = v->rsp;
+    s->rflags = v->rflags | RFLAGS_FIXED;
+    s->cr0 = v->cr0;
+    s->cr3 = v->cr3;
+    s->cr4 = v->cr4;
+    s->efer = efer_of(v);
+    s->dr7 = v->dr7 | DR7_FIXED;
+    s->interruptibility = v->interrupt_shadow & 1 ? BLOCK_STI : 0;
+    s->activity = ACTIVITY_ACTIVE;
+    s->pending_dbg = 0;
+    vcpu->gpr[GPR_RAX] = v->rax;
+    vcpu_modify(vcpu, GROUP_CR2 | GROUP_DR);
+    vcpu->cr2 = v->cr2;
+    vcpu->dr6 = (v->dr6 & 0xe00f) | DR6_FIXED;
+    vcpu->breakpoints |= (v->dr7 & DR7_ENABLES) != 0;
+}
+
+// --- controls ---
+
+// L2's own MSR map: what Nestor passes, less what L1 intercepts. All but a few words of Nestor's
+// are full of ones, and so is the rest of the merged map from the start.
+static void merge_msrpm(struct vcpu *vcpu, const struct vmcb *v)
+{
+    struct controls *ctl = &vcpu->ctx[1].ctl;
+    u64 *merged = vcpu->nested_bitmap;
+    const u64 *own = (const u64 *)vcpu->vm->msr_bitmap, *l1s;
+
+    if (!(v->intercept[SVM_WORD_3] & SVM_INTERCEPT_MSR))
+        return; // Nestor's own
+    l1s = vm_ram_ptr(vcpu->vm, v->msrpm_base_pa & PAGE_MASK, MSRPM_SIZE);
+    for (unsigned i = 0; i < MSRPM_SIZE / 8; i++)
+        merged[i] = l1s ? own[i] | l1s[i] : ~0ull;
+    ctl->msr_bitmap = merged;
+}
+
+// What L1 wants beside what Nestor needs; the neutral controls name it, the answer is looked up in
+// VMCB12 at the exit.
+static const struct {
+    u8 word;
+    u32 bits;
+    u64 intercept;
+} intercept_rows[] = {
+    {SVM_WORD_3, SVM_INTERCEPT_CR0_SEL_WRITE, INTERCEPT_CR0_SELECTIVE},
+    {SVM_WORD_3, SVM_INTERCEPT_IDTR_READ, INTERCEPT_IDTR_READ},
+    {SVM_WORD_3, SVM_INTERCEPT_GDTR_READ, INTERCEPT_GDTR_READ},
+    {SVM_WORD_3, SVM_INTERCEPT_LDTR_READ, INTERCEPT_LDTR_READ},
+    {SVM_WORD_3, SVM_INTERCEPT_TR_READ, INTERCEPT_TR_READ},
+    {SVM_WORD_3, SVM_INTERCEPT_IDTR_WRITE, INTERCEPT_IDTR_WRITE},
+    {SVM_WORD_3, SVM_INTERCEPT_GDTR_WRITE, INTERCEPT_GDTR_WRITE},
+    {SVM_WORD_3, SVM_INTERCEPT_LDTR_WRITE, INTERCEPT_LDTR_WRITE},
+    {SVM_WORD_3, SVM_INTERCEPT_TR_WRITE, INTERCEPT_TR_WRITE},
+    {SVM_WORD_3, SVM_INTERCEPT_RDTSC, INTERCEPT_RDTSC},
+    {SVM_WORD_3, SVM_INTERCEPT_RDPMC, INTERCEPT_RDPMC},
+    {SVM_WORD_3, SVM_INTERCEPT_PUSHF, INTERCEPT_PUSHF},
+    {SVM_WORD_3, SVM_INTERCEPT_POPF, INTERCEPT_POPF},
+    {SVM_WORD_3, SVM_INTERCEPT_RSM, INTERCEPT_RSM},
+    {SVM_WORD_3, SVM_INTERCEPT_IRET, INTERCEPT_IRET},
+    {SVM_WORD_3, SVM_INTERCEPT_SWINT, INTERCEPT_SOFT_INT},
+    {SVM_WORD_3, SVM_INTERCEPT_PAUSE, INTERCEPT_PAUSE},
+    {SVM_WORD_3, SVM_INTERCEPT_HLT, INTERCEPT_HLT},
+    {SVM_WORD_3, SVM_INTERCEPT_INVLPG, INTERCEPT_INVLPG},
+    {SVM_WORD_4, SVM_INTERCEPT_RDTSCP, INTERCEPT_RDTSCP},
+    {SVM_WORD_4, SVM_INTERCEPT_ICEBP, INTERCEPT_ICEBP},
+    {SVM_WORD_4, SVM_INTERCEPT_WBINVD, INTERCEPT_WBINVD},
+    {SVM_WORD_4, SVM_INTERCEPT_MONITOR, INTERCEPT_MONITOR},
+    {SVM_WORD_4, SVM_INTERCEPT_MWAIT | SVM_INTERCEPT_MWAIT_CONDITIONAL, INTERCEPT_MWAIT},
+    {SVM_WORD_4, SVM_INTERCEPT_RDPRU, INTERCEPT_RDPRU},
+    {SVM_WORD_5, SVM_INTERCEPT_INVPCID, INTERCEPT_INVPCID},
+};
+static void merge_controls(struct vcpu *vcpu, const struct vmcb *v)
+{
+    struct controls *ctl = &vcpu->ctx[1].ctl;
+
+    nested_base_controls(vcpu);
+    for (unsigned i = 0; i < ARRAY_SIZE(intercept_rows); i++)
+        if (v->intercept[intercept_rows[i].word] & intercept_rows[i].bits)
+            ctl->intercepts |= intercept_rows[i].intercept;
+    ctl->cr_intercepts = v->intercept[SVM_WORD_CR];
+    ctl->dr_intercepts = v->intercept[SVM_WORD_DR];
+    ctl->exception_bitmap |= v->intercept[SVM_WORD_EXCEPTIONS];
+    ctl->tsc_offset += v->tsc_offset;
+    merge_msrpm(vcpu, v);
+}
+
+// --- the event ---
+
+// What is injected as INT n, INT3 or INTO pushes nRIP where nRIP save is offered (15.20), else RIP.
+static void set_return(struct vcpu *vcpu, struct event *event)
+{
+    const struct vmcb *v = &vcpu->nested->vmcb;
+    u64 length = v->nrip - v->rip;
+
+    event->rip_is_next = true;
+    if (!vmcb12_has(vcpu, SVM_FEATURE_NRIPS) || !length)
+        return;
+    if (length > 15) { // no instruction has it
+        vcpu->ctx[1].state.rip = v->nrip;
+        return;
+    }
+    event->rip_is_next = false;
+    event->insn_len = (u8)length;
+}
+
+static void take_eventinj(struct vcpu *vcpu, u64 eventinj)
+{
+    struct event event = {
+        .valid = true,
+        .vector = (u8)eventinj,
+        .type = eventinj >> SVM_EVENT_TYPE_SHIFT & 7,
+        .has_error = eventinj & SVM_EVENT_EV,
+        .error = (u32)(eventinj >> 32),
+    };
+
+    if (!(eventinj & SVM_EVENT_V))
+        return;
+    if (event.type == SVM_EVENT_NMI)
+        event.vector = VECTOR_NMI; // the field is ignored
+    if (event.type == SVM_EVENT_EXCEPTION &&
+        (event.vector == VECTOR_BP || event.vector == VECTOR_OF))
+        event.type = EVENT_SOFT_EXCEPTION;
+    if (event.type == EVENT_SOFT_EXCEPTION || event.type == EVENT_SOFT_INTERRUPT)
+        set_return(vcpu, &event);
+    if (event.type != EVENT_EXCEPTION)
+        event.has_error = false;
+    vcpu->events.reinject = event;
+}
+
+static bool is_illegal(struct vcpu *vcpu, const struct vmcb *v)
+{
+    const struct guest_state *l1 = vcpu_state(vcpu, GROUP_CR);
+    struct vmcb12_limits limits = {
+        .cr4 = vcpu->cr4_allowed,
+        .efer = efer_allowed(vcpu),
+        .phys_bits = cpuid_phys_bits(vcpu->vm),
+        .long_mode = cpuid_has(vcpu->vm, 0x80000001, 3, 29),
+        .nested_paging = vmcb12_has(vcpu, SVM_FEATURE_NP),
+        .host_paging = l1->cr0 & CR0_PG,
+    };
+
+    return vmcb12_check(v, &limits);
+}
+
+// L2's translations live under a tag of Nestor's, which stands for one of L1's ASIDs at a time.
+static void follow_asid(struct vcpu *vcpu, const struct vmcb *v)
+{
+    if (v->guest_asid != vcpu->nested->asid || v->tlb_control)
+        vcpu->ctx[1].flush |= TLB_FLUSH_GUEST;
+    if (v->tlb_control == SVM_TLB_FLUSH_ALL) // L1's own ASID 0 too
+        vcpu->ctx[0].flush |= TLB_FLUSH_GUEST;
+    vcpu->nested->asid = v->guest_asid;
+}
+
+void vmcb12_enter(struct vcpu *vcpu)
+{
+    struct nested *n = vcpu->nested;
+    const struct vmcb *v = &n->vmcb;
+    const struct guest_state *l1 =
+        vcpu_state(vcpu, GROUP_RIP | GROUP_SYSTEM | GROUP_SYSENTER | GROUP_EFER_PAT);
+
+    n->host_if = l1->rflags & RFLAGS_IF;
+    if (is_illegal(vcpu, v)) {
+        vmcb12_exit_invalid(vcpu);
+        return;
+    }
+    load_state(vcpu, v);
+    vcpu->ctx[1].state.pat = l1->pat; // no nested paging: one PAT for both
+    vmcb12_hand_over(l1, &vcpu->ctx[1].state);
+    merge_controls(vcpu, v);
+    follow_asid(vcpu, v);
+    vcpu->events.gif_clear = false;
+    nested_enter_l2(vcpu);
+    take_eventinj(vcpu, v->eventinj);
+    vmcb12_note_virtual(vcpu);
+}

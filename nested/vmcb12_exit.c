@@ -1,0 +1,123 @@
+// SPDX-License-Identifier: BSD-2-Clause
+// Copyright (c) 2026 The Nestor authors
+//
+// #VMEXIT: the model into VMCB12, and L1 goes on behind its VMRUN with GIF clear (APM vol. 2, 15.6
+// "#VMEXIT"; 15.7.1 nRIP; 15.20 EXITINTINFO; 15.21 V_TPR and V_IRQ).
+
+#include "vmcb12.h"
+#include <arch/x86/regs.h>
+
+static struct vmcb *in_memory(struct vcpu *vcpu)
+{
+    return vm_ram_ptr(vcpu->vm, vcpu->nested->vmcb12_gpa, PAGE_SIZE);
+}
+
+static u64 exitintinfo(const struct event *event)
+{
+    u8 type = event->type == EVENT_SOFT_EXCEPTION || event->type == EVENT_INT1
+                  ? (u8)SVM_EVENT_EXCEPTION
+                  : event->type;
+
+    if (!event->valid)
+        return 0;
+    return event->vector | (u64)type << SVM_EVENT_TYPE_SHIFT | SVM_EVENT_V |
+           (event->has_error ? SVM_EVENT_EV | (u64)event->error << 32 : 0);
+}
+
+static void save_segments(struct vcpu *vcpu, const struct guest_state *s, struct vmcb *v)
+{
+    v->es = vmcb12_put_segment(&s->seg[SEG_ES]);
+    v->cs = vmcb12_put_segment(&s->seg[SEG_CS]);
+    v->ss = vmcb12_put_segment(&s->seg[SEG_SS]);
+    v->ds = vmcb12_put_segment(&s->seg[SEG_DS]);
+    v->cpl = (u8)vcpu_cpl(vcpu);
+    v->gdtr.base = s->gdtr.base;
+    v->gdtr.limit = s->gdtr.limit;
+    v->idtr.base = s->idtr.base;
+    v->idtr.limit = s->idtr.limit;
+}
+
+static void save_state(struct vcpu *vcpu, struct vmcb *v)
+{
+    const struct guest_state *s =
+        vcpu_state(vcpu, GROUP_RIP | GROUP_CR | GROUP_CODE | GROUP_DATA | GROUP_TABLES |
+                             GROUP_EFER_PAT | GROUP_DEBUG | GROUP_BLOCKING | GROUP_CR2 | GROUP_DR);
+
+    save_segments(vcpu, s, v);
+    v->rip = s->rip;
+    v->rsp = s->rsp;
+    v->rax = vcpu->gpr[GPR_RAX];
+    v->rflags = s->rflags;
+    v->cr0 = s->cr0;
+    v->cr2 = vcpu->cr2;
+    v->cr3 = s->cr3;
+    v->cr4 = s->cr4;
+    v->efer = s->efer;
+    v->dr6 = vcpu->dr6;
+    v->dr7 = s->dr7;
+    v->interrupt_shadow = s->interruptibility & (BLOCK_STI | BLOCK_MOV_SS) ? 1 : 0;
+}
+
+static void save_virtual(const struct nested *n, struct vmcb *v)
+{
+    v->v_tpr = n->vmcb.v_tpr;
+    v->v_irq = n->vmcb.v_irq;
+}
+
+// What an exit leaves in the VMCB beside the state.
+static void write_exit(struct vmcb *v, u64 code, u64 info1, u64 info2, u64 intinfo)
+{
+    v->exitcode = code;
+    v->exitinfo1 = info1;
+    v->exitinfo2 = info2;
+    v->exitintinfo = intinfo;
+    v->eventinj &= ~SVM_EVENT_V;
+}
+
+// Where nRIP save is offered: the next instruction's address for instructions, else 0 (15.7.1).
+static void write_nrip(struct vcpu *vcpu, struct vmcb *v, const struct vm_exit *exit)
+{
+    if (!vmcb12_has(vcpu, SVM_FEATURE_NRIPS))
+        return;
+    v->nrip = 0;
+    if (!exit)
+        return;
+    v->nrip = exit->next_rip ? exit->next_rip : vcpu->cur->state.rip + exit->insn_len;
+    if (!exit->next_rip && !vcpu_mode_64bit(vcpu))
+        v->nrip = (u32)v->nrip;
+}
+
+// To where L1 goes on: behind its VMRUN, with the VMLOAD group that L2 had.
+static void leave(struct vcpu *vcpu)
+{
+    struct guest_state *l1;
+
+    vcpu->events.reinject.valid = false;
+    vcpu->events.exception.valid = false;
+    vcpu_state(vcpu, GROUP_SYSTEM | GROUP_SYSENTER);
+    nested_leave_l2(vcpu);
+    l1 = vcpu_modify(vcpu, GROUP_DEBUG | GROUP_SYSTEM | GROUP_SYSENTER);
+    vmcb12_hand_over(&vcpu->ctx[1].state, l1);
+    l1->dr7 = DR7_FIXED;
+    vcpu->gpr[GPR_RAX] = vcpu->nested->vmcb12_gpa;
+    vcpu->events.gif_clear = true;
+}
+
+void vmcb12_exit(struct vcpu *vcpu, u64 code, u64 info1, u64 info2, const struct vm_exit *exit)
+{
+    struct vmcb *v = in_memory(vcpu);
+
+    save_state(vcpu, v);
+    save_virtual(vcpu->nested, v);
+    write_exit(v, code, info1, info2, exitintinfo(&vcpu->events.reinject));
+    write_nrip(vcpu, v, exit);
+    v->insn_bytes_count = 0;
+    leave(vcpu);
+}
+
+void vmcb12_exit_invalid(struct vcpu *vcpu)
+{
+    write_exit(in_memory(vcpu), VMEXIT_INVALID, 0, 0, 0);
+    vcpu_modify(vcpu, GROUP_DEBUG)->dr7 = DR7_FIXED;
+    vcpu->events.gif_clear = true;
+}
