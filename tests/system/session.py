@@ -46,7 +46,7 @@ class Session:
         self.deadline = time.monotonic() + limit + 15  # tests/run's own limit comes first
         self.output = b""  # what the guest printed
         self.closed = []  # of stdout and stderr
-        self.seen = 0  # how much of it earlier waits have used up
+        self.seen = 0  # how much of its text earlier waits have used up
         self.nestor = b""  # what Nestor and tests/run printed
         command = [RUN, "--timeout", str(limit)] + [str(argument) for argument in arguments]
         log.write(b"$ %s\n" % " ".join(command).encode())
@@ -92,7 +92,7 @@ class Session:
         return True
 
     def text(self):
-        return ESCAPES.sub(b"", self.output[self.seen:].replace(b"\r", b""))
+        return ESCAPES.sub(b"", self.output.replace(b"\r", b""))[self.seen:]
 
     def wait(self, pattern, seconds=None):
         """Wait until the guest has printed `pattern` since the last wait; the match."""
@@ -100,7 +100,7 @@ class Session:
         while True:
             match = re.search(pattern, self.text())
             if match:
-                self.seen = len(self.output)
+                self.seen += match.end()
                 return match
             expect(time.monotonic() < limit, "no %r within %g seconds", pattern, seconds)
             if not self.pump(0.5):
