@@ -112,7 +112,7 @@ size: $(BUILD)/nestor
 
 clean:
 	rm -rf $(addprefix $(BUILD)/,$(DIRS) unit guests nestor nestor.* symbols.* builtin.dtb dsdt.* flags config \
-		pass1.functions system bench count check fuzz)
+		pass1.functions system l1 bench count check fuzz)
 
 -include $(OBJECTS:.o=.d)
 -include tests/guests/build.mk

@@ -50,7 +50,7 @@ check-all:
 LEVEL ?= check
 ONLY ?=
 .PHONY: check-built
-check-built: $(BUILD)/nestor unit guests fuzz-programs $(BUILD)/system/tiny.elf guest-files
+check-built: $(BUILD)/nestor unit guests fuzz-programs $(BUILD)/system/tiny.elf l1-files
 	@tests/system/check.py --level $(LEVEL) $(if $(ONLY),--only '$(ONLY)')
 
 fuzz:
@@ -80,4 +80,5 @@ $(BUILD)/system/tiny.elf: tests/system/tiny.c $(BUILD)/flags
 		-Wl,-Ttext=0x400000,--section-start=.multiboot=0x3ff000,--build-id=none,-z,noexecstack \
 		-Wl,--no-warn-rwx-segments -o $@ $<
 -include tests/bench/build.mk
+-include tests/l1/build.mk
 -include tests/fuzz/build.mk
