@@ -25,6 +25,8 @@ int load_image(struct load *load)
         return load_linux(load);
     if (load_is_multiboot(&load->kernel))
         return load_multiboot(load);
+    if (load_is_multiboot2(&load->kernel))
+        return load_multiboot2(load);
     return load_fail(load, "%s (%llu bytes): no bzImage and no Multiboot image", load->kernel.name,
                      (unsigned long long)load->kernel.size);
 }

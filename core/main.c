@@ -29,11 +29,14 @@ static void report_config_line(const char *line)
 
 static int read_config(void)
 {
-    const struct boot_module *module = boot_module_find("config");
+    const char *name = option_get("config");
+    const struct boot_module *module = boot_module_find(name ? name : "config");
     const void *dtb = module ? module->data : builtin_dtb_start;
     u64 size = module ? module->size : (u64)(builtin_dtb_end - builtin_dtb_start);
 
-    log_info("configuration: %s, %llu bytes", module ? "Multiboot2 module 'config'" : "built in",
+    if (name && !module)
+        log_error("option config=%s: there is no module %s", name, name);
+    log_info("configuration: %s, %llu bytes", module ? module->name : "built in",
              (unsigned long long)size);
     return config_parse(&config, dtb, size, report_config_line);
 }

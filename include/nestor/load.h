@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // Copyright (c) 2026 The Nestor authors
 //
-// Loading a guest: what the loaders (core/load_linux.c, core/load_multiboot.c) get and give. They
+// Loading a guest: what the loaders (core/load_linux.c, core/load_multiboot*.c) get and give. They
 // write guest RAM and the first state of vCPU 0 into struct load and touch nothing else, so that
 // tests can run them on the host. Every number in a file is taken for a lie until it is checked;
 // what fails leaves a sentence in `why` and gives -E_INVAL.
@@ -65,6 +65,8 @@ bool load_is_linux(const struct load_file *kernel);
 int load_linux(struct load *load);
 bool load_is_multiboot(const struct load_file *kernel);
 int load_multiboot(struct load *load);
+bool load_is_multiboot2(const struct load_file *kernel);
+int load_multiboot2(struct load *load);
 
 // --- what the loaders share (core/load_image.c) ---
 int load_fail(struct load *load, const char *fmt, ...) PRINTF_LIKE(2, 3); // always -E_INVAL

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // Copyright (c) 2026 The Nestor authors
-// unit-sources: core/load_image.c core/load_linux.c core/load_multiboot.c
+// unit-sources: core/load_image.c core/load_linux.c core/load_multiboot.c core/load_multiboot2.c core/load_plan.c
 //
 // The guest loaders: images made here, right ones whose every byte in guest RAM is looked up, and
 // wrong ones, one lie at a time; then thousands with random bytes changed. Guest RAM and files are
@@ -551,6 +551,143 @@ static void test_modules(void **state)
     }
 }
 
+// --- Multiboot2: the same ELF file with the other header ---
+
+enum { HEADER_2 = 0xa0, TAGS_2 = HEADER_2 + 16, RSDP = 0xe1230 };
+
+static void put_header_2(u32 length)
+{
+    const u32 header[] = {0xe85250d6, 0, length, 0u - 0xe85250d6 - length};
+
+    memcpy(image + HEADER_2, header, sizeof(header));
+}
+
+static void put_header_tag(size_t at, u16 type, u16 flags, u32 size)
+{
+    put(at, type, 2);
+    put(at + 2, flags, 2);
+    put(at + 4, size, 4);
+}
+
+// As Nestor's own: information wished for, modules aligned, an end.
+static void make_multiboot2(void)
+{
+    make_elf();
+    put(44, 3, 2);
+    memset(image + HEADER_2, 0, HEADER + 12 - HEADER_2);
+    put_header_2(16 + 24 + 8 + 8);
+    put_header_tag(TAGS_2, 1, 0, 20);
+    put(TAGS_2 + 8, 1, 4);
+    put(TAGS_2 + 12, 3, 4);
+    put(TAGS_2 + 16, 15, 4);
+    put_header_tag(TAGS_2 + 24, 6, 0, 8);
+    put_header_tag(TAGS_2 + 32, 0, 0, 8);
+    load.rsdp = RSDP;
+}
+
+// Where the payload of the `nth` tag of `type` is; `size` is the tag's.
+static gpa_t find_tag(u32 type, unsigned nth, u32 *size)
+{
+    gpa_t info = load.rbx, end = info + guest(info, 4);
+
+    for (gpa_t at = info + 8; at < end; at += (guest(at + 4, 4) + 7) & ~7ull) {
+        *size = (u32)guest(at + 4, 4);
+        if (guest(at, 4) == type && !nth--)
+            return at + 8;
+    }
+    fail_msg("no tag %u", type);
+    return 0;
+}
+
+static void test_multiboot2(void **state)
+{
+    u8 data[5000];
+    gpa_t at;
+    u32 size;
+
+    (void)state;
+    make_multiboot2();
+    memset(data, 'd', sizeof(data));
+    load.command_line = "loglevel=debug x";
+    load.files[load.file_count++] = (struct load_file){"config", "", data, sizeof(data)};
+    load.files[load.file_count++] = (struct load_file){"b", "x y", data, 1};
+    load.high_size = MIB(64);
+    assert_int_equal(run(), 0);
+    assert_int_equal(load.rax, 0x36d76289);
+    assert_int_equal(load.rip, 0x400010);
+    assert_int_equal(load.cr0, CR0_ET | CR0_PE);
+    assert_int_equal(load.rbx & 7, 0);
+    assert_string_equal(ram + find_tag(1, 0, &size), "loglevel=debug x");
+    assert_string_equal(ram + find_tag(2, 0, &size), "Nestor");
+    at = find_tag(3, 0, &size);
+    assert_int_equal(guest(at, 4), 0x402000);
+    assert_int_equal(guest(at + 4, 4), 0x402000 + sizeof(data));
+    assert_string_equal(ram + at + 8, "config");
+    assert_memory_equal(ram + 0x402000, data, sizeof(data));
+    at = find_tag(3, 1, &size);
+    assert_int_equal(guest(at, 4), 0x404000);
+    assert_string_equal(ram + at + 8, "b x y");
+    at = find_tag(4, 0, &size);
+    assert_int_equal(guest(at, 4), 639);
+    assert_int_equal(guest(at + 4, 4), 31 * 1024);
+    at = find_tag(6, 0, &size);
+    assert_int_equal(size, 16 + 4 * 24);
+    assert_int_equal(guest(at, 8), 24);
+    assert_int_equal(guest(at + 8 + 3 * 24, 8), 1ull << 32);
+    assert_int_equal(guest(at + 8 + 3 * 24 + 8, 8), MIB(64));
+    assert_int_equal(guest(at + 8 + 3 * 24 + 16, 8), 1);
+    assert_memory_equal(ram + find_tag(14, 0, &size), ram + RSDP, 20);
+    assert_memory_equal(ram + find_tag(15, 0, &size), ram + RSDP, 36);
+    assert_int_equal(size, 8 + 36);
+    at = find_tag(0, 0, &size);
+    assert_int_equal(at, load.rbx + guest(load.rbx, 4));
+}
+
+static const struct lie multiboot2_lies[] = {
+    {HEADER_2 + 12, 4, 0, "kernel (6160 bytes): no bzImage and no Multiboot image"},
+    {TAGS_2, 2, 3, "kernel: Multiboot2 header tag 3 is not supported"},
+    {TAGS_2, 2, 99, "kernel: Multiboot2 header tag 99 is not supported"},
+    {TAGS_2 + 4, 4, 7, "kernel: Multiboot2 header without an end"},
+    {TAGS_2 + 4, 4, ~0u, "kernel: Multiboot2 header without an end"},
+    {TAGS_2 + 12, 4, 17, "kernel: Multiboot2 information 17 is not supported"},
+    {TAGS_2 + 12, 4, 64, "kernel: Multiboot2 information 64 is not supported"},
+    {TAGS_2 + 32, 2, 6, "kernel: Multiboot2 header without an end"},
+    {24, 4, 0x10402000, "kernel: entry 0x10402000, not in any segment"},
+};
+
+static void test_multiboot2_lies(void **state)
+{
+    (void)state;
+    for (size_t i = 0; i < ARRAY_SIZE(multiboot2_lies); i++) {
+        make_multiboot2();
+        assert_int_equal(run(), 0);
+        put(multiboot2_lies[i].offset, multiboot2_lies[i].value, multiboot2_lies[i].size);
+        must_fail(multiboot2_lies[i].why);
+    }
+    make_multiboot2();
+    put_header_tag(TAGS_2, 3, 1, 20); // optional
+    assert_int_equal(run(), 0);
+    put_header_2(0x10000);
+    must_fail("kernel: Multiboot2 header for architecture 0, of 65536 bytes at 160");
+}
+
+// Lines that leave nearly no room: never out of the loader's own part.
+static void test_multiboot2_room(void **state)
+{
+    static char line[70000];
+
+    (void)state;
+    make_multiboot2();
+    memset(line, 'x', sizeof(line) - 1);
+    load.files[load.file_count++] = (struct load_file){"big", "", image, 1};
+    for (size_t size = 63800; size < 64512; size++) {
+        load.command_line = line + sizeof(line) - 1 - size;
+        memset(ram + LOAD_EBDA, 0xcc, 64);
+        assert_true(run() == 0 || load.why[0] != 0);
+        assert_int_equal(guest(LOAD_EBDA, 8), 0xcccccccccccccccc);
+    }
+}
+
 static void fuzz(void (*make)(void), size_t from, size_t to)
 {
     for (int round = 0; round < 1500; round++) {
@@ -571,6 +708,8 @@ static void test_random(void **state)
     fuzz(make_linux, 0x1f1, 0x268);
     fuzz(make_elf, 0, 0xcc);
     fuzz(make_flat, 0x20, 0x40);
+    fuzz(make_multiboot2, 0, HEADER);
+    fuzz(make_multiboot2, HEADER_2, TAGS_2 + 40);
 }
 
 int main(void)
@@ -588,6 +727,9 @@ int main(void)
         cmocka_unit_test(test_elf_segments),
         cmocka_unit_test(test_flat),
         cmocka_unit_test(test_modules),
+        cmocka_unit_test(test_multiboot2),
+        cmocka_unit_test(test_multiboot2_lies),
+        cmocka_unit_test(test_multiboot2_room),
         cmocka_unit_test(test_random),
     };
 
