@@ -61,6 +61,8 @@ static void as_exit(struct emulate_ctx *ctx)
         fill_cr(ctx, &exit.cr);
     else if (exit.kind == EXIT_INVLPG)
         exit.linear = ctx->linear;
+    else if (ctx->insn.has_modrm)
+        insn_exit_operand(&ctx->insn, ctx->next_rip, &exit.operand);
     if (!vcpu->level || !nested_reflect(vcpu, &exit))
         exit_handle(vcpu, &exit);
 }

@@ -540,6 +540,25 @@ bool insn_decode_current(struct vcpu *vcpu, struct insn *insn)
     return n > 0 && insn_decode(insn, bytes, (unsigned)n, decode_mode(vcpu)) == INSN_OK;
 }
 
+void insn_exit_operand(const struct insn *insn, u64 next_rip, struct exit_operand *op)
+{
+    bool relative = insn->has_mem && insn->base == INSN_REG_RIP;
+
+    *op = (struct exit_operand){
+        .known = true,
+        .is_reg = !insn->has_mem,
+        .seg = insn->seg,
+        .base = relative ? EXIT_GPR_UNKNOWN : insn->base, // INSN_REG_NONE is the same
+        .index = insn->index,
+        .scale = (u8)__builtin_ctz(insn->scale | 8),
+        .addr_size = insn->addr_size,
+        .op_size = insn->opsize,
+        .reg1 = insn->rm,
+        .reg2 = insn->reg,
+        .displacement = insn->disp + (relative ? (s64)next_rip : 0),
+    };
+}
+
 static bool op_expected(const struct exit_opcode *expected, u8 op)
 {
     for (unsigned i = 0; i < ARRAY_SIZE(expected->op); i++)

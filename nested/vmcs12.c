@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // Copyright (c) 2026 The Nestor authors
 //
-// VMX for guests: the VMX instructions as L1 executes them (SDM vol. 3 "VMX Instruction
-// Reference").
+// VMX for guests: the VMX instructions as L1 executes them, in the order of checks that their
+// "Operation" sections have (SDM vol. 3 "VMX Instruction Reference").
 
 #include "vmcs12.h"
 #include <arch/x86/msr.h>
@@ -10,21 +10,6 @@
 #include <nestor/guest_walk.h>
 #include <nestor/log.h>
 #include <nestor/string.h>
-
-// --- fields ---
-
-enum field_width { WIDTH_16, WIDTH_64, WIDTH_32, WIDTH_NATURAL };
-enum field_type { TYPE_CONTROL, TYPE_READ_ONLY, TYPE_GUEST, TYPE_HOST };
-
-static enum field_width field_width(u64 encoding)
-{
-    return encoding >> 13 & 3;
-}
-
-static enum field_type field_type(u64 encoding)
-{
-    return encoding >> 10 & 3;
-}
 
 static void vmcs12_cpuid(u32 leaf, u32 regs[4])
 {
@@ -74,100 +59,55 @@ static void vm_fail(struct vcpu *vcpu, struct vm_exit *exit, enum vmx_error erro
     finish(vcpu, exit, RFLAGS_ZF);
 }
 
-// --- operands ---
+// --- regions ---
 
-static u64 operand_address(struct vcpu *vcpu, const struct exit_operand *op)
+static bool bad_address(struct vcpu *vcpu, gpa_t gpa)
 {
-    const struct guest_state *s = vcpu_state(vcpu, GROUP_CODE | GROUP_DATA | GROUP_SYSTEM);
-    u64 offset = (u64)op->displacement;
-
-    if (op->base != EXIT_GPR_UNKNOWN)
-        offset += vcpu_gpr(vcpu, op->base);
-    if (op->index != EXIT_GPR_UNKNOWN)
-        offset += vcpu_gpr(vcpu, op->index) << op->scale;
-    if (op->addr_size < 8)
-        offset &= op->addr_size == 4 ? 0xffffffffull : 0xffffull;
-    if (vcpu_mode_64bit(vcpu))
-        return offset + (op->seg == SEG_FS || op->seg == SEG_GS ? s->seg[op->seg].base : 0);
-    return (u32)(offset + s->seg[op->seg].base);
+    return !IS_ALIGNED(gpa, PAGE_SIZE) || gpa >> cpuid_phys_bits(vcpu->vm);
 }
 
-static bool is_canonical(struct vcpu *vcpu, u64 la)
+// The first word of a region: revision identifier and shadow-VMCS indicator. Where there is no
+// memory, what a read gives there.
+static u32 first_word(struct vcpu *vcpu, gpa_t gpa)
 {
-    unsigned shift = cr_read_guest(vcpu, 4) & CR4_LA57 ? 7 : 16;
+    u32 word = ~0u;
 
-    return (u64)((s64)(la << shift) >> shift) == la;
+    guest_read_gpa(vcpu, gpa, &word, sizeof(word));
+    return word;
 }
 
-// Reads or writes the memory operand; false: a fault is injected.
-static bool operand_access(struct vcpu *vcpu, const struct exit_operand *op, u64 *value,
-                           unsigned size, bool write)
+static bool supports_fixed(struct vcpu *vcpu, u32 fixed0, u64 value)
 {
-    u64 la = operand_address(vcpu, op);
-    int err;
-
-    if (!is_canonical(vcpu, la) || !is_canonical(vcpu, la + size - 1)) {
-        vcpu_inject_exception(vcpu, op->seg == SEG_SS ? VECTOR_SS : VECTOR_GP, true, 0);
-        return false;
-    }
-    err = write ? guest_write_linear(vcpu, la, value, size, 0)
-                : guest_read_linear(vcpu, la, value, size, 0);
-    if (err && !vcpu->events.exception.valid)
-        vm_stop(vcpu->vm, vcpu, "operand of a VMX instruction is not in RAM");
-    return !err;
+    return !(vmcs12_capability(vcpu, fixed0) & ~value) &&
+           !(value & ~vmcs12_capability(vcpu, fixed0 + 1));
 }
 
-// --- the instructions ---
-
-static bool may_execute(struct vcpu *vcpu)
+static bool vmxon_allowed(struct vcpu *vcpu)
 {
+    const u64 needed = FEATURE_CONTROL_LOCK | FEATURE_CONTROL_VMX_OUTSIDE_SMX;
     const struct guest_state *s = vcpu_state(vcpu, GROUP_CR | GROUP_RIP);
 
-    if (!vcpu->nested->vmxon || !(s->cr0 & CR0_PE) || (s->rflags & RFLAGS_VM) ||
-        (vcpu_mode_long(vcpu) && !vcpu_mode_64bit(vcpu))) {
-        vcpu_inject_ud(vcpu);
-        return false;
-    }
-    if (vcpu_cpl(vcpu)) {
-        vcpu_inject_gp0(vcpu);
-        return false;
-    }
-    return true;
-}
-
-static bool bad_region(struct vcpu *vcpu, gpa_t gpa)
-{
-    return !IS_ALIGNED(gpa, PAGE_SIZE) || !vm_ram_ptr(vcpu->vm, gpa, PAGE_SIZE);
+    return !vcpu_cpl(vcpu) && supports_fixed(vcpu, MSR_VMX_CR0_FIXED0, s->cr0) &&
+           supports_fixed(vcpu, MSR_VMX_CR4_FIXED0, s->cr4) &&
+           (vcpu->nested->feature_control & needed) == needed;
 }
 
 static void run_vmxon(struct vcpu *vcpu, struct vm_exit *exit)
 {
     struct nested *n = vcpu->nested;
-    const struct guest_state *s = vcpu_state(vcpu, GROUP_CR | GROUP_RIP);
     gpa_t gpa = 0;
-    u32 revision = 0;
 
-    if (!(s->cr0 & CR0_PE) || !(s->cr4 & CR4_VMXE) || (s->rflags & RFLAGS_VM) ||
-        (vcpu_mode_long(vcpu) && !vcpu_mode_64bit(vcpu))) {
-        vcpu_inject_ud(vcpu);
-        return;
-    }
-    if (n->vmxon) {
-        if (vcpu_cpl(vcpu))
-            vcpu_inject_gp0(vcpu);
-        else
-            vm_fail(vcpu, exit, VMX_ERROR_VMXON_ROOT);
-        return;
-    }
-    if (vcpu_cpl(vcpu) || (~s->cr0 & vmcs12_capability(vcpu, MSR_VMX_CR0_FIXED0)) ||
-        (~n->feature_control & (FEATURE_CONTROL_LOCK | FEATURE_CONTROL_VMX_OUTSIDE_SMX))) {
+    if (!n->vmxon && !vmxon_allowed(vcpu)) {
         vcpu_inject_gp0(vcpu);
         return;
     }
-    if (!operand_access(vcpu, &exit->operand, &gpa, 8, false))
+    if (n->vmxon) {
+        vm_fail(vcpu, exit, VMX_ERROR_VMXON_ROOT);
         return;
-    if (bad_region(vcpu, gpa) || guest_read_gpa(vcpu, gpa, &revision, 4) ||
-        revision != VMCS12_REVISION) {
+    }
+    if (!vmcs12_operand_read(vcpu, exit, &gpa, 8))
+        return;
+    if (bad_address(vcpu, gpa) || first_word(vcpu, gpa) != VMCS12_REVISION) {
         finish(vcpu, exit, RFLAGS_CF);
         return;
     }
@@ -199,9 +139,9 @@ static void run_vmclear(struct vcpu *vcpu, struct vm_exit *exit)
     u32 clear = 0;
     gpa_t gpa = 0;
 
-    if (!operand_access(vcpu, &exit->operand, &gpa, 8, false))
+    if (!vmcs12_operand_read(vcpu, exit, &gpa, 8))
         return;
-    if (bad_region(vcpu, gpa)) {
+    if (bad_address(vcpu, gpa)) {
         vm_fail(vcpu, exit, VMX_ERROR_VMCLEAR_ADDRESS);
         return;
     }
@@ -215,15 +155,22 @@ static void run_vmclear(struct vcpu *vcpu, struct vm_exit *exit)
     vm_succeed(vcpu, exit);
 }
 
+static bool revision_supported(struct vcpu *vcpu, u32 word)
+{
+    bool shadowing =
+        vmcs12_capability(vcpu, MSR_VMX_PROCBASED_CTLS2) >> 32 & SECONDARY_VMCS_SHADOWING;
+
+    return (word & ~(shadowing ? (u32)VMCS12_SHADOW : 0)) == VMCS12_REVISION;
+}
+
 static void run_vmptrld(struct vcpu *vcpu, struct vm_exit *exit)
 {
     struct nested *n = vcpu->nested;
     gpa_t gpa = 0;
-    u32 revision = 0;
 
-    if (!operand_access(vcpu, &exit->operand, &gpa, 8, false))
+    if (!vmcs12_operand_read(vcpu, exit, &gpa, 8))
         return;
-    if (bad_region(vcpu, gpa)) {
+    if (bad_address(vcpu, gpa)) {
         vm_fail(vcpu, exit, VMX_ERROR_VMPTRLD_ADDRESS);
         return;
     }
@@ -231,12 +178,12 @@ static void run_vmptrld(struct vcpu *vcpu, struct vm_exit *exit)
         vm_fail(vcpu, exit, VMX_ERROR_VMPTRLD_VMXON);
         return;
     }
-    guest_read_gpa(vcpu, gpa, &revision, sizeof(revision));
-    if (revision != VMCS12_REVISION) {
-        vm_fail(vcpu, exit, VMX_ERROR_VMPTRLD_REVISION);
-        return;
-    }
+    // the copy of the current VMCS knows better than memory
     if (gpa != n->current) {
+        if (!revision_supported(vcpu, first_word(vcpu, gpa))) {
+            vm_fail(vcpu, exit, VMX_ERROR_VMPTRLD_REVISION);
+            return;
+        }
         put_current(vcpu);
         guest_read_gpa(vcpu, gpa, &n->vmcs, sizeof(n->vmcs));
         n->current = gpa;
@@ -246,15 +193,28 @@ static void run_vmptrld(struct vcpu *vcpu, struct vm_exit *exit)
 
 static void run_vmptrst(struct vcpu *vcpu, struct vm_exit *exit)
 {
-    u64 value = vcpu->nested->current;
-
-    if (operand_access(vcpu, &exit->operand, &value, 8, true))
+    if (vmcs12_operand_write(vcpu, exit, &vcpu->nested->current, 8))
         vm_succeed(vcpu, exit);
 }
 
-static u64 field_operand(struct vcpu *vcpu, const struct exit_operand *op)
+// --- fields ---
+
+enum field_width { WIDTH_16, WIDTH_64, WIDTH_32, WIDTH_NATURAL };
+enum field_type { TYPE_CONTROL, TYPE_READ_ONLY, TYPE_GUEST, TYPE_HOST };
+
+static enum field_width field_width(u64 encoding)
 {
-    u64 value = vcpu_gpr(vcpu, op->reg2);
+    return encoding >> 13 & 3;
+}
+
+static enum field_type field_type(u64 encoding)
+{
+    return encoding >> 10 & 3;
+}
+
+static u64 register_value(struct vcpu *vcpu, unsigned reg)
+{
+    u64 value = vcpu_gpr(vcpu, reg);
 
     return vcpu_mode_64bit(vcpu) ? value : (u32)value;
 }
@@ -262,7 +222,7 @@ static u64 field_operand(struct vcpu *vcpu, const struct exit_operand *op)
 // NULL: there is no such field. Bit 0 names the high half of a 64-bit field.
 static u64 *field_slot(struct nested *n, u64 encoding)
 {
-    if (encoding >> 32 || ((encoding & 1) && field_width((u32)encoding) != WIDTH_64))
+    if (encoding >> 32 || ((encoding & 1) && field_width(encoding) != WIDTH_64))
         return NULL;
     return vmcs12_field(n, (u32)encoding & ~1u);
 }
@@ -284,12 +244,15 @@ static void run_vmread(struct vcpu *vcpu, struct vm_exit *exit)
     struct nested *n = vcpu->nested;
     const struct exit_operand *op = &exit->operand;
     unsigned size = vcpu_mode_64bit(vcpu) ? 8 : 4;
-    u64 encoding = field_operand(vcpu, op), *slot, value;
+    u64 encoding, *slot, value;
 
+    if (!vmcs12_operand(vcpu, exit))
+        return;
     if (n->current == VMCS12_NONE) {
         finish(vcpu, exit, RFLAGS_CF);
         return;
     }
+    encoding = register_value(vcpu, op->reg2);
     slot = field_slot(n, encoding);
     if (!slot) {
         vm_fail(vcpu, exit, VMX_ERROR_UNSUPPORTED_FIELD);
@@ -300,32 +263,40 @@ static void run_vmread(struct vcpu *vcpu, struct vm_exit *exit)
         value = (u32)value;
     if (op->is_reg)
         vcpu_set_gpr(vcpu, op->reg1, value);
-    else if (!operand_access(vcpu, op, &value, size, true))
+    else if (!vmcs12_operand_write(vcpu, exit, &value, size))
         return;
     vm_succeed(vcpu, exit);
+}
+
+static bool is_writable(struct vcpu *vcpu, u64 encoding)
+{
+    return field_type(encoding) != TYPE_READ_ONLY ||
+           (vmcs12_capability(vcpu, MSR_VMX_MISC) & VMX_MISC_VMWRITE_ANY);
 }
 
 static void run_vmwrite(struct vcpu *vcpu, struct vm_exit *exit)
 {
     struct nested *n = vcpu->nested;
     const struct exit_operand *op = &exit->operand;
-    unsigned size = vcpu_mode_64bit(vcpu) ? 8 : 4;
-    u64 encoding = field_operand(vcpu, op), *slot, value = 0;
+    u64 encoding, *slot, value = 0;
 
+    if (!vmcs12_operand(vcpu, exit))
+        return;
     if (n->current == VMCS12_NONE) {
         finish(vcpu, exit, RFLAGS_CF);
         return;
     }
     if (op->is_reg)
-        value = size == 8 ? vcpu_gpr(vcpu, op->reg1) : (u32)vcpu_gpr(vcpu, op->reg1);
-    else if (!operand_access(vcpu, op, &value, size, false))
+        value = register_value(vcpu, op->reg1);
+    else if (!vmcs12_operand_read(vcpu, exit, &value, vcpu_mode_64bit(vcpu) ? 8 : 4))
         return;
+    encoding = register_value(vcpu, op->reg2);
     slot = field_slot(n, encoding);
     if (!slot) {
         vm_fail(vcpu, exit, VMX_ERROR_UNSUPPORTED_FIELD);
         return;
     }
-    if (field_type(encoding) == TYPE_READ_ONLY) {
+    if (!is_writable(vcpu, encoding)) {
         vm_fail(vcpu, exit, VMX_ERROR_READ_ONLY_FIELD);
         return;
     }
@@ -336,63 +307,150 @@ static void run_vmwrite(struct vcpu *vcpu, struct vm_exit *exit)
     vm_succeed(vcpu, exit);
 }
 
-// VMLAUNCH, VMRESUME: the checks in the SDM's order ("Basic VM-Entry Checks"), then the controls,
-// host state, guest state.
+// --- INVEPT, INVVPID ---
+
+// L2's translations: all go, whatever EPTP or VPID they belong to.
+static void vmcs12_flush_ept(struct vcpu *vcpu, bool all, u64 eptp)
+{
+    (void)all, (void)eptp;
+    vcpu->ctx[1].flush |= TLB_FLUSH_GUEST;
+}
+
+static void vmcs12_flush_vpid(struct vcpu *vcpu, enum invvpid_type type, u16 vpid, u64 address)
+{
+    (void)type, (void)vpid, (void)address;
+    vcpu->ctx[1].flush |= TLB_FLUSH_GUEST;
+}
+
+struct invalidation {
+    u64 low, high;
+};
+
+static void run_invept(struct vcpu *vcpu, struct vm_exit *exit)
+{
+    u64 cap = vmcs12_capability(vcpu, MSR_VMX_EPT_VPID_CAP), type;
+    struct invalidation d;
+
+    if (!vmcs12_operand(vcpu, exit))
+        return;
+    type = register_value(vcpu, exit->operand.reg2);
+    if (type > INVEPT_ALL || !(cap >> 24 & BIT(type) & (BIT(INVEPT_SINGLE) | BIT(INVEPT_ALL)))) {
+        vm_fail(vcpu, exit, VMX_ERROR_INVALID_OPERAND);
+        return;
+    }
+    if (!vmcs12_operand_read(vcpu, exit, &d, sizeof(d)))
+        return;
+    if (type == INVEPT_SINGLE && !vmcs12_eptp_valid(vcpu, d.low)) {
+        vm_fail(vcpu, exit, VMX_ERROR_INVALID_OPERAND);
+        return;
+    }
+    vmcs12_flush_ept(vcpu, type == INVEPT_ALL, d.low);
+    vm_succeed(vcpu, exit);
+}
+
+static bool bad_invvpid(struct vcpu *vcpu, u64 type, const struct invalidation *d)
+{
+    unsigned bits = vmcs12_capability(vcpu, MSR_VMX_CR4_FIXED1) & CR4_LA57 ? 57 : 48;
+
+    if (d->low >> 16 || (type != INVVPID_ALL && !d->low))
+        return true;
+    return type == INVVPID_ADDRESS &&
+           (u64)((s64)(d->high << (64 - bits)) >> (64 - bits)) != d->high;
+}
+
+static void run_invvpid(struct vcpu *vcpu, struct vm_exit *exit)
+{
+    u64 cap = vmcs12_capability(vcpu, MSR_VMX_EPT_VPID_CAP), type;
+    struct invalidation d;
+
+    if (!vmcs12_operand(vcpu, exit))
+        return;
+    type = register_value(vcpu, exit->operand.reg2);
+    if (type > INVVPID_SINGLE_GLOBAL || !(cap >> 40 & BIT(type))) {
+        vm_fail(vcpu, exit, VMX_ERROR_INVALID_OPERAND);
+        return;
+    }
+    if (!vmcs12_operand_read(vcpu, exit, &d, sizeof(d)))
+        return;
+    if (bad_invvpid(vcpu, type, &d)) {
+        vm_fail(vcpu, exit, VMX_ERROR_INVALID_OPERAND);
+        return;
+    }
+    vmcs12_flush_vpid(vcpu, (enum invvpid_type)type, (u16)d.low, d.high);
+    vm_succeed(vcpu, exit);
+}
+
+// --- VMLAUNCH, VMRESUME ---
+
+// 0, or why the entry fails before VMCS12 is looked at ("Basic VM-Entry Checks").
+static enum vmx_error entry_state(struct vcpu *vcpu, bool launch)
+{
+    if (vcpu_state(vcpu, GROUP_BLOCKING)->interruptibility & BLOCK_MOV_SS)
+        return VMX_ERROR_ENTRY_MOV_SS;
+    if (launch == (vcpu->nested->vmcs.launched != 0))
+        return launch ? VMX_ERROR_LAUNCH_NOT_CLEAR : VMX_ERROR_RESUME_NOT_LAUNCHED;
+    if (vmcs12_check_controls(vcpu))
+        return VMX_ERROR_CONTROLS;
+    return vmcs12_check_host(vcpu) ? VMX_ERROR_HOST_STATE : 0;
+}
+
 static void run_entry(struct vcpu *vcpu, struct vm_exit *exit)
 {
     struct nested *n = vcpu->nested;
-    bool launch = exit->kind == EXIT_VMLAUNCH;
+    enum vmx_error error;
+    u64 qualification;
 
-    if (n->current == VMCS12_NONE) {
+    if (n->current == VMCS12_NONE || (n->vmcs.revision & VMCS12_SHADOW)) {
         finish(vcpu, exit, RFLAGS_CF);
         return;
     }
-    if (vcpu_state(vcpu, GROUP_BLOCKING)->interruptibility & BLOCK_MOV_SS) {
-        vm_fail(vcpu, exit, VMX_ERROR_ENTRY_MOV_SS);
+    error = entry_state(vcpu, exit->kind == EXIT_VMLAUNCH);
+    if (error) {
+        vm_fail(vcpu, exit, error);
         return;
     }
-    if (launch == (n->vmcs.launched != 0)) {
-        vm_fail(vcpu, exit, launch ? VMX_ERROR_LAUNCH_NOT_CLEAR : VMX_ERROR_RESUME_NOT_LAUNCHED);
-        return;
-    }
-    if (vmcs12_check_controls(vcpu)) {
-        vm_fail(vcpu, exit, VMX_ERROR_CONTROLS);
-        return;
-    }
-    if (vmcs12_check_host(vcpu)) {
-        vm_fail(vcpu, exit, VMX_ERROR_HOST_STATE);
-        return;
-    }
-    vm_succeed(vcpu,
-               exit); // L1's RIP is behind the instruction; the exit loads it from VMCS12 anyway
-    if (vmcs12_check_guest(vcpu))
-        vmcs12_entry_failed(vcpu, REASON_INVALID_GUEST_STATE, 0);
+    vm_succeed(vcpu, exit); // L1's RIP is behind the instruction; the exit loads it anyway
+    if (vmcs12_check_guest(vcpu, &qualification))
+        vmcs12_entry_failed(vcpu, REASON_INVALID_GUEST_STATE, qualification);
     else
         vmcs12_enter(vcpu);
 }
 
+// --- all of them ---
+
 typedef void (*instruction_fn)(struct vcpu *vcpu, struct vm_exit *exit);
 
 static const instruction_fn instructions[EXIT_KIND_COUNT] = {
-    [EXIT_VMXOFF] = run_vmxoff,   [EXIT_VMCLEAR] = run_vmclear, [EXIT_VMPTRLD] = run_vmptrld,
-    [EXIT_VMPTRST] = run_vmptrst, [EXIT_VMREAD] = run_vmread,   [EXIT_VMWRITE] = run_vmwrite,
-    [EXIT_VMLAUNCH] = run_entry,  [EXIT_VMRESUME] = run_entry,
+    [EXIT_VMXON] = run_vmxon,     [EXIT_VMXOFF] = run_vmxoff,   [EXIT_VMCLEAR] = run_vmclear,
+    [EXIT_VMPTRLD] = run_vmptrld, [EXIT_VMPTRST] = run_vmptrst, [EXIT_VMREAD] = run_vmread,
+    [EXIT_VMWRITE] = run_vmwrite, [EXIT_VMLAUNCH] = run_entry,  [EXIT_VMRESUME] = run_entry,
+    [EXIT_INVEPT] = run_invept,   [EXIT_INVVPID] = run_invvpid,
 };
+
+// Whether the instruction is there: in protected mode, not in virtual-8086 or compatibility mode;
+// VMXON with CR4.VMXE, the others in VMX operation; INVEPT and INVVPID if they are supported.
+static bool recognized(struct vcpu *vcpu, u8 kind)
+{
+    const struct guest_state *s = vcpu_state(vcpu, GROUP_CR | GROUP_RIP);
+    u64 cap = vmcs12_capability(vcpu, MSR_VMX_EPT_VPID_CAP);
+
+    if (!instructions[kind] || !(s->cr0 & CR0_PE) || (s->rflags & RFLAGS_VM) ||
+        (vcpu_mode_long(vcpu) && !vcpu_mode_64bit(vcpu)))
+        return false;
+    if ((kind == EXIT_INVEPT && !(cap & EPT_CAP_INVEPT)) ||
+        (kind == EXIT_INVVPID && !(cap & VPID_CAP_INVVPID)))
+        return false;
+    return kind == EXIT_VMXON ? s->cr4 & CR4_VMXE : vcpu->nested->vmxon;
+}
 
 static void vmcs12_instruction(struct vcpu *vcpu, struct vm_exit *exit)
 {
-    instruction_fn run = instructions[exit->kind];
-
-    if (exit->kind == EXIT_VMXON) {
-        run_vmxon(vcpu, exit);
-        return;
-    }
-    if (!run) { // INVEPT, INVVPID are not offered
+    if (!recognized(vcpu, exit->kind))
         vcpu_inject_ud(vcpu);
-        return;
-    }
-    if (may_execute(vcpu))
-        run(vcpu, exit);
+    else if (vcpu_cpl(vcpu))
+        vcpu_inject_gp0(vcpu);
+    else
+        instructions[exit->kind](vcpu, exit);
 }
 
 const struct nested_ops vmcs12_ops = {

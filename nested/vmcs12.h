@@ -3,7 +3,7 @@
 //
 // VMCS12: the VMCS of a guest hypervisor, as Nestor keeps it (fields by encoding, SDM vol. 3
 // appendix B), the controls that Nestor offers, and what vmcs12's files share.
-// nested/vmcs12.c: instructions; vmcs12_fields.c: which fields there are; vmcs12_caps.c: the
+// nested/vmcs12.c: instructions; vmcs12_operand.c: their operands; vmcs12_fields.c: which fields there are; vmcs12_caps.c: the
 // capability MSRs; vmcs12_check*.c: the checks of VM entry; the rest: vmcs12_switch.h.
 
 #pragma once
@@ -16,7 +16,8 @@
 static const u8 vmcs12_groups[17] = {0,  5,   5,   16,  23,  58,  59,  72, 76,
                                      94, 102, 126, 127, 135, 141, 164, 179};
 enum { VMCS12_REVISION = 0x4e455354, VMCS12_FIELDS = 179, VMCS12_CAPABILITIES = 18 };
-#define VMCS12_NONE (~0ull)
+#define VMCS12_NONE   (~0ull)
+#define VMCS12_SHADOW BIT(31) // in `revision`: the shadow-VMCS indicator
 
 static inline unsigned vmcs12_group(u32 encoding)
 {
@@ -79,6 +80,13 @@ static inline u32 vmcs12_secondary(const struct nested *n)
                : 0;
 }
 
+// Makes sure that the exit's operand is known. False (here and below): a fault is injected, or the
+// guest executes the instruction again.
+bool vmcs12_operand(struct vcpu *vcpu, struct vm_exit *exit);
+bool vmcs12_operand_read(struct vcpu *vcpu, struct vm_exit *exit, void *value, unsigned size);
+bool vmcs12_operand_write(struct vcpu *vcpu, struct vm_exit *exit, const void *value,
+                          unsigned size);
+
 // VM-instruction error numbers (SDM vol. 3 "VM Instruction Error Numbers").
 enum vmx_error {
     VMX_ERROR_VMCALL_ROOT = 1,
@@ -98,10 +106,13 @@ enum vmx_error {
     VMX_ERROR_INVALID_OPERAND = 28,
 };
 
-// Each returns 0, or what to report. Nothing is changed.
-int vmcs12_check_controls(struct vcpu *vcpu); // VMX_ERROR_CONTROLS
-int vmcs12_check_host(struct vcpu *vcpu);     // VMX_ERROR_HOST_STATE
-int vmcs12_check_guest(struct vcpu *vcpu);    // exit reason 33; *qualification 0
+// The checks of VM entry, in the order of the SDM: each returns the name of the first that fails,
+// NULL if all pass. Nothing is changed.
+const char *vmcs12_check_controls(struct vcpu *vcpu);                  // VMX_ERROR_CONTROLS
+const char *vmcs12_check_host(struct vcpu *vcpu);                      // VMX_ERROR_HOST_STATE
+const char *vmcs12_check_guest(struct vcpu *vcpu, u64 *qualification); // exit reason 33
+// Whether an entry would take this EPTP; INVEPT asks too.
+bool vmcs12_eptp_valid(const struct vcpu *vcpu, u64 eptp);
 
 void vmcs12_enter(struct vcpu *vcpu);
 // The exit to L1.

@@ -117,6 +117,9 @@ int guest_write_linear(struct vcpu *vcpu, gva_t la, const void *buf, unsigned si
 // Fetches and decodes the instruction at RIP; false: a fault is injected, or it is no instruction.
 struct insn;
 bool insn_decode_current(struct vcpu *vcpu, struct insn *insn);
+// Its operand as a VMX exit's instruction information and displacement would have it.
+struct exit_operand;
+void insn_exit_operand(const struct insn *insn, u64 next_rip, struct exit_operand *op);
 // The same for an exit in 64-bit code, from what has been decoded before; NULL where the page of RIP
 // is not known, or it is no instruction. Until the next call.
 const struct insn *insn_known(struct vcpu *vcpu, const struct vm_exit *exit);

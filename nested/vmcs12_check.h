@@ -1,0 +1,77 @@
+// SPDX-License-Identifier: BSD-2-Clause
+// Copyright (c) 2026 The Nestor authors
+//
+// How the checks of VM entry are written down (vmcs12_check.c: controls; vmcs12_check_host.c;
+// vmcs12_check_guest.c): tables in the SDM's groups and order, one row for each check.
+
+#pragma once
+
+#include "vmcs12.h"
+#include <arch/x86/regs.h>
+
+// The words that a row may depend on. Secondary controls count as 0 unless activated.
+enum check_word { WORD_NONE, WORD_PIN, WORD_PRIMARY, WORD_SECONDARY, WORD_EXIT, WORD_ENTRY };
+
+struct check {
+    struct vcpu *vcpu;
+    const struct nested *n;
+    u64 word[WORD_ENTRY + 1];
+    u8 phys_bits, linear_bits;
+    bool unrestricted, ia32e, v8086;
+};
+
+// A row counts if `word` is WORD_NONE or has any of `bits`; it refuses the entry if fails() is true.
+struct check_row {
+    const char *name; // the SDM's words for what must hold
+    bool (*fails)(const struct check *c, const struct check_row *row);
+    u8 word;
+    u8 qualification; // of exit reason 33
+    u32 bits;
+    u16 field;
+    u64 arg;
+};
+
+// The first row that fails, NULL if none does.
+const struct check_row *check_first(struct vcpu *vcpu, const struct check_row *rows,
+                                    unsigned count);
+
+static inline u64 get(const struct check *c, enum vmcs_field field)
+{
+    return vmcs12_read(c->n, field);
+}
+
+static inline u64 field_of(const struct check *c, const struct check_row *row)
+{
+    return get(c, (enum vmcs_field)row->field);
+}
+
+static inline u64 capability(const struct check *c, u32 msr)
+{
+    return vmcs12_capability(c->vcpu, msr);
+}
+
+// An address whose low bits are not 0 or that has bits beyond the physical-address width.
+static inline bool bad_address(const struct check *c, u64 address, u64 low)
+{
+    return (address & low) || address >> c->phys_bits;
+}
+
+static inline bool is_sign_extended(u64 address, unsigned bits)
+{
+    return (u64)((s64)(address << (64 - bits)) >> (64 - bits)) == address;
+}
+
+// --- for rows of any group ---
+
+// `field` has bits of `arg`.
+bool check_reserved(const struct check *c, const struct check_row *row);
+bool check_zero(const struct check *c, const struct check_row *row); // `field` is 0
+// An address; `arg`: the low bits that must be 0.
+bool check_address(const struct check *c, const struct check_row *row);
+bool check_canonical(const struct check *c, const struct check_row *row); // an address that is not
+bool check_pat(const struct check *c, const struct check_row *row);
+bool check_cr0(const struct check *c, const struct check_row *row); // fixed bits
+bool check_cr4(const struct check *c, const struct check_row *row);
+bool check_s_cet(const struct check *c, const struct check_row *row);
+
+#define EFER_KNOWN (EFER_SCE | EFER_LME | EFER_LMA | EFER_NX)
