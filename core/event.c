@@ -282,7 +282,8 @@ static void inject_interrupt(struct vcpu *vcpu, int vector)
     inject(vcpu, &(struct event){.valid = true, .vector = (u8)vector, .type = EVENT_INTERRUPT});
 }
 
-// The CPU delivers the LAPIC's interrupts itself; only the PIC's are injected, and go first.
+// The CPU delivers the LAPIC's interrupts itself; only the PIC's are injected, and go first. A leaky
+// CPU is not to know of one that the guest can't take at once.
 static void deliver_accelerated(struct vcpu *vcpu)
 {
     struct vcpu_events *ev = &vcpu->events;
@@ -302,6 +303,10 @@ static void deliver_accelerated(struct vcpu *vcpu)
     else if (ready && open && vcpu->cur->state.activity != ACTIVITY_ACTIVE)
         vcpu_modify(vcpu, GROUP_BLOCKING)->activity = ACTIVITY_ACTIVE;
     vcpu->cur->ctl.interrupt_window |= ev->interrupts_check;
+    if (ready && unlikely(vcpu->apic.leaky)) {
+        ev->interrupts_check = true; // as long as it waits
+        vcpu->cur->ctl.interrupt_window |= !open || vcpu->cur->ctl.inject.valid;
+    }
 }
 
 // An interrupt that L2's IF does not mask: no window tells when it can be taken.

@@ -291,6 +291,7 @@ static void on_apic_write(struct vcpu *vcpu, struct vm_exit *exit)
 static void on_eoi(struct vcpu *vcpu, struct vm_exit *exit)
 {
     lapic_ended(vcpu, exit->vector);
+    vcpu->events.interrupts_check = true; // on a leaky CPU the next one's way may be free
 }
 
 static void on_triple_fault(struct vcpu *vcpu, struct vm_exit *exit)

@@ -85,17 +85,37 @@ static void give_registers(struct lapic *lapic)
     __atomic_store_n(&lapic->in_page, true, __ATOMIC_RELEASE);
 }
 
+// Whether the end of one interrupt may be the turn of another.
+static bool one_behind_another(const struct lapic *lapic)
+{
+    const struct apic_accel *apic = &lapic->vcpu->apic;
+    u32 behind = apic->in_service;
+
+    for (unsigned i = 0; i < VECTOR_WORDS; i++) {
+        u32 first = apic->requesting / 32 == i ? 1u << apic->requesting % 32 : 0;
+
+        behind |= *page_vectors(lapic, APIC_IRR, i) & ~first;
+    }
+    return apic->requesting && behind;
+}
+
 // Whose EOI the CPU is not to keep to itself: the level-triggered ones.
 static void follow_tmr(struct lapic *lapic)
 {
     struct apic_accel *apic = &lapic->vcpu->apic;
+    u64 others = unlikely(apic->leaky) && one_behind_another(lapic) ? ~0ull : 0;
+    u64 tmr[4], different = 0;
 
-    if (!memcmp(apic->eoi_exit, lapic->s.tmr, sizeof(apic->eoi_exit)))
+    for (unsigned i = 0; i < ARRAY_SIZE(tmr); i++) {
+        tmr[i] = __atomic_load_n(&lapic->s.tmr[i], __ATOMIC_ACQUIRE);
+        different |= apic->eoi_exit[i] ^ (tmr[i] | others);
+    }
+    if (likely(!different))
         return;
-    for (unsigned i = 0; i < ARRAY_SIZE(apic->eoi_exit); i++)
-        apic->eoi_exit[i] = __atomic_load_n(&lapic->s.tmr[i], __ATOMIC_ACQUIRE);
+    for (unsigned i = 0; i < ARRAY_SIZE(tmr); i++)
+        apic->eoi_exit[i] = tmr[i] | others;
     apic->eoi_exit_new = true;
-    vectors_to_page(lapic, APIC_TMR, apic->eoi_exit);
+    vectors_to_page(lapic, APIC_TMR, tmr);
 }
 
 void lapic_post_fixed(struct lapic *lapic, u8 vector)
@@ -140,9 +160,9 @@ bool irq_hand_over(struct vcpu *vcpu)
         give_registers(lapic);
     irq_take_posted(vcpu);
     empty_inbox(lapic->s.irr, lapic);
-    follow_tmr(lapic); // after it: TMR is written before IRR
     apic->requesting = page_highest(lapic, APIC_IRR);
     apic->in_service = page_highest(lapic, APIC_ISR);
+    follow_tmr(lapic); // behind the inbox: TMR is written before IRR
     backend->apic_update(vcpu);
     return apic->requesting >> 4 > MAX(apic->in_service, *page_reg(lapic, APIC_TPR)) >> 4;
 }

@@ -17,21 +17,34 @@ static u8 x2apic_bitmap[PAGE_SIZE] ALIGNED(PAGE_SIZE);
 
 #define DELIVERY (SECONDARY_APIC_REGISTERS | SECONDARY_INTERRUPT_DELIVERY)
 
+// Bochs, 2.7 and 3: an external interrupt that arrives while a virtual interrupt is pending delivers
+// that one, with RFLAGS.IF = 0 as well (its InterruptAcknowledge asks what is pending, not what is
+// unmasked; SDM "Recognition and Delivery of Virtual Interrupts" wants IF = 1), and Linux then hangs
+// in a lock. Such a CPU gets to know of a virtual interrupt only when the guest can take it at once:
+// an interrupt window tells when (core/event.c), an EOI with one more behind it exits
+// (devices/lapic_accel.c), so do a self-IPI and the writes of TPR. The APIC-access page has no
+// control for these two, so xAPIC mode is left to the model; and nothing is posted. It costs exits
+// and nothing else if another CPU happens to have this VMCS revision. apicv=on does without it all.
+enum { LEAKY_VMCS_REVISION = 0x2b };
+
 void vmx_apic_probe(struct vmx_caps *caps)
 {
     const u32 *allowed = caps->controls.allowed;
     u32 secondary = allowed[CONTROL_SECONDARY];
 
-    // Not by default: Linux hung with it now and then on Bochs 2.7, and the cause is not found.
-    if (!option_is("apicv", "on") || !(allowed[CONTROL_PRIMARY] & PRIMARY_TPR_SHADOW) ||
+    if (option_off("apicv") || !(allowed[CONTROL_PRIMARY] & PRIMARY_TPR_SHADOW) ||
         (secondary & DELIVERY) != DELIVERY)
         return;
-    caps->posts_interrupts = allowed[CONTROL_PIN] & PIN_POSTED_INTERRUPTS;
-    if (secondary & SECONDARY_APIC_ACCESSES)
+    caps->apic_leaky =
+        (caps->basic & VMX_BASIC_REVISION) == LEAKY_VMCS_REVISION && !option_is("apicv", "on");
+    caps->posts_interrupts = (allowed[CONTROL_PIN] & PIN_POSTED_INTERRUPTS) && !caps->apic_leaky;
+    if ((secondary & SECONDARY_APIC_ACCESSES) && !caps->apic_leaky)
         caps->apic_modes |= BIT(ACCEL_XAPIC);
     if (secondary & SECONDARY_X2APIC)
         caps->apic_modes |= BIT(ACCEL_X2APIC);
 }
+
+enum { X2APIC_EOI = 0x0b };
 
 // The x2APIC's registers whose reads are those of the page, and those that the CPU writes itself.
 // The rest exits: the current count runs, ICR is sent, and what is not there raises #GP.
@@ -42,7 +55,7 @@ static const struct {
     {0x02, 0x03, true, false}, // ID, version
     {0x08, 0x08, true, true},  // TPR
     {0x0a, 0x0a, true, false}, // PPR
-    {0x0b, 0x0b, false, true}, // EOI
+    {X2APIC_EOI, X2APIC_EOI, false, true},
     {0x0d, 0x0d, true, false}, // LDR
     {0x0f, 0x0f, true, false}, // SVR
     {0x10, 0x28, true, false}, // ISR, TMR, IRR, ESR
@@ -72,7 +85,7 @@ void vmx_apic_accept(const u8 *msr_bitmap)
     for (unsigned i = 0; i < ARRAY_SIZE(x2apic_passed); i++)
         for (u32 n = x2apic_passed[i].first; n <= x2apic_passed[i].last; n++)
             vmx_msr_pass(x2apic_bitmap, MSR_X2APIC_FIRST + n, x2apic_passed[i].read,
-                         x2apic_passed[i].write);
+                         x2apic_passed[i].write && (!vmx_caps.apic_leaky || n == X2APIC_EOI));
     irq_register(HOST_VECTOR_POSTED, posted_while_outside);
     vmx_backend.knows_apic_page = vmx_caps.apic_modes & BIT(ACCEL_XAPIC);
 }
@@ -88,6 +101,7 @@ int vmx_apic_create(struct vcpu *vcpu)
         apic->posted = (struct apic_posted *)(void *)(apic->page + PAGE_SIZE);
     apic->access_page = vcpu->vm->apic_access_page;
     apic->offered = vmx_caps.apic_modes;
+    apic->leaky = vmx_caps.apic_leaky;
     if (vcpu->vm->config->nested) // an L2 must not meet the APIC-access page
         apic->offered &= (u8)~BIT(ACCEL_XAPIC);
     return apic->page ? 0 : -E_NOMEM;
@@ -131,7 +145,7 @@ void vmx_apic_controls(struct backend_ctx *hw)
         return;
     hw->secondary |= DELIVERY;
     hw->primary |= PRIMARY_TPR_SHADOW;
-    hw->primary &= ~(u32)(PRIMARY_CR8_LOAD | PRIMARY_CR8_STORE);
+    hw->primary &= ~(u32)(PRIMARY_CR8_STORE | (hw->apic->leaky ? 0 : PRIMARY_CR8_LOAD));
 }
 
 const u8 *vmx_apic_msr_bitmap(const struct backend_ctx *hw, const u8 *plain)

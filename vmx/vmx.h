@@ -64,6 +64,7 @@ struct vmx_caps {
     bool timer;            // the preemption timer is used
     u8 apic_modes;         // APIC acceleration: BIT(enum apic_accel_mode)
     bool posts_interrupts; // with apic_modes
+    bool apic_leaky;       // struct apic_accel
     u32 timer_masked;      // its value for a guest that is entered with interrupts closed
 };
 extern struct vmx_caps vmx_caps;

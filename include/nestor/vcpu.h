@@ -249,10 +249,11 @@ struct apic_accel {
     u8 offered;                 // modes that it can run in: BIT(enum apic_accel_mode)
     u8 mode;           // enum apic_accel_mode; its changes set CTL_INTERCEPTS and CTL_BITMAPS
     bool eoi_exit_new; // eoi_exit has changed
+    bool leaky;        // the CPU delivers with IF = 0 too, when an interrupt for the host comes
     u8 requesting;     // RVI, and
     u8 in_service;     // SVI, of the page's IRR and ISR
     hpa_t access_page; // the VM's
-    u64 eoi_exit[4];   // vectors whose EOI the IOAPIC must hear of
+    u64 eoi_exit[4];   // vectors whose EOI the IOAPIC must hear of, or all
 };
 
 // What a guest has asked of KVM's paravirtual interface, by its MSRs' values (devices/paravirt.c).

@@ -856,6 +856,34 @@ static void test_accelerated(void **state)
     hand_over_ready = false;
 }
 
+// Such a CPU is told only when the guest takes it at once, and asked again until it has.
+static void test_accelerated_leaky(void **state)
+{
+    (void)state;
+    vcpu.apic.mode = ACCEL_X2APIC;
+    vcpu.apic.leaky = true;
+    vcpu.events.interrupts_check = true;
+    hand_over_ready = true;
+    ext_pending = false;
+    vcpu.cur->state.rflags &= ~RFLAGS_IF;
+    events_prepare(&vcpu);
+    assert_true(vcpu.cur->ctl.interrupt_window && vcpu.events.interrupts_check);
+    vcpu.cur->state.rflags |= RFLAGS_IF;
+    vcpu.cur->state.interruptibility = BLOCK_MOV_SS;
+    events_prepare(&vcpu);
+    assert_true(vcpu.cur->ctl.interrupt_window);
+    vcpu.cur->state.interruptibility = 0;
+    vcpu_inject_exception(&vcpu, VECTOR_GP, true, 0); // its handler begins with IF = 0
+    events_prepare(&vcpu);
+    assert_true(injected()->valid && vcpu.cur->ctl.interrupt_window);
+    events_prepare(&vcpu);
+    assert_false(injected()->valid || vcpu.cur->ctl.interrupt_window);
+    assert_true(vcpu.events.interrupts_check);
+    hand_over_ready = false;
+    events_prepare(&vcpu);
+    assert_false(vcpu.cur->ctl.interrupt_window || vcpu.events.interrupts_check);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -873,6 +901,7 @@ int main(void)
         cmocka_unit_test_setup(test_offer, setup),
         cmocka_unit_test_setup(test_interrupt_window, setup),
         cmocka_unit_test_setup(test_accelerated, setup),
+        cmocka_unit_test_setup(test_accelerated_leaky, setup),
         cmocka_unit_test_setup(test_mov_ss, setup),
         cmocka_unit_test_setup(test_mov_ss_ends, setup),
         cmocka_unit_test_setup(test_general_detect, setup),

@@ -237,6 +237,36 @@ static void test_level(void **state)
     assert_true(ioapic_reg(0x10 + 2 * 10) & BIT(14));
 }
 
+// A leaky CPU is not to find the next interrupt by itself: every EOI exits while one is behind
+// another. What is level-triggered is shown as ever.
+static void test_leaky(void **state)
+{
+    struct apic_accel *apic = &fake_vcpu[0].apic;
+
+    (void)state;
+    apic->leaky = true;
+    apic_write(0, APIC_ICR_LOW, 0x44041);
+    assert_true(hand_over(0));
+    assert_int_equal(apic->eoi_exit[0] | apic->eoi_exit[1], 0);
+    apic_write(0, APIC_ICR_LOW, 0x44042);
+    assert_true(hand_over(0));
+    for (unsigned i = 0; i < 4; i++)
+        assert_true(apic->eoi_exit[i] == ~0ull);
+    for (u32 i = APIC_TMR; i < APIC_TMR + 0x80; i += 16)
+        assert_int_equal(*reg(0, i), 0);
+    deliver(0); // 42h; 41h is behind it
+    assert_false(hand_over(0));
+    assert_true(apic->eoi_exit[1] == ~0ull);
+    end(0, 0x42);
+    lapic_ended(&fake_vcpu[0], 0x42);
+    assert_true(hand_over(0));
+    assert_int_equal(apic->requesting, 0x41);
+    assert_int_equal(apic->eoi_exit[1], 0);
+    deliver(0);
+    assert_false(hand_over(0));
+    assert_int_equal(apic->eoi_exit[1], 0);
+}
+
 static void test_lowest_priority(void **state)
 {
     (void)state;
@@ -325,7 +355,7 @@ int main(void)
         TEST(test_registers_shown), TEST(test_delivery), TEST(test_take_back),
         TEST(test_writes),          TEST(test_modes),    TEST(test_switched_off_and_on),
         TEST(test_level),           TEST(test_reset),    TEST(test_lowest_priority),
-        TEST(test_posted),
+        TEST(test_posted),          TEST(test_leaky),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);
