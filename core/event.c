@@ -179,6 +179,14 @@ static bool deliver_exception(struct vcpu *vcpu)
     return true;
 }
 
+// By GIF, in VMX root operation, and until an injection into L2 is done.
+static bool init_blocked(const struct vcpu *vcpu)
+{
+    const struct vcpu_events *ev = &vcpu->events;
+
+    return ev->gif_clear || (vcpu->level ? ev->reinject.valid : ev->init_blocked);
+}
+
 static void take_init(struct vcpu *vcpu)
 {
     vcpu->events.init = false;
@@ -384,8 +392,9 @@ static void deliver_interrupt(struct vcpu *vcpu)
 // boundary behind it.
 static bool injection_first(struct vcpu *vcpu)
 {
-    if (!vcpu->level ||
-        !(vcpu->events.nmi_count || (vcpu->events.interrupts_check && irq_pending(vcpu))))
+    const struct vcpu_events *ev = &vcpu->events;
+
+    if (!vcpu->level || !(ev->nmi_count || ev->init || (ev->interrupts_check && irq_pending(vcpu))))
         return false;
     vcpu->immediate_exit = true;
     return true;
@@ -399,9 +408,8 @@ static void prepare_boundary(struct vcpu *vcpu)
     bool injected;
 
     vcpu->cur->ctl.inject.valid = false;
-    vcpu->cur->ctl.windows = 0;
-    vcpu->cur->ctl.interrupt_window = vcpu->cur->ctl.intercepts & INTERCEPT_INTERRUPT_WINDOW;
-    if (unlikely(ev->init) && !ev->gif_clear)
+    vcpu->cur->ctl.windows = controls_windows(&vcpu->cur->ctl);
+    if (unlikely(ev->init) && !init_blocked(vcpu))
         take_init(vcpu);
     if (unlikely(ev->sipi))
         take_sipi(vcpu);
@@ -418,10 +426,14 @@ static void prepare_boundary(struct vcpu *vcpu)
     }
     if (unlikely(ev->gif_clear) || vcpu->level != level || (injected && injection_first(vcpu)))
         return;
+    if (level && !injected && nested_event(vcpu, NESTED_BEFORE_NMI) == NESTED_EXITED)
+        return;
     if (!injected)
         injected = deliver_nmi(vcpu);
     else if (ev->nmi_count)
         vcpu->cur->ctl.nmi_window = true;
+    if (!injected && vcpu->level && nested_event(vcpu, NESTED_BEFORE_INTERRUPT) == NESTED_EXITED)
+        return;
     if (ev->interrupts_check && vcpu->level == level)
         deliver_interrupt(vcpu);
     if (unlikely(ev->nested_check) && vcpu->level == level)

@@ -34,6 +34,8 @@ void nested_destroy(struct vcpu *vcpu)
 {
     if (!vcpu->nested)
         return;
+    if (vcpu->l2_timer.armed)
+        timer_cancel(&vcpu->l2_timer);
     if (vcpu->ctx[1].hw)
         backend->ctx_destroy(vcpu, 1);
     if (vcpu->nested_bitmap)
@@ -68,6 +70,8 @@ void nested_enter_l2(struct vcpu *vcpu)
 
 void nested_leave_l2(struct vcpu *vcpu)
 {
+    if (vcpu->l2_timer.armed)
+        timer_cancel(&vcpu->l2_timer);
     backend->select(vcpu, 0);
     vcpu->events.interrupts_check = true;
     vcpu->events.mtf_pending = vcpu->events.nested_check = false;

@@ -4,7 +4,7 @@
 // VMX for guests: the VMX instructions as L1 executes them, in the order of checks that their
 // "Operation" sections have (SDM vol. 3 "VMX Instruction Reference").
 
-#include "vmcs12.h"
+#include "vmcs12_switch.h"
 #include <arch/x86/msr.h>
 #include <arch/x86/regs.h>
 #include <nestor/guest_walk.h>
@@ -21,6 +21,8 @@ static int vmcs12_check_cr(const struct vcpu *vcpu, unsigned number, u64 value)
 {
     u64 fixed0 = vmcs12_capability(vcpu, number ? MSR_VMX_CR4_FIXED0 : MSR_VMX_CR0_FIXED0);
 
+    if (!number && vcpu->level && (vmcs12_secondary(vcpu->nested) & SECONDARY_UNRESTRICTED_GUEST))
+        fixed0 &= ~(CR0_PE | CR0_PG);
     return vcpu->nested->vmxon && (value & fixed0) != fixed0 ? -E_FAULT : 0;
 }
 
@@ -111,7 +113,7 @@ static void run_vmxon(struct vcpu *vcpu, struct vm_exit *exit)
         finish(vcpu, exit, RFLAGS_CF);
         return;
     }
-    n->vmxon = true;
+    n->vmxon = vcpu->events.init_blocked = true;
     n->vmxon_gpa = gpa;
     n->current = VMCS12_NONE;
     vm_succeed(vcpu, exit);
@@ -129,7 +131,7 @@ static void put_current(struct vcpu *vcpu)
 static void run_vmxoff(struct vcpu *vcpu, struct vm_exit *exit)
 {
     put_current(vcpu);
-    vcpu->nested->vmxon = false;
+    vcpu->nested->vmxon = vcpu->events.init_blocked = false;
     vm_succeed(vcpu, exit);
 }
 
@@ -461,6 +463,7 @@ const struct nested_ops vmcs12_ops = {
     .instruction = vmcs12_instruction,
     .event = vmcs12_event,
     .wants_exception = vmcs12_wants_exception,
+    .virtual_interrupt = vmcs12_virtual_interrupt,
     .read_msr = vmcs12_read_msr,
     .write_msr = vmcs12_write_msr,
     .cr4_bits = CR4_VMXE,

@@ -41,6 +41,8 @@ struct vmcs12 {
 struct nested {
     bool vmxon;
     bool was_launched; // before the entry that is under way
+    bool tpr_checked;  // the TPR threshold since then
+    u64 timer_end;     // of the preemption timer, in its ticks
     u64 feature_control;
     gpa_t vmxon_gpa;
     gpa_t current; // VMCS12_NONE = no current VMCS

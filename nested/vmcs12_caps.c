@@ -11,6 +11,8 @@
 
 // --- the offered controls ---
 
+enum { TIMER_RATE = 5 }; // the preemption timer counts every 32nd tick of the TSC
+
 #define F(feature) BIT(OFFER_##feature)
 
 enum cpuid_register { EAX, EBX, ECX, EDX };
@@ -24,6 +26,24 @@ static const struct {
     u8 reg, bit;
 } offered[] = {
     {MSR_VMX_PINBASED_CTLS, PIN_EXTERNAL_INTERRUPT | PIN_NMI, 0, 0, 0, 0},
+    {MSR_VMX_PINBASED_CTLS, PIN_VIRTUAL_NMIS, F(VIRTUAL_NMIS), 0, 0, 0},
+    {MSR_VMX_PROCBASED_CTLS, PRIMARY_NMI_WINDOW, F(VIRTUAL_NMIS), 0, 0, 0},
+    {MSR_VMX_PINBASED_CTLS, PIN_PREEMPTION_TIMER, F(PREEMPTION_TIMER), 0, 0, 0},
+    {MSR_VMX_EXIT_CTLS, EXIT_CTL_SAVE_TIMER, F(PREEMPTION_TIMER), 0, 0, 0},
+    {MSR_VMX_MISC, TIMER_RATE, F(PREEMPTION_TIMER), 0, 0, 0},
+    {MSR_VMX_PROCBASED_CTLS, PRIMARY_TPR_SHADOW, F(TPR_SHADOW), 0, 0, 0},
+    {MSR_VMX_PROCBASED_CTLS2, SECONDARY_X2APIC, F(TPR_SHADOW) | F(X2APIC), 1, ECX, 21},
+    {MSR_VMX_PROCBASED_CTLS2, SECONDARY_APIC_REGISTERS, F(TPR_SHADOW) | F(APIC_REGISTERS), 0, 0, 0},
+    {MSR_VMX_PROCBASED_CTLS2, SECONDARY_INTERRUPT_DELIVERY, F(TPR_SHADOW) | F(INTERRUPT_DELIVERY),
+     0, 0, 0},
+    {MSR_VMX_PROCBASED_CTLS2, SECONDARY_DESCRIPTOR_TABLE, F(DESCRIPTOR_TABLE), 0, 0, 0},
+    {MSR_VMX_PROCBASED_CTLS2, SECONDARY_RDTSCP, F(RDTSCP), 0x80000001, EDX, 27},
+    {MSR_VMX_PROCBASED_CTLS2, SECONDARY_INVPCID, F(INVPCID), 7, EBX, 10},
+    {MSR_VMX_PROCBASED_CTLS2, SECONDARY_WBINVD, F(WBINVD), 0, 0, 0},
+    {MSR_VMX_PROCBASED_CTLS2, SECONDARY_TSC_SCALING, F(TSC_SCALING), 0, 0, 0},
+    {MSR_VMX_PROCBASED_CTLS2, SECONDARY_PAUSE_LOOP, F(PAUSE_LOOP), 0, 0, 0},
+    {MSR_VMX_PROCBASED_CTLS2, SECONDARY_RDRAND, F(RDRAND), 1, ECX, 30},
+    {MSR_VMX_PROCBASED_CTLS2, SECONDARY_RDSEED, F(RDRAND), 7, EBX, 18},
     {MSR_VMX_PROCBASED_CTLS,
      PRIMARY_INTERRUPT_WINDOW | PRIMARY_TSC_OFFSETTING | PRIMARY_HLT | PRIMARY_INVLPG |
          PRIMARY_MWAIT | PRIMARY_RDPMC | PRIMARY_RDTSC | PRIMARY_CR3_LOAD | PRIMARY_CR3_STORE |
@@ -38,7 +58,10 @@ static const struct {
      ENTRY_CTL_LOAD_DEBUG | ENTRY_CTL_IA32E_GUEST | ENTRY_CTL_LOAD_PAT | ENTRY_CTL_LOAD_EFER, 0, 0,
      0, 0},
     // four CR3 targets; 0 in bits 27:25: 512 entries in an MSR area
-    {MSR_VMX_MISC, 4ull << 16 | VMX_MISC_ACTIVITY_HLT | VMX_MISC_STORE_LMA, 0, 0, 0, 0},
+    {MSR_VMX_MISC,
+     4ull << 16 | VMX_MISC_ACTIVITY_HLT | VMX_MISC_ACTIVITY_SHUTDOWN | VMX_MISC_ACTIVITY_WAIT_SIPI |
+         VMX_MISC_STORE_LMA,
+     0, 0, 0, 0},
     {MSR_VMX_MISC, VMX_MISC_VMWRITE_ANY, F(VMWRITE_ANY), 0, 0, 0},
 };
 
@@ -69,6 +92,8 @@ static bool is_offered(const struct vcpu *vcpu, unsigned i)
 {
     const struct vm *vm = vcpu->vm;
 
+    if ((offered[i].features & F(TSC_SCALING)) && !backend->scales_tsc)
+        return false;
     return !(offered[i].features & ~vm->config->nested_features) &&
            (!offered[i].leaf || cpuid_has(vm, offered[i].leaf, offered[i].reg, offered[i].bit));
 }

@@ -45,6 +45,15 @@ const struct vmcs12_plain vmcs12_plain[VMCS12_PLAIN] = {
 #undef PLAIN
 };
 
+// Without "load IA32_EFER" an entry sets LMA, and LME where paging is on ("Loading Guest Control
+// Registers, Debug Registers, and MSRs").
+static u64 loaded_efer(const struct guest_state *s, u64 efer, bool ia32e)
+{
+    u64 bits = EFER_LMA | (s->cr0 & CR0_PG ? EFER_LME : 0);
+
+    return (efer & ~bits) | (ia32e ? bits : 0);
+}
+
 static void load_guest_state(struct vcpu *vcpu)
 {
     struct nested *n = vcpu->nested;
@@ -63,9 +72,7 @@ static void load_guest_state(struct vcpu *vcpu)
     s->debugctl = entry & ENTRY_CTL_LOAD_DEBUG ? vmcs12_read(n, GUEST_DEBUGCTL) : l1->debugctl;
     s->pat = entry & ENTRY_CTL_LOAD_PAT ? vmcs12_read(n, GUEST_PAT) : l1->pat;
     s->efer = entry & ENTRY_CTL_LOAD_EFER ? vmcs12_read(n, GUEST_EFER)
-                                          : l1->efer & ~(EFER_LMA | EFER_LME);
-    if (!(entry & ENTRY_CTL_LOAD_EFER) && (entry & ENTRY_CTL_IA32E_GUEST))
-        s->efer |= EFER_LMA | EFER_LME;
+                                          : loaded_efer(s, l1->efer, entry & ENTRY_CTL_IA32E_GUEST);
     s->interruptibility = (u32)vmcs12_read(n, GUEST_INTERRUPTIBILITY);
     // An injected event wakes a halted L2.
     s->activity = vmcs12_read(n, ENTRY_INTERRUPTION_INFO) & INFO_VALID
@@ -73,13 +80,12 @@ static void load_guest_state(struct vcpu *vcpu)
                       : (u32)vmcs12_read(n, GUEST_ACTIVITY_STATE);
 }
 
-// PAE paging loads its pointers at the entry, and at the exit, from memory, as L1 has no EPT.
 // Returns false if one is reserved.
 bool vmcs12_load_pdptes(struct vcpu *vcpu, struct guest_state *s)
 {
     u64 reserved = ~BITS(cpuid_phys_bits(vcpu->vm) - 1, 0) | BITS(8, 5) | BITS(2, 1);
 
-    if ((s->efer & EFER_LMA) || !(s->cr4 & CR4_PAE))
+    if ((s->efer & EFER_LMA) || !(s->cr4 & CR4_PAE) || !(s->cr0 & CR0_PG))
         return true;
     if (guest_read_gpa(vcpu, s->cr3 & BITS(31, 5), s->pdpte, sizeof(s->pdpte)))
         return false;
@@ -108,23 +114,25 @@ static void merge_msr_bitmap(struct vcpu *vcpu)
 static void merge_cr_masks(struct nested *n, struct controls *ctl)
 {
     u64 mask0 = vmcs12_read(n, CR0_GUEST_HOST_MASK), mask4 = vmcs12_read(n, CR4_GUEST_HOST_MASK);
+    // Nestor's own VMCS has unrestricted guest always: what L1 does not allow must exit.
+    u64 guarded = vmcs12_secondary(n) & SECONDARY_UNRESTRICTED_GUEST ? 0 : CR0_PE | CR0_PG;
 
     ctl->cr0_owned = mask0;
-    ctl->cr0_mask |= mask0;
-    ctl->cr0_shadow = vmcs12_read(n, CR0_READ_SHADOW) & mask0;
+    ctl->cr0_mask |= mask0 | guarded;
+    ctl->cr0_shadow = (vmcs12_read(n, CR0_READ_SHADOW) & mask0) | (guarded & ~mask0);
     ctl->cr4_owned = mask4;
     ctl->cr4_mask |= mask4;
     ctl->cr4_shadow = vmcs12_read(n, CR4_READ_SHADOW) & mask4;
 }
 
-static void merge_controls(struct vcpu *vcpu)
-{
-    static const struct {
-        u32 bit;
-        u64 intercept;
-    } rows[] = {
+// Controls that are intercepts of the model's, by their bits.
+static const struct {
+    u32 bit;
+    u64 intercept;
+} primary_rows[] =
+    {
         {PRIMARY_HLT, INTERCEPT_HLT},
-        {PRIMARY_INVLPG, INTERCEPT_INVLPG},
+        {PRIMARY_INVLPG, INTERCEPT_INVLPG | INTERCEPT_INVPCID},
         {PRIMARY_MWAIT, INTERCEPT_MWAIT},
         {PRIMARY_RDPMC, INTERCEPT_RDPMC},
         {PRIMARY_RDTSC, INTERCEPT_RDTSC},
@@ -132,26 +140,81 @@ static void merge_controls(struct vcpu *vcpu)
         {PRIMARY_CR3_STORE, INTERCEPT_CR3_READ},
         {PRIMARY_CR8_LOAD, INTERCEPT_CR8_WRITE},
         {PRIMARY_CR8_STORE, INTERCEPT_CR8_READ},
+        {PRIMARY_TPR_SHADOW, INTERCEPT_CR8_READ | INTERCEPT_CR8_WRITE},
         {PRIMARY_MOV_DR, INTERCEPT_DR_READ | INTERCEPT_DR_WRITE},
+        {PRIMARY_MTF, INTERCEPT_MTF},
         {PRIMARY_MONITOR, INTERCEPT_MONITOR},
         {PRIMARY_PAUSE, INTERCEPT_PAUSE},
         {PRIMARY_INTERRUPT_WINDOW, INTERCEPT_INTERRUPT_WINDOW},
-    };
-    struct nested *n = vcpu->nested;
-    struct controls *ctl = &vcpu->ctx[1].ctl;
-    u64 primary = vmcs12_read(n, PRIMARY_CONTROLS);
+        {PRIMARY_NMI_WINDOW, INTERCEPT_NMI_WINDOW},
+},
+  secondary_rows[] = {
+      {SECONDARY_DESCRIPTOR_TABLE, INTERCEPT_TABLES_READ | INTERCEPT_TABLES_WRITE},
+      {SECONDARY_WBINVD, INTERCEPT_WBINVD},
+      {SECONDARY_PAUSE_LOOP, INTERCEPT_PAUSE_LOOP},
+      {SECONDARY_RDRAND, INTERCEPT_RDRAND},
+      {SECONDARY_RDSEED, INTERCEPT_RDSEED},
+};
 
-    nested_base_controls(vcpu);
-    for (unsigned i = 0; i < ARRAY_SIZE(rows); i++)
-        if (primary & rows[i].bit)
-            ctl->intercepts |= rows[i].intercept;
+// Controls without which an instruction is #UD.
+static const struct {
+    u32 bit, isa;
+} isa_rows[] = {
+    {SECONDARY_RDTSCP, ISA_RDTSCP},
+    {SECONDARY_INVPCID, ISA_INVPCID},
+    {SECONDARY_XSAVES, ISA_XSAVES},
+    {SECONDARY_USER_WAIT_PAUSE, ISA_USER_WAIT},
+};
+
+static void merge_intercepts(struct nested *n, struct controls *ctl)
+{
+    u64 primary = vmcs12_read(n, PRIMARY_CONTROLS);
+    u32 secondary = vmcs12_secondary(n);
+
+    for (unsigned i = 0; i < ARRAY_SIZE(primary_rows); i++)
+        if (primary & primary_rows[i].bit)
+            ctl->intercepts |= primary_rows[i].intercept;
+    for (unsigned i = 0; i < ARRAY_SIZE(secondary_rows); i++)
+        if (secondary & secondary_rows[i].bit)
+            ctl->intercepts |= secondary_rows[i].intercept;
+    for (unsigned i = 0; i < ARRAY_SIZE(isa_rows); i++)
+        if (!(secondary & isa_rows[i].bit))
+            ctl->disabled_isa |= isa_rows[i].isa;
+    ctl->pause_gap = (u32)vmcs12_read(n, PLE_GAP);
+    ctl->pause_window = (u32)vmcs12_read(n, PLE_WINDOW);
+    ctl->xss_exits = secondary & SECONDARY_XSAVES ? vmcs12_read(n, XSS_EXITING_BITMAP) : 0;
     ctl->exception_bitmap |= (u32)vmcs12_read(n, EXCEPTION_BITMAP);
     if (vmcs12_read(n, PF_ERROR_CODE_MASK) || vmcs12_read(n, PF_ERROR_CODE_MATCH))
         ctl->exception_bitmap |= BIT(VECTOR_PF); // mask and match are looked up at the exit
+}
+
+// L2's TSC is L1's, scaled and with the offset of L1's own (SDM vol. 3 "Time-Stamp Counter Offset
+// and Multiplier"); a multiplier of 0 in the model is none.
+static void compose_tsc(struct nested *n, struct controls *ctl)
+{
+    u64 multiplier = vmcs12_read(n, TSC_MULTIPLIER);
+
+    if (!(vmcs12_read(n, PRIMARY_CONTROLS) & PRIMARY_TSC_OFFSETTING))
+        return;
+    if (vmcs12_secondary(n) & SECONDARY_TSC_SCALING) {
+        ctl->tsc_offset = (u64)((__int128)(s64)ctl->tsc_offset * multiplier >> 48);
+        ctl->tsc_multiplier = ctl->tsc_multiplier
+                                  ? (u64)((unsigned __int128)ctl->tsc_multiplier * multiplier >> 48)
+                                  : multiplier;
+    }
+    ctl->tsc_offset += vmcs12_read(n, TSC_OFFSET);
+}
+
+static void merge_controls(struct vcpu *vcpu)
+{
+    struct nested *n = vcpu->nested;
+    struct controls *ctl = &vcpu->ctx[1].ctl;
+
+    nested_base_controls(vcpu);
+    merge_intercepts(n, ctl);
     merge_cr_masks(n, ctl);
     merge_msr_bitmap(vcpu);
-    if (primary & PRIMARY_TSC_OFFSETTING)
-        ctl->tsc_offset += vmcs12_read(n, TSC_OFFSET);
+    compose_tsc(n, ctl);
 }
 
 static void take_injection(struct vcpu *vcpu)
@@ -159,7 +222,8 @@ static void take_injection(struct vcpu *vcpu)
     struct nested *n = vcpu->nested;
     u64 info = vmcs12_read(n, ENTRY_INTERRUPTION_INFO);
 
-    if (!(info & INFO_VALID))
+    vcpu->events.mtf_pending = (info & (INFO_VALID | INFO_TYPE)) == (INFO_VALID | INFO_OTHER);
+    if (!(info & INFO_VALID) || vcpu->events.mtf_pending)
         return;
     vcpu->events.reinject = (struct event){
         .valid = true,
@@ -194,13 +258,25 @@ u32 vmcs12_load_msrs(struct vcpu *vcpu, gpa_t gpa, u64 count)
     return 0;
 }
 
+// With EPT they are in VMCS12, and were checked there.
+static bool load_guest_pdptes(struct vcpu *vcpu)
+{
+    struct guest_state *s = &vcpu->ctx[1].state;
+
+    if (!(vmcs12_secondary(vcpu->nested) & SECONDARY_EPT))
+        return vmcs12_load_pdptes(vcpu, s);
+    for (unsigned i = 0; i < ARRAY_SIZE(s->pdpte); i++)
+        s->pdpte[i] = vmcs12_read(vcpu->nested, (enum vmcs_field)(GUEST_PDPTE0 + 2 * i));
+    return true;
+}
+
 void vmcs12_enter(struct vcpu *vcpu)
 {
     struct nested *n = vcpu->nested;
     u32 failed;
 
     load_guest_state(vcpu);
-    if (!vmcs12_load_pdptes(vcpu, &vcpu->ctx[1].state)) {
+    if (!load_guest_pdptes(vcpu)) {
         vmcs12_entry_failed(vcpu, REASON_INVALID_GUEST_STATE, 2); // qualification 2: PDPTE loading
         return;
     }
@@ -218,4 +294,6 @@ void vmcs12_enter(struct vcpu *vcpu)
     n->vmcs.launched = 1;
     take_injection(vcpu);
     vcpu->events.debug_check = true;
+    vmcs12_timer_start(vcpu);
+    vmcs12_apic_enter(vcpu);
 }

@@ -22,11 +22,21 @@ static void segments_to_vmcs12(struct nested *n, const struct guest_state *s)
     }
 }
 
+static void save_pdptes(struct nested *n, const struct guest_state *s)
+{
+    for (unsigned i = 0; i < ARRAY_SIZE(s->pdpte); i++)
+        vmcs12_write(n, (enum vmcs_field)(GUEST_PDPTE0 + 2 * i), s->pdpte[i]);
+}
+
 static void save_guest_state(struct vcpu *vcpu)
 {
     struct nested *n = vcpu->nested;
     struct guest_state *s = vcpu_state(vcpu, GROUP_ALL_CTX & ~(u32)(GROUP_CET | GROUP_PDPTE));
     u64 exit = vmcs12_read(n, EXIT_CONTROLS);
+
+    if ((vmcs12_secondary(n) & SECONDARY_EPT) && !(s->efer & EFER_LMA) && (s->cr4 & CR4_PAE) &&
+        (s->cr0 & CR0_PG))
+        save_pdptes(n, vcpu_state(vcpu, GROUP_PDPTE));
 
     for (unsigned i = 0; i < VMCS12_PLAIN; i++)
         vmcs12_write(n, vmcs12_plain[i].field, *vmcs12_plain_at(s, i));
@@ -50,9 +60,17 @@ static void save_guest_state(struct vcpu *vcpu)
 
 // --- the MSR-store area (SDM vol. 3 "Saving MSRs") ---
 
-static void abort_vmx(struct vcpu *vcpu, const char *why)
+// "VMX Aborts": an indicator in the VMCS region, and the CPU is shut down.
+enum vmx_abort { ABORT_SAVE_MSRS = 1, ABORT_HOST_PDPTES = 2, ABORT_LOAD_MSRS = 4 };
+
+static void abort_vmx(struct vcpu *vcpu, u32 indicator)
 {
-    vm_stop(vcpu->vm, vcpu, "VMX abort: %s", why);
+    struct nested *n = vcpu->nested;
+
+    n->vmcs.abort = indicator;
+    guest_write_gpa(vcpu, n->current + offsetof(struct vmcs12, abort), &indicator,
+                    sizeof(indicator));
+    vm_stop(vcpu->vm, vcpu, "VMX abort %u", indicator);
 }
 
 static void store_msr_area(struct vcpu *vcpu)
@@ -66,7 +84,7 @@ static void store_msr_area(struct vcpu *vcpu)
             entry.reserved || entry.index >> 8 == MSR_X2APIC_FIRST >> 8 ||
             msr_read_guest(vcpu, entry.index, &entry.value) ||
             guest_write_gpa(vcpu, gpa + i * sizeof(entry), &entry, sizeof(entry)))
-            abort_vmx(vcpu, "a guest MSR can't be saved");
+            abort_vmx(vcpu, ABORT_SAVE_MSRS);
     }
 }
 
@@ -132,15 +150,18 @@ static void load_host_state(struct vcpu *vcpu, const struct guest_state *before)
     s->sysenter_cs = vmcs12_read(n, HOST_SYSENTER_CS);
     s->sysenter_esp = vmcs12_read(n, HOST_SYSENTER_ESP);
     s->sysenter_eip = vmcs12_read(n, HOST_SYSENTER_EIP);
-    s->interruptibility = before->interruptibility & BLOCK_NMI; // there are no virtual NMIs
+    // Virtual NMIs' blocking is L2's; the CPU's own ended with the entry.
+    s->interruptibility = vmcs12_read(n, PIN_BASED_CONTROLS) & PIN_VIRTUAL_NMIS
+                              ? 0
+                              : before->interruptibility & BLOCK_NMI;
     s->activity = ACTIVITY_ACTIVE;
     s->pending_dbg = 0;
     if (!vmcs12_load_pdptes(vcpu, s))
-        abort_vmx(vcpu, "the host's PDPTEs are wrong");
+        abort_vmx(vcpu, ABORT_HOST_PDPTES);
     tlb_flush_vcpu(vcpu, TLB_FLUSH_GUEST);
     if (vmcs12_load_msrs(vcpu, vmcs12_read(n, EXIT_MSR_LOAD_ADDRESS),
                          vmcs12_read(n, EXIT_MSR_LOAD_COUNT)))
-        abort_vmx(vcpu, "a host MSR can't be loaded");
+        abort_vmx(vcpu, ABORT_LOAD_MSRS);
 }
 
 static u64 event_info(const struct event *event)
@@ -151,18 +172,32 @@ static u64 event_info(const struct event *event)
            (event->has_error ? (u64)INFO_ERROR_CODE : 0) | INFO_VALID;
 }
 
-// Tables "Format of the VM-Exit Instruction-Information Field as Used for ...".
+// Operand size, as the tables of RDRAND and of descriptor-table instructions have it.
+static u32 operand_size(const struct vm_exit *exit)
+{
+    u8 size = exit->operand.op_size;
+
+    if (exit->kind == EXIT_GDTR_IDTR)
+        return size == 2 ? 0 : (u32)BIT(11);
+    return exit->operand.is_reg && size ? (u32)(size >> 2) << 11 : 0;
+}
+
+// Tables "Format of the VM-Exit Instruction-Information Field as Used for ...": what of them lies
+// alike in all that have it.
 static u32 instruction_info(const struct vm_exit *exit)
 {
     const struct exit_operand *op = &exit->operand;
-    u32 info = (u32)op->reg2 << 28;
+    bool tables = exit->kind == EXIT_GDTR_IDTR || exit->kind == EXIT_LDTR_TR;
+    bool random = exit->kind == EXIT_RDRAND || exit->kind == EXIT_RDSEED;
+    u32 info = tables ? (u32)op->identity << 28 : (u32)op->reg2 << 28;
 
     if (exit->kind == EXIT_IO && exit->io.string && exit->io.addr_size <= 8)
         return (u32)exit->io.addr_size >> 2 << 7 | (u32)(exit->io.seg & 7) << 15;
     if (!op->known)
         return 0;
+    info |= operand_size(exit);
     if (op->is_reg)
-        return info | (u32)op->reg1 << 3 | (u32)BIT(10);
+        return info | (u32)op->reg1 << 3 | (random ? 0 : (u32)BIT(10));
     info |= op->scale | (u32)op->addr_size >> 2 << 7 | (u32)op->seg << 15;
     info |= op->index == EXIT_GPR_UNKNOWN ? (u32)BIT(22) : (u32)op->index << 18;
     return info | (op->base == EXIT_GPR_UNKNOWN ? (u32)BIT(27) : (u32)op->base << 23);
@@ -199,6 +234,11 @@ static void save_exit_information(struct vcpu *vcpu, u32 reason, u64 qualificati
     u64 unblocking =
         exit->kind == EXIT_EXCEPTION && exit->nmi_unblocked_by_iret ? INFO_NMI_UNBLOCKING : 0;
 
+    // The IRET will run again; the model has the blocking as it will be then.
+    if (unblocking)
+        vmcs12_write(n, GUEST_INTERRUPTIBILITY,
+                     vmcs12_read(n, GUEST_INTERRUPTIBILITY) & ~(u64)BLOCK_NMI);
+
     vmcs12_write(n, EXIT_REASON, reason);
     vmcs12_write(n, EXIT_QUALIFICATION, qualification);
     vmcs12_write(n, EXIT_INTERRUPTION_INFO, has_event ? event_info(event) | unblocking : 0);
@@ -216,6 +256,7 @@ static void save_exit_information(struct vcpu *vcpu, u32 reason, u64 qualificati
 void vmcs12_exit(struct vcpu *vcpu, u32 reason, u64 qualification, const struct vm_exit *exit)
 {
     save_guest_state(vcpu);
+    vmcs12_timer_stop(vcpu);
     save_exit_information(vcpu, reason, qualification, exit);
     store_msr_area(vcpu);
     vcpu->events.reinject.valid = false;

@@ -11,35 +11,47 @@
 
 // --- does L1 want this exit? ---
 
-// Exits by one primary control bit (0: always), with their reasons.
+// Exits by one bit of the primary or secondary controls (neither: always), with their reasons.
 static const struct {
     u8 kind;
     u8 reason;
-    u32 primary;
+    u32 primary, secondary;
 } rows[] = {
-    {EXIT_CPUID, REASON_CPUID, 0},
-    {EXIT_INVD, REASON_INVD, 0},
-    {EXIT_XSETBV, REASON_XSETBV, 0},
-    {EXIT_GETSEC, REASON_GETSEC, 0},
-    {EXIT_VMCALL, REASON_VMCALL, 0},
-    {EXIT_VMXON, REASON_VMXON, 0},
-    {EXIT_VMXOFF, REASON_VMXOFF, 0},
-    {EXIT_VMCLEAR, REASON_VMCLEAR, 0},
-    {EXIT_VMPTRLD, REASON_VMPTRLD, 0},
-    {EXIT_VMPTRST, REASON_VMPTRST, 0},
-    {EXIT_VMREAD, REASON_VMREAD, 0},
-    {EXIT_VMWRITE, REASON_VMWRITE, 0},
-    {EXIT_VMLAUNCH, REASON_VMLAUNCH, 0},
-    {EXIT_VMRESUME, REASON_VMRESUME, 0},
-    {EXIT_TRIPLE_FAULT, REASON_TRIPLE_FAULT, 0},
-    {EXIT_HLT, REASON_HLT, PRIMARY_HLT},
-    {EXIT_INVLPG, REASON_INVLPG, PRIMARY_INVLPG},
-    {EXIT_MWAIT, REASON_MWAIT, PRIMARY_MWAIT},
-    {EXIT_RDPMC, REASON_RDPMC, PRIMARY_RDPMC},
-    {EXIT_RDTSC, REASON_RDTSC, PRIMARY_RDTSC},
-    {EXIT_MONITOR, REASON_MONITOR, PRIMARY_MONITOR},
-    {EXIT_PAUSE, REASON_PAUSE, PRIMARY_PAUSE},
-    {EXIT_DR, REASON_MOV_DR, PRIMARY_MOV_DR},
+    {EXIT_CPUID, REASON_CPUID, 0, 0},
+    {EXIT_INVD, REASON_INVD, 0, 0},
+    {EXIT_XSETBV, REASON_XSETBV, 0, 0},
+    {EXIT_GETSEC, REASON_GETSEC, 0, 0},
+    {EXIT_VMCALL, REASON_VMCALL, 0, 0},
+    {EXIT_VMXON, REASON_VMXON, 0, 0},
+    {EXIT_VMXOFF, REASON_VMXOFF, 0, 0},
+    {EXIT_VMCLEAR, REASON_VMCLEAR, 0, 0},
+    {EXIT_VMPTRLD, REASON_VMPTRLD, 0, 0},
+    {EXIT_VMPTRST, REASON_VMPTRST, 0, 0},
+    {EXIT_VMREAD, REASON_VMREAD, 0, 0},
+    {EXIT_VMWRITE, REASON_VMWRITE, 0, 0},
+    {EXIT_VMLAUNCH, REASON_VMLAUNCH, 0, 0},
+    {EXIT_VMRESUME, REASON_VMRESUME, 0, 0},
+    {EXIT_INVEPT, REASON_INVEPT, 0, 0},
+    {EXIT_INVVPID, REASON_INVVPID, 0, 0},
+    {EXIT_TRIPLE_FAULT, REASON_TRIPLE_FAULT, 0, 0},
+    {EXIT_XSAVES, REASON_XSAVES, 0, 0}, // by the XSS-exiting bitmap, which is L1's alone
+    {EXIT_XRSTORS, REASON_XRSTORS, 0, 0},
+    {EXIT_HLT, REASON_HLT, PRIMARY_HLT, 0},
+    {EXIT_INVLPG, REASON_INVLPG, PRIMARY_INVLPG, 0},
+    {EXIT_INVPCID, REASON_INVPCID, PRIMARY_INVLPG, 0},
+    {EXIT_MWAIT, REASON_MWAIT, PRIMARY_MWAIT, 0},
+    {EXIT_RDPMC, REASON_RDPMC, PRIMARY_RDPMC, 0},
+    {EXIT_RDTSC, REASON_RDTSC, PRIMARY_RDTSC, 0},
+    {EXIT_RDTSCP, REASON_RDTSCP, PRIMARY_RDTSC, 0},
+    {EXIT_MONITOR, REASON_MONITOR, PRIMARY_MONITOR, 0},
+    {EXIT_PAUSE, REASON_PAUSE, PRIMARY_PAUSE, SECONDARY_PAUSE_LOOP},
+    {EXIT_DR, REASON_MOV_DR, PRIMARY_MOV_DR, 0},
+    {EXIT_MTF, REASON_MTF, PRIMARY_MTF, 0},
+    {EXIT_GDTR_IDTR, REASON_GDTR_IDTR, 0, SECONDARY_DESCRIPTOR_TABLE},
+    {EXIT_LDTR_TR, REASON_LDTR_TR, 0, SECONDARY_DESCRIPTOR_TABLE},
+    {EXIT_WBINVD, REASON_WBINVD, 0, SECONDARY_WBINVD},
+    {EXIT_RDRAND, REASON_RDRAND, 0, SECONDARY_RDRAND},
+    {EXIT_RDSEED, REASON_RDSEED, 0, SECONDARY_RDSEED},
 };
 
 static bool bitmap_bit(struct vcpu *vcpu, gpa_t bitmap, u32 bit)
@@ -135,10 +147,11 @@ static u64 cr_qualification(const struct exit_cr *cr)
            (u64)cr->lmsw_source << 16;
 }
 
-bool vmcs12_wants_exception(struct vcpu *vcpu, const struct event *event)
+static bool reflect_exception(struct vcpu *vcpu, const struct event *event, bool nmi_unblocked)
 {
     struct nested *n = vcpu->nested;
-    struct vm_exit exit = {.kind = EXIT_EXCEPTION, .event = *event};
+    struct vm_exit exit = {
+        .kind = EXIT_EXCEPTION, .event = *event, .nmi_unblocked_by_iret = nmi_unblocked};
     bool wanted = vmcs12_read(n, EXCEPTION_BITMAP) & BIT(event->vector);
 
     if (event->type == EVENT_SOFT_INTERRUPT)
@@ -154,6 +167,11 @@ bool vmcs12_wants_exception(struct vcpu *vcpu, const struct event *event)
     return true;
 }
 
+bool vmcs12_wants_exception(struct vcpu *vcpu, const struct event *event)
+{
+    return reflect_exception(vcpu, event, false);
+}
+
 static bool exit_if(struct vcpu *vcpu, bool wanted, u32 reason, u64 qualification,
                     const struct vm_exit *exit)
 {
@@ -165,6 +183,7 @@ static bool exit_if(struct vcpu *vcpu, bool wanted, u32 reason, u64 qualificatio
 static bool reflect_by_row(struct vcpu *vcpu, const struct vm_exit *exit)
 {
     u64 primary = vmcs12_read(vcpu->nested, PRIMARY_CONTROLS), qualification = 0;
+    u32 secondary = vmcs12_secondary(vcpu->nested);
 
     for (unsigned i = 0; i < ARRAY_SIZE(rows); i++) {
         if (rows[i].kind != exit->kind)
@@ -176,8 +195,10 @@ static bool reflect_by_row(struct vcpu *vcpu, const struct vm_exit *exit)
         else if (exit->kind == EXIT_DR)
             qualification =
                 exit->dr.number | (exit->dr.write ? 0 : BIT(4)) | (u64)exit->dr.gpr << 8;
-        return exit_if(vcpu, !rows[i].primary || (primary & rows[i].primary), rows[i].reason,
-                       qualification, exit);
+        return exit_if(vcpu,
+                       !(rows[i].primary | rows[i].secondary) || (primary & rows[i].primary) ||
+                           (secondary & rows[i].secondary),
+                       rows[i].reason, qualification, exit);
     }
     return false;
 }
@@ -186,20 +207,20 @@ bool vmcs12_reflect(struct vcpu *vcpu, struct vm_exit *exit)
 {
     switch (exit->kind) {
     case EXIT_EXCEPTION:
-        return vmcs12_wants_exception(vcpu, &exit->event);
+        return reflect_exception(vcpu, &exit->event, exit->nmi_unblocked_by_iret);
     case EXIT_RDMSR:
-        return exit_if(vcpu, wants_msr(vcpu, false), REASON_RDMSR, 0, exit);
+        return exit_if(vcpu, wants_msr(vcpu, false), REASON_RDMSR, 0, exit) ||
+               vmcs12_apic_msr(vcpu, exit);
     case EXIT_WRMSR:
-        return exit_if(vcpu, wants_msr(vcpu, true), REASON_WRMSR, 0, exit);
+        return exit_if(vcpu, wants_msr(vcpu, true), REASON_WRMSR, 0, exit) ||
+               vmcs12_apic_msr(vcpu, exit);
     case EXIT_IO:
         return exit_if(vcpu, wants_io(vcpu, &exit->io), REASON_IO, io_qualification(&exit->io),
                        exit);
     case EXIT_CR:
         return exit_if(vcpu, wants_cr(vcpu, &exit->cr), REASON_CR_ACCESS,
-                       cr_qualification(&exit->cr), exit);
-    case EXIT_INTERRUPT_WINDOW:
-        return exit_if(vcpu, vmcs12_read(vcpu->nested, PRIMARY_CONTROLS) & PRIMARY_INTERRUPT_WINDOW,
-                       REASON_INTERRUPT_WINDOW, 0, exit);
+                       cr_qualification(&exit->cr), exit) ||
+               (exit->cr.number == 8 && vmcs12_apic_cr8(vcpu, exit));
     case EXIT_TASK_SWITCH:
         return exit_if(vcpu, true, REASON_TASK_SWITCH,
                        exit->task.selector | (u64)exit->task.source << 30, exit);
@@ -210,14 +231,6 @@ bool vmcs12_reflect(struct vcpu *vcpu, struct vm_exit *exit)
         vcpu->events.reinject.valid = false;
         nested_leave_l2(vcpu);
         vmcs12_entry_failed(vcpu, REASON_INVALID_GUEST_STATE, 0);
-        return true;
-    case EXIT_INVEPT: // without the secondary controls none of these exists in L2
-    case EXIT_INVVPID:
-    case EXIT_RDTSCP:
-    case EXIT_INVPCID:
-    case EXIT_XSAVES:
-    case EXIT_XRSTORS:
-        vcpu_inject_ud(vcpu);
         return true;
     default:
         return reflect_by_row(vcpu, exit);

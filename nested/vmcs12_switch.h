@@ -8,6 +8,22 @@
 
 #include "vmcs12.h"
 
+// --- vmcs12_event.c ---
+void vmcs12_timer_start(struct vcpu *vcpu); // at an entry
+void vmcs12_timer_stop(struct vcpu *vcpu);  // at an exit: saves it
+
+// --- vmcs12_apic.c: the virtual-APIC page ---
+// At an entry: PPR and TPR virtualization.
+void vmcs12_apic_enter(struct vcpu *vcpu);
+bool vmcs12_tpr_exit_due(struct vcpu *vcpu);
+// L2's virtual interrupt that its PPR lets through, or -E_NOENT; it is being delivered.
+int vmcs12_virtual_interrupt(struct vcpu *vcpu);
+void vmcs12_virtual_taken(struct vcpu *vcpu);
+// An L2's access to CR8 or to an x2APIC MSR, that L1 does not intercept: true if it is done with.
+bool vmcs12_apic_cr8(struct vcpu *vcpu, struct vm_exit *exit);
+bool vmcs12_apic_msr(struct vcpu *vcpu, struct vm_exit *exit);
+
+// --- vmcs12_enter.c, vmcs12_exit.c ---
 // An entry of an MSR area.
 struct msr_entry {
     u32 index, reserved;

@@ -76,7 +76,9 @@ enum nested_event {
     NESTED_INIT,
     NESTED_SIPI,
     NESTED_MTF,
+    NESTED_BEFORE_NMI, // VMX: the TPR threshold, the preemption timer, the NMI window
     NESTED_NMI,
+    NESTED_BEFORE_INTERRUPT, // VMX: the interrupt window
     NESTED_INTERRUPT,
     NESTED_VIRTUAL_INTERRUPT, // which nested_virtual_interrupt has named; delivered: it is taken
 };

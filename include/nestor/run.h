@@ -52,8 +52,7 @@ static inline void events_prepare(struct vcpu *vcpu)
     struct controls *ctl = &vcpu->cur->ctl;
 
     ctl->inject.valid = false;
-    ctl->windows = 0;
-    ctl->interrupt_window = ctl->intercepts & INTERCEPT_INTERRUPT_WINDOW;
+    ctl->windows = controls_windows(ctl);
     if (unlikely(ev->waiting || ev->exception.valid || ev->reinject.valid))
         events_choose(vcpu);
 }

@@ -12,6 +12,7 @@
 
 #include <nestor/exit.h>
 #include <nestor/segment.h>
+#include <nestor/time.h>
 #include <nestor/types.h>
 
 struct vm;
@@ -122,20 +123,21 @@ enum intercept {
     INTERCEPT_CR4_READ = BIT(28),
     INTERCEPT_RDTSCP = BIT(29),
     INTERCEPT_ICEBP = BIT(30),
-    INTERCEPT_INTERRUPT_WINDOW = BIT(31), // L1 waits for its L2's window: each entry opens it
-    INTERCEPT_CR0_SELECTIVE = BIT(32),    // SVM: CR0 writes that change more than TS and MP
-    INTERCEPT_IDTR_READ = BIT(33),        // SVM: the instructions of INTERCEPT_TABLES_* one by one
+    // L1 waits for its L2's window: each entry opens it (the places: controls_windows)
+    INTERCEPT_INTERRUPT_WINDOW = BIT(31),
+    INTERCEPT_NMI_WINDOW = BIT(39),
+    INTERCEPT_CR0_SELECTIVE = BIT(32), // SVM: CR0 writes that change more than TS and MP
+    INTERCEPT_IDTR_READ = BIT(33),     // SVM: the instructions of INTERCEPT_TABLES_* one by one
     INTERCEPT_GDTR_READ = BIT(34),
     INTERCEPT_LDTR_READ = BIT(35),
     INTERCEPT_TR_READ = BIT(36),
     INTERCEPT_IDTR_WRITE = BIT(37),
     INTERCEPT_GDTR_WRITE = BIT(38),
-    INTERCEPT_LDTR_WRITE = BIT(39),
+    INTERCEPT_LDTR_WRITE = BIT(44),
     INTERCEPT_TR_WRITE = BIT(40),
     INTERCEPT_RDRAND = BIT(41),
     INTERCEPT_RDSEED = BIT(42),
     INTERCEPT_PAUSE_LOOP = BIT(43), // PAUSE in a loop: controls.pause_gap and pause_window
-    INTERCEPT_NMI_WINDOW = BIT(44), // as INTERCEPT_INTERRUPT_WINDOW
 };
 
 // Instructions that a CPU has but not each guest: what the back end lacks, and what a guest is not
@@ -190,6 +192,12 @@ struct controls {
     };
 };
 
+// The windows that L1 asks for: interrupt_window and nmi_window are the lowest two bytes.
+static inline u32 controls_windows(const struct controls *ctl)
+{
+    return (u32)(ctl->intercepts >> 31) & 0x101;
+}
+
 // A back end's per-context part: its VMCS or VMCB and what belongs to it.
 struct backend_ctx;
 
@@ -228,6 +236,7 @@ struct vcpu_events {
         };
         u64 waiting; // any of these
     };
+    bool init_blocked; // VMX root operation: INIT waits while the vCPU is at level 0
     u8 sipi_vector;
 };
 
@@ -297,6 +306,7 @@ struct vcpu {
     struct apic_accel apic;
     struct paravirt pv;
     struct nested *nested;  // front end's state, NULL when nested is off
+    struct timer l2_timer;  // an L1's deadline for its L2: armed at level 1 only
     void *nested_bitmap;    // page_alloc'd: where the front end merges its L2's MSR bitmap
     struct vcpu_msrs *msrs; // what core/msr.c keeps for MSRs that are only remembered
     struct insn_cache *insn_cache;

@@ -243,7 +243,8 @@ enum entry_controls {
 // ---
 #define INFO_VECTOR         BITS(7, 0)
 #define INFO_TYPE_SHIFT     8
-#define INFO_TYPE           BITS(10, 8) // enum event_type
+#define INFO_TYPE           BITS(10, 8)               // enum event_type
+#define INFO_OTHER          (7ull << INFO_TYPE_SHIFT) // injected: a pending MTF exit
 #define INFO_ERROR_CODE     BIT(11)
 #define INFO_NMI_UNBLOCKING BIT(12) // exits only: NMI unblocking due to IRET
 #define INFO_VALID          BIT(31)
