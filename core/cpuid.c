@@ -334,7 +334,7 @@ int cpuid_create(struct vm *vm)
     t->phys_bits = (u8)t->extended[8][EAX];
     if (nested_offered(vm))
         for (unsigned i = 0; i < ARRAY_SIZE(passed_leaves); i++)
-            nested_cpuid(passed_leaves[i], leaf_regs(t, passed_leaves[i], 0));
+            nested_cpuid(vm, passed_leaves[i], leaf_regs(t, passed_leaves[i], 0));
     return 0;
 }
 

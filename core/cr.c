@@ -8,6 +8,7 @@
 #include <arch/x86/regs.h>
 #include <nestor/device.h>
 #include <nestor/nested.h>
+#include <nestor/nested_stage2.h>
 #include <nestor/run.h>
 
 #define CR0_KNOWN                                                                              \
@@ -91,10 +92,13 @@ static u64 cr3_reserved(struct vcpu *vcpu)
 static int load_pdptes(struct vcpu *vcpu, u64 cr0, u64 cr3, u64 cr4, u64 efer, u64 pdpte[4])
 {
     u64 reserved = ~BITS(cpuid_phys_bits(vcpu->vm) - 1, 0) | BITS(8, 5) | BITS(2, 1);
+    gpa_t gpa = cr3 & BITS(31, 5);
 
     if (!backend->holds_pdptes || !(cr0 & CR0_PG) || !(cr4 & CR4_PAE) || (efer & EFER_LMA))
         return 0;
-    if (guest_read_gpa(vcpu, cr3 & BITS(31, 5), pdpte, 4 * sizeof(pdpte[0])))
+    if (vcpu->level && nested_translate(vcpu, &gpa, 0, L1_READ | L1_TABLE | L1_NO_LINEAR))
+        return -E_FAULT;
+    if (guest_read_gpa(vcpu, gpa, pdpte, 4 * sizeof(pdpte[0])))
         return -E_FAULT;
     for (unsigned i = 0; i < 4; i++)
         if ((pdpte[i] & 1) && (pdpte[i] & reserved))

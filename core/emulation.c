@@ -34,14 +34,16 @@ static u32 walk_bits(const struct emulate_ctx *ctx, unsigned access)
 static enum emulate_result find(struct emulate_ctx *ctx, gva_t la, unsigned access, gpa_t *gpa,
                                 u8 **host)
 {
+    struct vcpu *vcpu = ctx->opaque;
     struct walk_fault fault = {0};
-    int error = guest_translate(ctx->opaque, la, walk_bits(ctx, access), gpa, host, &fault);
+    int error = guest_translate(vcpu, la, walk_bits(ctx, access), gpa, host, &fault);
 
     if (!error)
         return EMULATE_OK;
-    if (fault.stage2)
+    if (fault.stage2 && !nested_refused(vcpu))
         return EMULATE_UNHANDLED;
-    if (error == -E_AGAIN) { // no fault: the guest executes the instruction again
+    // No fault, and the guest executes the instruction again; or commit_fault() makes L1's exit.
+    if (error == -E_AGAIN || fault.stage2) {
         ctx->fault.valid = false;
         return EMULATE_FAULT;
     }
@@ -397,6 +399,8 @@ static void commit_fault(struct vcpu *vcpu, const struct emulate_ctx *ctx)
         vcpu_modify(vcpu, GROUP_BLOCKING)->interruptibility &= ~(u32)BLOCK_NMI;
     if (ctx->fault.valid)
         vcpu_inject_event(vcpu, &ctx->fault);
+    else
+        nested_tell_refused(vcpu);
 }
 
 // What precedes the switch: the event that it delivers is not lost if that faults, and goes into the

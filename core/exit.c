@@ -195,7 +195,8 @@ static void on_cr(struct vcpu *vcpu, struct vm_exit *exit)
     } else if (cr_write_guest(
                    vcpu, exit->cr.number,
                    cr_merge_owned(vcpu, exit->cr.number, cr_new_value(vcpu, &exit->cr)))) {
-        vcpu_inject_gp0(vcpu);
+        if (!nested_tell_refused(vcpu)) // of its PDPTEs
+            vcpu_inject_gp0(vcpu);
         return;
     }
     vcpu_finish_exit(vcpu, exit);

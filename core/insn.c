@@ -14,6 +14,7 @@
 #include <nestor/decode.h>
 #include <nestor/guest_walk.h>
 #include <nestor/nested.h>
+#include <nestor/nested_stage2.h>
 #include <nestor/page.h>
 #include <nestor/run.h>
 #include <nestor/string.h>
@@ -66,15 +67,6 @@ void insn_cache_destroy(struct vcpu *vcpu)
 
 // --- guest-physical ---
 
-// RAM behind a guest-physical address of the running level, NULL if there is none: for an L2,
-// through L1's nested paging.
-static void *ram_at(struct vcpu *vcpu, gpa_t gpa, u64 size)
-{
-    if (unlikely(vcpu->level) && nested_translate(vcpu, &gpa))
-        return NULL;
-    return vm_ram_ptr(vcpu->vm, gpa, size);
-}
-
 int guest_read_gpa(struct vcpu *vcpu, gpa_t gpa, void *buf, u64 size)
 {
     const void *from = vm_ram_ptr(vcpu->vm, gpa, size);
@@ -99,13 +91,22 @@ int guest_write_gpa(struct vcpu *vcpu, gpa_t gpa, const void *buf, u64 size)
 
 struct walk_context {
     struct vcpu *vcpu;
+    gva_t la;
     struct translation *record; // entries read so far; NULL when the walk is not to be remembered
 };
+
+// A paging-structure entry, NULL if it is not in RAM: an L2's is found through L1's stage 2.
+static void *entry_at(const struct walk_context *ctx, gpa_t gpa, unsigned size, u32 access)
+{
+    if (unlikely(ctx->vcpu->level) && nested_translate(ctx->vcpu, &gpa, ctx->la, access | L1_TABLE))
+        return NULL;
+    return vm_ram_ptr(ctx->vcpu->vm, gpa, size);
+}
 
 static int walk_read(void *context, gpa_t gpa, void *value, unsigned size)
 {
     struct walk_context *ctx = context;
-    const void *from = ram_at(ctx->vcpu, gpa, size);
+    const void *from = entry_at(ctx, gpa, size, L1_READ);
     struct translation *record = ctx->record;
 
     if (!from)
@@ -127,7 +128,7 @@ static int walk_read(void *context, gpa_t gpa, void *value, unsigned size)
 static int walk_cmpxchg(void *context, gpa_t gpa, u64 old, u64 new_value, unsigned size)
 {
     struct walk_context *ctx = context;
-    void *at = ram_at(ctx->vcpu, gpa, size);
+    void *at = entry_at(ctx, gpa, size, L1_READ | L1_WRITE);
     u32 old32 = (u32)old;
     bool done;
 
@@ -250,13 +251,18 @@ static void remember(struct translation *t, const struct guest_state *s, u64 tag
     t->tag = tag;
 }
 
+static u32 final_access(u32 walk)
+{
+    return walk & WALK_FETCH ? L1_EXECUTE : walk & WALK_WRITE ? L1_WRITE : L1_READ;
+}
+
 // The page of `la` for `access` (WALK_*): 0 with its translation in *out, or guest_walk's error.
 static int translate(struct vcpu *vcpu, gva_t la, u32 access, const struct translation **out,
                      struct walk_fault *fault)
 {
     const struct guest_state *s = vcpu_state(vcpu, GROUP_RIP | GROUP_CR | GROUP_EFER_PAT);
     struct translation *t = cached(vcpu, s, la, access);
-    struct walk_context context = {vcpu, slot_of(vcpu, la, access)};
+    struct walk_context context = {vcpu, la, slot_of(vcpu, la, access)};
     const struct walk_memory memory = {walk_read, walk_cmpxchg, &context};
     struct paging_state ps;
     struct walk_result result;
@@ -273,7 +279,15 @@ static int translate(struct vcpu *vcpu, gva_t la, u32 access, const struct trans
     if (error)
         return error;
     t->gpa = result.gpa;
-    t->host = ram_at(vcpu, result.gpa, PAGE_SIZE);
+    if (unlikely(vcpu->level)) {
+        t->gpa |= la & ~PAGE_MASK;
+        error = nested_translate(vcpu, &t->gpa, la, final_access(access));
+        t->gpa &= PAGE_MASK;
+        fault->stage2 = error == -E_FAULT;
+        if (error)
+            return error;
+    }
+    t->host = vm_ram_ptr(vcpu->vm, t->gpa, PAGE_SIZE);
     if (is_whole(vcpu, &ps, t))
         remember(t, s, tag_of(s, la, access));
     return 0;
@@ -322,6 +336,8 @@ static void copy_in(u8 *ram, u8 *buf, unsigned size)
 static void walk_failed(struct vcpu *vcpu, gva_t la, int error, const struct walk_fault *fault)
 {
     if (error == -E_AGAIN)
+        return;
+    if (fault->stage2 && nested_tell_refused(vcpu))
         return;
     if (fault->stage2)
         vm_stop(vcpu->vm, vcpu, "paging structure where there is no RAM, GPA %#llx",

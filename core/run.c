@@ -25,6 +25,7 @@ static void flush_all(struct vcpu *vcpu)
 {
     for (unsigned i = 0; i < ARRAY_SIZE(vcpu->ctx); i++)
         vcpu->ctx[i].flush |= TLB_FLUSH_GUEST | TLB_FLUSH_STAGE2;
+    nested_stage2_drop(vcpu);
 }
 
 // While an NMI is in service the CPU latches one more; before, one is as good as in service.

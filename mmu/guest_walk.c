@@ -15,6 +15,7 @@
 #define ENTRY_A         BIT(5)
 #define ENTRY_D         BIT(6)
 #define ENTRY_PS        BIT(7)
+#define ENTRY_G         BIT(8)
 #define ENTRY_KEY_SHIFT 59
 #define ENTRY_XD        BIT(63)
 
@@ -109,6 +110,8 @@ static u64 reserved_bits(const struct walk *w, u64 entry, unsigned level)
         bits |= ENTRY_XD;
     if (level > 3 || (level == 3 && !w->ps->page1g))
         bits |= ENTRY_PS;
+    if (level > 3 && w->ps->g_reserved)
+        bits |= ENTRY_G;
     if (is_large(w, entry, level))
         bits |= BITS(shift_of(w, level) - 1, 13);
     return bits;

@@ -11,6 +11,7 @@
 #include <nestor/log.h>
 #include <nestor/page.h>
 #include <nestor/stage2.h>
+#include <nestor/string.h>
 
 #define ENTRIES     512u
 #define ENTRY_ADDR  BITS(51, 12)
@@ -393,4 +394,123 @@ int stage2_lookup(const struct stage2 *s2, gpa_t gpa, struct stage2_entry *out)
     out->rights = decode(format->rights, entry & format->rights_mask, 0);
     out->type = decode(format->types, entry & format->type_mask, format->type_first);
     return 0;
+}
+
+// --- shadows ---
+
+enum { POOL_GROWTH = 16 };
+
+static void pool_give(struct stage2_pool *pool, u64 *table)
+{
+    table[0] = (u64)pool->free;
+    pool->free = table;
+}
+
+static void pool_grow(struct stage2_pool *pool)
+{
+    for (unsigned i = 0; i < POOL_GROWTH && pool->pages < pool->limit; i++) {
+        u64 *table = page_alloc(0);
+
+        if (!table)
+            return;
+        pool_give(pool, table);
+        pool->pages++;
+    }
+}
+
+int stage2_pool_create(struct stage2_pool *pool, u32 limit)
+{
+    *pool = (struct stage2_pool){.limit = limit};
+    pool_grow(pool);
+    return pool->pages == POOL_GROWTH ? 0 : -E_NOMEM; // what any one page needs
+}
+
+static u64 *pool_take(struct stage2_pool *pool)
+{
+    u64 *table;
+
+    if (!pool->free)
+        pool_grow(pool);
+    table = pool->free;
+    if (table)
+        pool->free = (u64 *)table[0];
+    return table;
+}
+
+// What has fallen out of use may serve again: its owner's CPU flushes before it enters.
+static void pool_adopt(struct stage2_pool *pool, struct stage2 *s2)
+{
+    u64 *table;
+
+    while ((table = s2->retired) != NULL) {
+        s2->retired = (u64 *)table[0];
+        pool_give(pool, table);
+    }
+}
+
+static u64 *fill_table(struct stage2 *s2, struct stage2_pool *pool, u64 *entry)
+{
+    u64 *table = pool_take(pool);
+
+    if (!table)
+        return NULL;
+    memset(table, 0, PAGE_SIZE);
+    s2->pages++;
+    store(entry, virt_to_phys(table) | s2->format->table);
+    return table;
+}
+
+int stage2_fill(struct stage2 *s2, struct stage2_pool *pool, gpa_t gpa, hpa_t hpa, u64 page_size,
+                unsigned rights, enum mem_type type)
+{
+    const struct stage2_format *format = s2->format;
+    u64 *table = phys_to_virt(s2->root), *entry, old, offset = page_size - 1;
+    unsigned level;
+    bool below;
+
+    ASSERT(!page_is_own(hpa & ~offset, page_size));
+    for (level = s2->levels;; level--) {
+        entry = &table[gpa / span_of(level) % ENTRIES];
+        old = *entry;
+        below = is_present(format, old) && !is_leaf(old, level);
+        if (span_of(level) == page_size)
+            break;
+        table = below ? table_of(old) : fill_table(s2, pool, entry);
+        if (!table)
+            return -E_NOMEM;
+    }
+    store(entry, (hpa & ~offset) | format->leaf | encode(format->rights, rights) |
+                     encode(format->types, type) | (level > 1 ? LEAF : 0));
+    if (!below)
+        return 0;
+    retire(s2, table_of(old), level - 1);
+    pool_adopt(pool, s2);
+    return STAGE2_FLUSH;
+}
+
+void stage2_clear(struct stage2 *s2, struct stage2_pool *pool)
+{
+    u64 *root = phys_to_virt(s2->root);
+
+    for (u32 i = 0; i < ENTRIES && s2->pages > 1; i++) {
+        u64 entry = root[i];
+
+        if (is_present(s2->format, entry)) {
+            store(&root[i], 0);
+            retire(s2, table_of(entry), s2->levels - 1u);
+        }
+    }
+    pool_adopt(pool, s2);
+}
+
+void stage2_pool_destroy(struct stage2_pool *pool)
+{
+    u64 *table;
+
+    while ((table = pool->free) != NULL) {
+        pool->free = (u64 *)table[0];
+        page_free(table, 0);
+        pool->pages--;
+    }
+    ASSERT(!pool->pages);
 }

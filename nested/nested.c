@@ -5,6 +5,7 @@
 // nesting is off (DESIGN.md section 1).
 
 #include "nested.h"
+#include "nested_stage2.h"
 #include <nestor/device.h>
 #include <nestor/page.h>
 #include <nestor/string.h>
@@ -27,7 +28,9 @@ int nested_create(struct vcpu *vcpu)
     if (!vcpu->nested)
         return -E_NOMEM;
     vcpu->nested_bitmap = page_alloc(ops()->bitmap_order);
-    return vcpu->nested_bitmap ? backend->ctx_create(vcpu, 1) : -E_NOMEM;
+    if (!vcpu->nested_bitmap || nested_stage2_create(vcpu))
+        return -E_NOMEM;
+    return backend->ctx_create(vcpu, 1);
 }
 
 void nested_destroy(struct vcpu *vcpu)
@@ -40,6 +43,7 @@ void nested_destroy(struct vcpu *vcpu)
         backend->ctx_destroy(vcpu, 1);
     if (vcpu->nested_bitmap)
         page_free(vcpu->nested_bitmap, ops()->bitmap_order);
+    nested_stage2_destroy(vcpu);
     heap_free(vcpu->nested, ops()->state_size);
     vcpu->nested_bitmap = vcpu->nested = NULL;
 }
@@ -50,6 +54,7 @@ void nested_reset(struct vcpu *vcpu)
         return;
     if (vcpu->level)
         nested_leave_l2(vcpu);
+    nested_stage2_drop(vcpu);
     memset(vcpu->nested, 0, ops()->state_size);
     ops()->reset(vcpu);
 }
@@ -77,8 +82,16 @@ void nested_leave_l2(struct vcpu *vcpu)
     vcpu->events.mtf_pending = vcpu->events.nested_check = false;
 }
 
+void nested_stage2_fault(struct vcpu *vcpu, struct vm_exit *exit, const struct l1_fault *fault)
+{
+    exit->kind = fault->misconfigured ? EXIT_STAGE2_MISCONFIG : EXIT_STAGE2;
+    ops()->stage2_fault(vcpu, exit, fault);
+}
+
 bool nested_reflect(struct vcpu *vcpu, struct vm_exit *exit)
 {
+    if (exit->kind == EXIT_STAGE2 && nested_stage2_exit(vcpu, exit))
+        return true;
     return ops()->reflect(vcpu, exit);
 }
 
@@ -110,13 +123,6 @@ bool nested_cr8(struct vcpu *vcpu, bool write, u64 *value)
     return ops()->cr8 && ops()->cr8(vcpu, write, value);
 }
 
-// Neither front end offers L1 nested paging yet: an L2's guest-physical addresses are L1's.
-int nested_translate(struct vcpu *vcpu, u64 *gpa)
-{
-    (void)vcpu, (void)gpa;
-    return 0;
-}
-
 int nested_read_msr(struct vcpu *vcpu, u32 msr, u64 *value)
 {
     return vcpu->nested ? ops()->read_msr(vcpu, msr, value) : -E_NOENT;
@@ -142,7 +148,7 @@ int nested_check_cr(const struct vcpu *vcpu, unsigned number, u64 value)
     return vcpu->nested ? ops()->check_cr(vcpu, number, value) : 0;
 }
 
-void nested_cpuid(u32 leaf, u32 regs[4])
+void nested_cpuid(const struct vm *vm, u32 leaf, u32 regs[4])
 {
-    ops()->cpuid(leaf, regs);
+    ops()->cpuid(vm, leaf, regs);
 }

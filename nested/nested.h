@@ -6,6 +6,7 @@
 #pragma once
 
 #include <nestor/nested.h>
+#include <nestor/nested_stage2.h>
 #include <nestor/run.h>
 
 struct nested_ops {
@@ -23,7 +24,11 @@ struct nested_ops {
     int (*write_msr)(struct vcpu *vcpu, u32 msr, u64 value);
     u64 cr4_bits, efer_bits;
     int (*check_cr)(const struct vcpu *vcpu, unsigned number, u64 value);
-    void (*cpuid)(u32 leaf, u32 regs[4]);
+    // L1's tables refuse an access of L2's: the exit to L1. Of `exit`, `stage2` and what an exit of
+    // hardware's has beside.
+    void (*stage2_fault)(struct vcpu *vcpu, const struct vm_exit *exit,
+                         const struct l1_fault *fault);
+    void (*cpuid)(const struct vm *vm, u32 leaf, u32 regs[4]);
 };
 
 extern const struct nested_ops vmcs12_ops; // VMX for guests

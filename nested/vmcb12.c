@@ -5,6 +5,7 @@
 // 15.5, 15.16.3 INVLPGA, 15.17 "Global Interrupt Flag", 15.30 MSRs; vol. 3 each instruction's
 // page). What is offered of the optional features is what Nestor implements, whatever this CPU has.
 
+#include "nested_stage2.h"
 #include "vmcb12.h"
 #include <arch/x86/msr.h>
 #include <arch/x86/regs.h>
@@ -131,14 +132,9 @@ static void run_gif(struct vcpu *vcpu, struct vm_exit *exit)
 // The address may stay: a flush may always drop more.
 static void run_invlpga(struct vcpu *vcpu, struct vm_exit *exit)
 {
-    u32 asid = (u32)vcpu->gpr[GPR_RCX];
-
     if (!may_execute(vcpu, false))
         return;
-    if (!asid)
-        vcpu->ctx[0].flush |= TLB_FLUSH_GUEST;
-    if (asid == vcpu->nested->asid)
-        vcpu->ctx[1].flush |= TLB_FLUSH_GUEST;
+    nested_invalidate_tag(vcpu, false, (u32)vcpu->gpr[GPR_RCX]);
     vcpu_finish_exit(vcpu, exit);
 }
 
@@ -200,15 +196,14 @@ static int vmcb12_check_cr(const struct vcpu *vcpu, unsigned number, u64 value)
 #define FEATURES                                                                                \
     (u32)(SVM_FEATURE_NRIPS | SVM_FEATURE_VMCB_CLEAN | SVM_FEATURE_FLUSH_BY_ASID |              \
           SVM_FEATURE_DECODE_ASSISTS | SVM_FEATURE_PAUSE_FILTER | SVM_FEATURE_PAUSE_THRESHOLD | \
-          SVM_FEATURE_VGIF)
+          SVM_FEATURE_VGIF | SVM_FEATURE_NP)
 
 u32 vmcb12_features(const struct vm *vm)
 {
-    (void)vm;
-    return FEATURES;
+    return FEATURES & ~(vm->config->nested_features & BIT(OFFER_NPT) ? 0u : (u32)SVM_FEATURE_NP);
 }
 
-static void vmcb12_cpuid(u32 leaf, u32 regs[4])
+static void vmcb12_cpuid(const struct vm *vm, u32 leaf, u32 regs[4])
 {
     if (leaf == 0x80000001)
         regs[2] |= BIT(2); // SVM
@@ -216,7 +211,7 @@ static void vmcb12_cpuid(u32 leaf, u32 regs[4])
         regs[0] = 1; // revision
         regs[1] = VMCB12_ASIDS;
         regs[2] = 0;
-        regs[3] = FEATURES;
+        regs[3] = vmcb12_features(vm);
     }
 }
 
@@ -239,5 +234,6 @@ const struct nested_ops vmcb12_ops = {
     .write_msr = vmcb12_write_msr,
     .efer_bits = EFER_SVME,
     .check_cr = vmcb12_check_cr,
+    .stage2_fault = vmcb12_stage2_fault,
     .cpuid = vmcb12_cpuid,
 };

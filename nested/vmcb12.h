@@ -18,7 +18,6 @@ struct nested {
     gpa_t vmcb12_gpa;
     bool host_if; // L1's RFLAGS.IF at VMRUN: HIF
     u16 pauses_left;
-    u32 asid; // of L2: whose translations the L2 context's tag may hold; 0: none
     // VMCB12 as it was read at VMRUN: checked and used from here, never read twice. While L2 runs,
     // V_TPR, V_IRQ and V_GIF here are the ones that count.
     struct vmcb vmcb;
@@ -64,6 +63,8 @@ void vmcb12_enter(struct vcpu *vcpu);
 void vmcb12_exit(struct vcpu *vcpu, u64 code, u64 info1, u64 info2, const struct vm_exit *exit);
 // A VMRUN that its checks refuse: nothing of L2's is loaded (15.5.1).
 void vmcb12_exit_invalid(struct vcpu *vcpu);
+void vmcb12_stage2_fault(struct vcpu *vcpu, const struct vm_exit *exit,
+                         const struct l1_fault *fault);
 
 // --- vmcb12_intercept.c, vmcb12_event.c ---
 bool vmcb12_reflect(struct vcpu *vcpu, struct vm_exit *exit);

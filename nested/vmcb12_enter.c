@@ -5,6 +5,7 @@
 // 15.11 intercepts and permission maps; 15.16 TLB control; 15.20 event injection). What the CPUID
 // of this guest does not offer is ignored, as by a CPU without it.
 
+#include "nested_stage2.h"
 #include "vmcb12.h"
 #include <arch/x86/regs.h>
 #include <nestor/breakpoint.h>
@@ -210,14 +211,26 @@ static bool is_illegal(struct vcpu *vcpu, const struct vmcb *v)
     return vmcb12_check(v, &limits);
 }
 
-// L2's translations live under a tag of Nestor's, which stands for one of L1's ASIDs at a time.
-static void follow_asid(struct vcpu *vcpu, const struct vmcb *v)
+static bool has_npt(const struct vcpu *vcpu)
 {
-    if (v->guest_asid != vcpu->nested->asid || v->tlb_control)
-        vcpu->ctx[1].flush |= TLB_FLUSH_GUEST;
-    if (v->tlb_control == SVM_TLB_FLUSH_ALL) // L1's own ASID 0 too
-        vcpu->ctx[0].flush |= TLB_FLUSH_GUEST;
-    vcpu->nested->asid = v->guest_asid;
+    return (vcpu->nested->vmcb.np_enable & SVM_NP_ENABLE) && vmcb12_has(vcpu, SVM_FEATURE_NP);
+}
+
+// The tables at nCR3 are of the mode that L1 itself is in (15.25.3).
+static void use_stage2(struct vcpu *vcpu, const struct vmcb *v)
+{
+    const struct guest_state *l1 = vcpu_state(vcpu, GROUP_CR | GROUP_EFER_PAT);
+    struct l1_stage2 npt = {
+        .kind = L1_STAGE2_NPT,
+        .phys_bits = cpuid_phys_bits(vcpu->vm),
+        .page1g = cpuid_has(vcpu->vm, 0x80000001, 3, 26),
+        .root = v->n_cr3,
+        .mode = l1_npt_mode(l1->cr4, l1->efer),
+    };
+
+    nested_tlb_control(vcpu, v->guest_asid, v->tlb_control);
+    nested_tag_use(vcpu, v->guest_asid);
+    nested_stage2_use(vcpu, has_npt(vcpu) ? &npt : &(struct l1_stage2){.kind = L1_STAGE2_NONE});
 }
 
 void vmcb12_enter(struct vcpu *vcpu)
@@ -233,10 +246,11 @@ void vmcb12_enter(struct vcpu *vcpu)
         return;
     }
     load_state(vcpu, v);
-    vcpu->ctx[1].state.pat = l1->pat; // no nested paging: one PAT for both
+    // One PAT for both, but with nested paging (15.25.8).
+    vcpu->ctx[1].state.pat = has_npt(vcpu) ? v->g_pat : l1->pat;
     vmcb12_hand_over(l1, &vcpu->ctx[1].state);
     merge_controls(vcpu, v);
-    follow_asid(vcpu, v);
+    use_stage2(vcpu, v);
     vcpu->events.gif_clear = false;
     nested_enter_l2(vcpu);
     take_eventinj(vcpu, v->eventinj);

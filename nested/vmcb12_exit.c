@@ -55,6 +55,8 @@ static void save_state(struct vcpu *vcpu, struct vmcb *v)
     v->efer = s->efer;
     v->dr6 = vcpu->dr6;
     v->dr7 = s->dr7;
+    if (v->np_enable & SVM_NP_ENABLE)
+        v->g_pat = s->pat;
     v->interrupt_shadow = s->interruptibility & (BLOCK_STI | BLOCK_MOV_SS) ? 1 : 0;
 }
 
@@ -120,4 +122,13 @@ void vmcb12_exit_invalid(struct vcpu *vcpu)
     write_exit(in_memory(vcpu), VMEXIT_INVALID, 0, 0, 0);
     vcpu_modify(vcpu, GROUP_DEBUG)->dr7 = DR7_FIXED;
     vcpu->events.gif_clear = true;
+}
+
+// A nested page fault (15.25.6): what L1's tables lack; bits 33:32 say for what they were walked.
+void vmcb12_stage2_fault(struct vcpu *vcpu, const struct vm_exit *exit,
+                         const struct l1_fault *fault)
+{
+    u64 stage = exit->stage2.gla_final ? SVM_NPF_FINAL : SVM_NPF_TABLE;
+
+    vmcb12_exit(vcpu, VMEXIT_NPF, fault->error_code | stage, exit->stage2.gpa, NULL);
 }

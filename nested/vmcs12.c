@@ -4,6 +4,7 @@
 // VMX for guests: the VMX instructions as L1 executes them, in the order of checks that their
 // "Operation" sections have (SDM vol. 3 "VMX Instruction Reference").
 
+#include "nested_stage2.h"
 #include "vmcs12_switch.h"
 #include <arch/x86/msr.h>
 #include <arch/x86/regs.h>
@@ -11,8 +12,9 @@
 #include <nestor/log.h>
 #include <nestor/string.h>
 
-static void vmcs12_cpuid(u32 leaf, u32 regs[4])
+static void vmcs12_cpuid(const struct vm *vm, u32 leaf, u32 regs[4])
 {
+    (void)vm;
     if (leaf == 1)
         regs[2] |= BIT(5); // VMX
 }
@@ -311,19 +313,6 @@ static void run_vmwrite(struct vcpu *vcpu, struct vm_exit *exit)
 
 // --- INVEPT, INVVPID ---
 
-// L2's translations: all go, whatever EPTP or VPID they belong to.
-static void vmcs12_flush_ept(struct vcpu *vcpu, bool all, u64 eptp)
-{
-    (void)all, (void)eptp;
-    vcpu->ctx[1].flush |= TLB_FLUSH_GUEST;
-}
-
-static void vmcs12_flush_vpid(struct vcpu *vcpu, enum invvpid_type type, u16 vpid, u64 address)
-{
-    (void)type, (void)vpid, (void)address;
-    vcpu->ctx[1].flush |= TLB_FLUSH_GUEST;
-}
-
 struct invalidation {
     u64 low, high;
 };
@@ -346,7 +335,7 @@ static void run_invept(struct vcpu *vcpu, struct vm_exit *exit)
         vm_fail(vcpu, exit, VMX_ERROR_INVALID_OPERAND);
         return;
     }
-    vmcs12_flush_ept(vcpu, type == INVEPT_ALL, d.low);
+    nested_invept(vcpu, type == INVEPT_ALL, d.low);
     vm_succeed(vcpu, exit);
 }
 
@@ -378,7 +367,7 @@ static void run_invvpid(struct vcpu *vcpu, struct vm_exit *exit)
         vm_fail(vcpu, exit, VMX_ERROR_INVALID_OPERAND);
         return;
     }
-    vmcs12_flush_vpid(vcpu, (enum invvpid_type)type, (u16)d.low, d.high);
+    nested_invalidate_tag(vcpu, type == INVVPID_ALL, (u16)d.low);
     vm_succeed(vcpu, exit);
 }
 
@@ -468,5 +457,6 @@ const struct nested_ops vmcs12_ops = {
     .write_msr = vmcs12_write_msr,
     .cr4_bits = CR4_VMXE,
     .check_cr = vmcs12_check_cr,
+    .stage2_fault = vmcs12_stage2_fault,
     .cpuid = vmcs12_cpuid,
 };

@@ -89,6 +89,12 @@ bool vmcs12_operand_read(struct vcpu *vcpu, struct vm_exit *exit, void *value, u
 bool vmcs12_operand_write(struct vcpu *vcpu, struct vm_exit *exit, const void *value,
                           unsigned size);
 
+// L2's VPID, 0: none.
+static inline u16 vmcs12_vpid(const struct nested *n)
+{
+    return vmcs12_secondary(n) & SECONDARY_VPID ? (u16)vmcs12_read(n, VPID) : 0;
+}
+
 // VM-instruction error numbers (SDM vol. 3 "VM Instruction Error Numbers").
 enum vmx_error {
     VMX_ERROR_VMCALL_ROOT = 1,
@@ -123,6 +129,8 @@ void vmcs12_exit(struct vcpu *vcpu, u32 reason, u64 qualification, const struct 
 // 0.
 void vmcs12_entry_failed(struct vcpu *vcpu, u32 reason, u64 qualification);
 
+void vmcs12_stage2_fault(struct vcpu *vcpu, const struct vm_exit *exit,
+                         const struct l1_fault *fault);
 bool vmcs12_reflect(struct vcpu *vcpu, struct vm_exit *exit);
 enum nested_answer vmcs12_event(struct vcpu *vcpu, enum nested_event event);
 bool vmcs12_wants_exception(struct vcpu *vcpu, const struct event *event);

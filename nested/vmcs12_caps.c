@@ -62,6 +62,20 @@ static const struct {
      4ull << 16 | VMX_MISC_ACTIVITY_HLT | VMX_MISC_ACTIVITY_SHUTDOWN | VMX_MISC_ACTIVITY_WAIT_SIPI |
          VMX_MISC_STORE_LMA,
      0, 0, 0, 0},
+    {MSR_VMX_PROCBASED_CTLS2, SECONDARY_EPT, F(EPT), 0, 0, 0},
+    {MSR_VMX_EPT_VPID_CAP,
+     EPT_CAP_WALK_4 | EPT_CAP_UC | EPT_CAP_WB | EPT_CAP_2M | EPT_CAP_INVEPT |
+         EPT_CAP_INVEPT_SINGLE | EPT_CAP_INVEPT_ALL,
+     F(EPT), 0, 0, 0},
+    {MSR_VMX_EPT_VPID_CAP, EPT_CAP_WALK_5, F(EPT) | F(EPT_5_LEVEL), 0, 0, 0},
+    {MSR_VMX_EPT_VPID_CAP, EPT_CAP_1G, F(EPT) | F(EPT_1G), 0, 0, 0},
+    {MSR_VMX_EPT_VPID_CAP, EPT_CAP_EXECUTE_ONLY, F(EPT) | F(EPT_EXECUTE_ONLY), 0, 0, 0},
+    {MSR_VMX_EPT_VPID_CAP, EPT_CAP_AD, F(EPT) | F(EPT_AD), 0, 0, 0},
+    {MSR_VMX_PROCBASED_CTLS2, SECONDARY_VPID, F(VPID), 0, 0, 0},
+    {MSR_VMX_EPT_VPID_CAP,
+     VPID_CAP_INVVPID | VPID_CAP_INVVPID_ADDRESS | VPID_CAP_INVVPID_SINGLE | VPID_CAP_INVVPID_ALL |
+         VPID_CAP_INVVPID_SINGLE_GLOBAL,
+     F(VPID), 0, 0, 0},
     {MSR_VMX_MISC, VMX_MISC_VMWRITE_ANY, F(VMWRITE_ANY), 0, 0, 0},
 };
 
@@ -113,6 +127,11 @@ void vmcs12_caps_reset(struct vcpu *vcpu)
     for (unsigned i = 0; i < ARRAY_SIZE(offered); i++)
         if (is_offered(vcpu, i))
             *slot(n, offered[i].msr) |= offered[i].bits << (is_allowed0(offered[i].msr) ? 32 : 0);
+    // What an L2's accesses do in the shadow of L1's tables only the hardware can tell.
+    if (!backend->stage2_execute_only)
+        *slot(n, MSR_VMX_EPT_VPID_CAP) &= ~EPT_CAP_EXECUTE_ONLY;
+    if (!backend->stage2_ad)
+        *slot(n, MSR_VMX_EPT_VPID_CAP) &= ~EPT_CAP_AD;
     if (*slot(n, MSR_VMX_PROCBASED_CTLS2))
         *slot(n, MSR_VMX_PROCBASED_CTLS) |= PRIMARY_SECONDARY << 32;
     for (unsigned i = 0; i < ARRAY_SIZE(control_msrs); i++) {

@@ -281,7 +281,7 @@ void vmcs12_enter(struct vcpu *vcpu)
         return;
     }
     merge_controls(vcpu);
-    vcpu->ctx[1].flush |= TLB_FLUSH_GUEST;
+    vmcs12_use_stage2(vcpu);
     nested_enter_l2(vcpu);
     failed = vmcs12_load_msrs(vcpu, vmcs12_read(n, ENTRY_MSR_LOAD_ADDRESS),
                               vmcs12_read(n, ENTRY_MSR_LOAD_COUNT));

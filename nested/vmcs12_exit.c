@@ -158,7 +158,8 @@ static void load_host_state(struct vcpu *vcpu, const struct guest_state *before)
     s->pending_dbg = 0;
     if (!vmcs12_load_pdptes(vcpu, s))
         abort_vmx(vcpu, ABORT_HOST_PDPTES);
-    tlb_flush_vcpu(vcpu, TLB_FLUSH_GUEST);
+    if (!vmcs12_vpid(n))
+        tlb_flush_vcpu(vcpu, TLB_FLUSH_GUEST);
     if (vmcs12_load_msrs(vcpu, vmcs12_read(n, EXIT_MSR_LOAD_ADDRESS),
                          vmcs12_read(n, EXIT_MSR_LOAD_COUNT)))
         abort_vmx(vcpu, ABORT_LOAD_MSRS);
@@ -217,6 +218,13 @@ static u64 string_address(struct vcpu *vcpu, const struct exit_io *io)
     return offset + (seg >= SEG_FS ? s->seg[seg].base : 0);
 }
 
+static u64 linear_address(struct vcpu *vcpu, const struct vm_exit *exit)
+{
+    if (exit->kind == EXIT_STAGE2 && exit->stage2.gla_valid)
+        return exit->stage2.gla;
+    return exit->kind == EXIT_IO && exit->io.string ? string_address(vcpu, &exit->io) : 0;
+}
+
 static u8 exit_length(const struct vm_exit *exit, const struct event *vectoring)
 {
     bool software = vectoring->valid && vectoring->type >= EVENT_SOFT_INTERRUPT;
@@ -247,8 +255,9 @@ static void save_exit_information(struct vcpu *vcpu, u32 reason, u64 qualificati
     vmcs12_write(n, IDT_VECTORING_ERROR_CODE, vectoring->has_error ? vectoring->error : 0);
     vmcs12_write(n, EXIT_INSTRUCTION_LENGTH, exit_length(exit, vectoring));
     vmcs12_write(n, EXIT_INSTRUCTION_INFO, instruction_info(exit));
-    vmcs12_write(n, GUEST_LINEAR_ADDRESS,
-                 exit->kind == EXIT_IO && exit->io.string ? string_address(vcpu, &exit->io) : 0);
+    vmcs12_write(n, GUEST_LINEAR_ADDRESS, linear_address(vcpu, exit));
+    if (exit->kind == EXIT_STAGE2 || exit->kind == EXIT_STAGE2_MISCONFIG)
+        vmcs12_write(n, GUEST_PHYSICAL_ADDRESS, exit->stage2.gpa);
     vmcs12_write(n, ENTRY_INTERRUPTION_INFO,
                  vmcs12_read(n, ENTRY_INTERRUPTION_INFO) & ~(u64)INFO_VALID);
 }

@@ -35,6 +35,8 @@ struct msr_entry {
 u32 vmcs12_load_msrs(struct vcpu *vcpu, gpa_t gpa, u64 count);
 // PAE paging loads its pointers from memory. False: one of them is reserved.
 bool vmcs12_load_pdptes(struct vcpu *vcpu, struct guest_state *s);
+// L2's stage 2 and tag are what VMCS12 says.
+void vmcs12_use_stage2(struct vcpu *vcpu);
 
 // Fields whose place in the model is a u64 of guest_state, both ways alike.
 struct vmcs12_plain {

@@ -128,6 +128,8 @@ static void accept_caps(const struct vmx_caps *caps)
         vmx_caps.cr4_supplied = CR4_UMIP;
     vmx_backend.supplies_umip = vmx_caps.cr4_supplied;
     vmx_backend.stage2_1g = caps->ept_vpid & EPT_CAP_1G;
+    vmx_backend.stage2_execute_only = caps->ept_vpid & EPT_CAP_EXECUTE_ONLY;
+    vmx_backend.stage2_ad = caps->ept_vpid & EPT_CAP_AD;
     vmx_backend.lacks = vmx_controls_lacks(&caps->controls);
     // A #CP that an exit interrupted has to be injected with its error code.
     if (!(caps->basic & VMX_BASIC_ANY_ERROR))

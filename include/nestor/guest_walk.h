@@ -30,6 +30,7 @@ struct paging_state {
     u32 pkru, pkrs;
     u8 phys_bits;    // the guest's MAXPHYADDR, for the reserved bits
     bool nx, page1g; // what the guest's CPUID offers
+    bool g_reserved; // bit 8 of PML4 and PML5 entries is (AMD)
 };
 
 // How the walker reaches guest-physical memory: whole entries of 4 or 8 bytes, aligned. Each

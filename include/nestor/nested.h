@@ -98,9 +98,15 @@ enum nested_answer nested_event(struct vcpu *vcpu, enum nested_event event);
 // Nestor's own): true if L1's exception intercept took it and the exit to L1 was made.
 bool nested_wants_exception(struct vcpu *vcpu, const struct event *event);
 
-// An L2's guest-physical address into L1's, through L1's nested paging if it uses it: 0 or
-// -E_FAULT.
-int nested_translate(struct vcpu *vcpu, u64 *gpa);
+// The running L2's guest-physical address, of an access for `la`, into L1's, through L1's stage 2 if
+// it has one. access: enum l1_access. 0; -E_AGAIN; or -E_FAULT: L1's tables refuse it, and
+// nested_tell_refused() makes the exit to L1, where a page fault would be injected; it returns
+// whether there was one to make.
+int nested_translate(struct vcpu *vcpu, gpa_t *gpa, gva_t la, u32 access);
+bool nested_refused(const struct vcpu *vcpu);
+bool nested_tell_refused(struct vcpu *vcpu);
+// Nestor's own stage 2 has changed: nothing that came from it may serve an L2.
+void nested_stage2_drop(struct vcpu *vcpu);
 
 // MSRs of the VMX capability range / VM_CR, VM_HSAVE_PA. -E_NOENT: not one of them (or nested is
 // off); -E_FAULT: #GP.
@@ -112,5 +118,5 @@ u64 nested_efer_bits(const struct vcpu *vcpu);
 // CR0/CR4 writes in VMX operation must keep the fixed bits: 0 or -E_FAULT.
 int nested_check_cr(const struct vcpu *vcpu, unsigned number, u64 value);
 // CPUID bits of the front end, put into the VM's leaves.
-void nested_cpuid(u32 leaf, u32 regs[4]);
+void nested_cpuid(const struct vm *vm, u32 leaf, u32 regs[4]);
 bool nested_offered(const struct vm *vm);

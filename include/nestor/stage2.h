@@ -59,3 +59,22 @@ struct stage2_entry {
 };
 // Returns 0, or -E_NOENT if gpa is not mapped.
 int stage2_lookup(const struct stage2 *s2, gpa_t gpa, struct stage2_entry *out);
+
+// --- A shadow (nested/nested_stage2.c): tables of one owner, filled page by page as a TLB is. ---
+
+// Tables that are not in use. Only its owner touches it, and it takes no lock but when it grows.
+struct stage2_pool {
+    u64 *free;        // linked by their first entries
+    u32 pages, limit; // all that it has, in use or not; how many it may have
+};
+int stage2_pool_create(struct stage2_pool *pool, u32 limit); // 0 or -E_NOMEM
+void stage2_pool_destroy(struct stage2_pool *pool);          // all must have come back
+
+// Maps the page of `page_size` bytes (4 KiB, 2 MiB, 1 GiB) at `gpa`; replaces what is there. The
+// rights must be such as the format can say, and the size one that the hardware has. Returns as
+// stage2_map does; STAGE2_FLUSH means that tables have gone back to the pool. -E_NOMEM: the pool is
+// at its limit.
+int stage2_fill(struct stage2 *s2, struct stage2_pool *pool, gpa_t gpa, hpa_t hpa, u64 page_size,
+                unsigned rights, enum mem_type type);
+// Unmaps all; the tables but the root go back to the pool. The caller owes a flush.
+void stage2_clear(struct stage2 *s2, struct stage2_pool *pool);

@@ -305,8 +305,9 @@ struct vcpu {
     struct lapic *lapic;
     struct apic_accel apic;
     struct paravirt pv;
-    struct nested *nested;  // front end's state, NULL when nested is off
-    struct timer l2_timer;  // an L1's deadline for its L2: armed at level 1 only
+    struct nested *nested;               // front end's state, NULL when nested is off
+    struct timer l2_timer;               // an L1's deadline for its L2: armed at level 1 only
+    struct nested_stage2 *nested_stage2; // likewise
     void *nested_bitmap;    // page_alloc'd: where the front end merges its L2's MSR bitmap
     struct vcpu_msrs *msrs; // what core/msr.c keeps for MSRs that are only remembered
     struct insn_cache *insn_cache;
@@ -359,6 +360,7 @@ struct backend {
     bool knows_apic_page;
     u8 (*stage2_levels)(void); // what the hardware will walk for Nestor's own tables: 4 or 5
     bool stage2_1g;
+    bool stage2_execute_only, stage2_ad; // its entries can say so; A and D flags can be on
     bool has_mtf;
     bool scales_tsc; // controls.tsc_multiplier
     // controls.offer: exit->offer_taken says that the guest has taken it (APM vol. 2, 15.21.4)

@@ -228,6 +228,8 @@ enum svm_clean {
 #define SVM_IOIO_ADDR_SHIFT 7
 #define SVM_IOIO_SEG_SHIFT  10
 #define SVM_IOIO_PORT_SHIFT 16
+#define SVM_NP_ENABLE       BIT(0)
+
 // EXITINFO1 of VMEXIT_NPF: a page-fault error code and
 #define SVM_NPF_FINAL        BIT(32)
 #define SVM_NPF_TABLE        BIT(33)

@@ -1,0 +1,41 @@
+// SPDX-License-Identifier: BSD-2-Clause
+// Copyright (c) 2026 The Nestor authors
+//
+// Nested stage 2 for the front ends: which tables of L1's translate an L2's guest-physical
+// addresses, which tag (VPID, ASID) its translations have, and what L1 flushes of both. A vCPU has
+// its own shadow tables and tag, as a CPU has its own TLB: flushes act on the vCPU that executes
+// them. All on the vCPU's own pCPU.
+
+#pragma once
+
+#include <nestor/exit.h>
+#include <nestor/nested_stage2.h>
+#include <nestor/vcpu.h>
+
+// --- at VM entry or VMRUN, behind nested_base_controls() and before nested_enter_l2() ---
+
+// VMRUN's TLB_CONTROL (enum svm_tlb_control) for L2's ASID; before the two below.
+void nested_tlb_control(struct vcpu *vcpu, u32 asid, u32 tlb_control);
+// L2's translations have this tag of L1's: VPID or ASID. 0: none, nothing of an earlier entry's
+// serves.
+void nested_tag_use(struct vcpu *vcpu, u32 tag);
+// L2's stage 2 is `l1` from now on (kind NONE: L1's addresses).
+void nested_stage2_use(struct vcpu *vcpu, const struct l1_stage2 *l1);
+
+// --- what L1 executes ---
+
+// INVEPT (SDM vol. 3 "INVEPT"), its operands checked: one EPTP's mappings, or all.
+void nested_invept(struct vcpu *vcpu, bool all, u64 eptp);
+// INVVPID and INVLPGA: linear and combined mappings of one tag, or of all but L1's own. Any part of
+// a tag: all of it goes. INVLPGA's ASID 0 is L1's own.
+void nested_invalidate_tag(struct vcpu *vcpu, bool all, u32 tag);
+
+// --- for nested.c ---
+
+int nested_stage2_create(struct vcpu *vcpu);
+void nested_stage2_destroy(struct vcpu *vcpu);
+// The exit to L1 because its tables refuse what `exit` says.
+void nested_stage2_fault(struct vcpu *vcpu, struct vm_exit *exit, const struct l1_fault *fault);
+// An L2's EXIT_STAGE2: true if it is done with, by an entry that was missing or an exit to L1; else
+// it is for Nestor, with L1's address in exit->stage2.gpa.
+bool nested_stage2_exit(struct vcpu *vcpu, struct vm_exit *exit);
