@@ -18,7 +18,9 @@ enum timer_mode { TIMER_ONE_SHOT, TIMER_PERIODIC, TIMER_TSC_DEADLINE, TIMER_RESE
 #define TIMER_FAR BIT(62) // a host's uptime does not come so far
 
 // A periodic timer costs at most one interrupt in this time, however short its period.
-enum { TIMER_MIN_PERIOD_NS = 10000, TIMER_CATCH_UP = 4 };
+// What is owed comes so many times as fast, but so far apart: an exit too early is one more to catch
+// up on.
+enum { TIMER_MIN_PERIOD_NS = 10000, TIMER_CATCH_UP = 4, TIMER_OWED_MIN_NS = 50000 };
 
 static enum timer_mode timer_mode(const struct lapic *lapic)
 {
@@ -86,7 +88,7 @@ static void timer_arm_count(struct lapic *lapic, bool waits)
     if (timer_mode(lapic) == TIMER_PERIODIC) {
         now = machine_now();
         if (unlikely(lapic->s.timer_owed) && !waits)
-            next = MIN(next, now + period / TIMER_CATCH_UP);
+            next = MIN(next, now + MAX(period / TIMER_CATCH_UP, ns_to_tsc(TIMER_OWED_MIN_NS)));
         next = MAX(next, now + ns_to_tsc(TIMER_MIN_PERIOD_NS));
     }
     timer_arm_at(lapic, next);

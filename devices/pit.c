@@ -15,8 +15,9 @@
 #include "clock.h"
 #include "machine.h"
 
-enum { PIT_MIN_TICKS = 12 }; // channel 0 costs at most one interrupt in 10 microseconds
-enum { CATCH_UP = 4 };       // owed edges come so many times as fast as others
+enum { PIT_MIN_TICKS = 12 };  // channel 0 costs at most one interrupt in 10 microseconds
+enum { CATCH_UP = 4 };        // owed edges come so many times as fast as others, but
+enum { OWED_MIN_TICKS = 60 }; // 50 microseconds apart: an exit too early is one more to catch up on
 #define NO_SWITCH (~0ull)
 
 static u64 pit_now(const struct pit *pit)
@@ -134,7 +135,7 @@ static void pit_arm(struct pit *pit, bool waits)
         return;
     }
     if (unlikely(pit->s.owed) && !waits)
-        edge = MIN(edge, now + channel_count(&pit->s.channel[0]) / CATCH_UP);
+        edge = MIN(edge, now + MAX(channel_count(&pit->s.channel[0]) / CATCH_UP, OWED_MIN_TICKS));
     edge = MAX(edge, now + PIT_MIN_TICKS);
     machine_timer_arm(pit->machine, &pit->timer, pit->machine->start + clock_tsc(edge, PIT_HZ));
 }
