@@ -41,6 +41,9 @@ static const struct {
     {MSR_VMX_PROCBASED_CTLS2, SECONDARY_INVPCID, F(INVPCID), 7, EBX, 10},
     {MSR_VMX_PROCBASED_CTLS2, SECONDARY_WBINVD, F(WBINVD), 0, 0, 0},
     {MSR_VMX_PROCBASED_CTLS2, SECONDARY_TSC_SCALING, F(TSC_SCALING), 0, 0, 0},
+    {MSR_VMX_PROCBASED_CTLS2, SECONDARY_XSAVES, F(XSAVES), 0, 0, 0},
+    {MSR_VMX_PROCBASED_CTLS2, SECONDARY_USER_WAIT_PAUSE, 0, 7, ECX, 5},
+    {MSR_VMX_PROCBASED_CTLS, PRIMARY_MTF, F(MTF), 0, 0, 0},
     {MSR_VMX_PROCBASED_CTLS2, SECONDARY_PAUSE_LOOP, F(PAUSE_LOOP), 0, 0, 0},
     {MSR_VMX_PROCBASED_CTLS2, SECONDARY_RDRAND, F(RDRAND), 1, ECX, 30},
     {MSR_VMX_PROCBASED_CTLS2, SECONDARY_RDSEED, F(RDRAND), 7, EBX, 18},
@@ -106,7 +109,9 @@ static bool is_offered(const struct vcpu *vcpu, unsigned i)
 {
     const struct vm *vm = vcpu->vm;
 
-    if ((offered[i].features & F(TSC_SCALING)) && !backend->scales_tsc)
+    if (((offered[i].features & F(TSC_SCALING)) && !backend->scales_tsc) ||
+        ((offered[i].features & F(MTF)) && !backend->has_mtf) ||
+        ((offered[i].features & F(XSAVES)) && !cpuid_has_xsaves(vm)))
         return false;
     return !(offered[i].features & ~vm->config->nested_features) &&
            (!offered[i].leaf || cpuid_has(vm, offered[i].leaf, offered[i].reg, offered[i].bit));

@@ -189,7 +189,8 @@ static u32 instruction_info(const struct vm_exit *exit)
 {
     const struct exit_operand *op = &exit->operand;
     bool tables = exit->kind == EXIT_GDTR_IDTR || exit->kind == EXIT_LDTR_TR;
-    bool random = exit->kind == EXIT_RDRAND || exit->kind == EXIT_RDSEED;
+    bool random = exit->kind == EXIT_RDRAND || exit->kind == EXIT_RDSEED ||
+                  exit->kind == EXIT_UMWAIT || exit->kind == EXIT_TPAUSE;
     u32 info = tables ? (u32)op->identity << 28 : (u32)op->reg2 << 28;
 
     if (exit->kind == EXIT_IO && exit->io.string && exit->io.addr_size <= 8)
