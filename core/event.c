@@ -394,7 +394,9 @@ static bool injection_first(struct vcpu *vcpu)
 {
     const struct vcpu_events *ev = &vcpu->events;
 
-    if (!vcpu->level || !(ev->nmi_count || ev->init || (ev->interrupts_check && irq_pending(vcpu))))
+    if (!vcpu->level ||
+        !(ev->nmi_count || ev->init || (ev->interrupts_check && irq_pending(vcpu)) ||
+          nested_event(vcpu, NESTED_BEHIND_INJECTION) == NESTED_BLOCKED))
         return false;
     vcpu->immediate_exit = true;
     return true;

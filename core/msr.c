@@ -437,7 +437,7 @@ enum { EAX, EBX, ECX, EDX };
 #pragma GCC diagnostic ignored "-Wmissing-field-initializers" // those that a row leaves out are 0
 
 static const struct msr_row rows[] = {
-    {0x0, 0x1, read_zero, write_ignored, VENDOR_ANY}, // P5_MC_ADDR, P5_MC_TYPE
+    {0x0, 0x1, read_zero, NULL, VENDOR_ANY}, // P5_MC_ADDR, P5_MC_TYPE
     {MSR_TSC, MSR_TSC, read_tsc, write_tsc, VENDOR_ANY},
     {0x11, 0x12, paravirt_read_msr, paravirt_write_msr, VENDOR_ANY}, // kvmclock's first ones
     {MSR_PLATFORM_ID, MSR_PLATFORM_ID, read_zero, NULL, VENDOR_INTEL},

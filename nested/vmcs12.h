@@ -42,6 +42,7 @@ struct nested {
     bool vmxon;
     bool was_launched; // before the entry that is under way
     bool tpr_checked;  // the TPR threshold since then
+    u64 exit_tsc;      // the host's, of the exit or event that is being handled
     u64 timer_end;     // of the preemption timer, in its ticks
     u64 feature_control;
     gpa_t vmxon_gpa;

@@ -11,8 +11,6 @@
 
 // --- the offered controls ---
 
-enum { TIMER_RATE = 5 }; // the preemption timer counts every 32nd tick of the TSC
-
 #define F(feature) BIT(OFFER_##feature)
 
 enum cpuid_register { EAX, EBX, ECX, EDX };
@@ -30,7 +28,6 @@ static const struct {
     {MSR_VMX_PROCBASED_CTLS, PRIMARY_NMI_WINDOW, F(VIRTUAL_NMIS), 0, 0, 0},
     {MSR_VMX_PINBASED_CTLS, PIN_PREEMPTION_TIMER, F(PREEMPTION_TIMER), 0, 0, 0},
     {MSR_VMX_EXIT_CTLS, EXIT_CTL_SAVE_TIMER, F(PREEMPTION_TIMER), 0, 0, 0},
-    {MSR_VMX_MISC, TIMER_RATE, F(PREEMPTION_TIMER), 0, 0, 0},
     {MSR_VMX_PROCBASED_CTLS, PRIMARY_TPR_SHADOW, F(TPR_SHADOW), 0, 0, 0},
     {MSR_VMX_PROCBASED_CTLS2, SECONDARY_X2APIC, F(TPR_SHADOW) | F(X2APIC), 1, ECX, 21},
     {MSR_VMX_PROCBASED_CTLS2, SECONDARY_APIC_REGISTERS, F(TPR_SHADOW) | F(APIC_REGISTERS), 0, 0, 0},
@@ -60,12 +57,15 @@ static const struct {
     {MSR_VMX_ENTRY_CTLS,
      ENTRY_CTL_LOAD_DEBUG | ENTRY_CTL_IA32E_GUEST | ENTRY_CTL_LOAD_PAT | ENTRY_CTL_LOAD_EFER, 0, 0,
      0, 0},
-    // four CR3 targets; 0 in bits 27:25: 512 entries in an MSR area
+    // four CR3 targets; 0 in bits 27:25: 512 entries in an MSR area; 0 in bits 4:0: the preemption
+    // timer counts every tick of the TSC
     {MSR_VMX_MISC,
      4ull << 16 | VMX_MISC_ACTIVITY_HLT | VMX_MISC_ACTIVITY_SHUTDOWN | VMX_MISC_ACTIVITY_WAIT_SIPI |
          VMX_MISC_STORE_LMA,
      0, 0, 0, 0},
     {MSR_VMX_PROCBASED_CTLS2, SECONDARY_EPT, F(EPT), 0, 0, 0},
+    {MSR_VMX_PROCBASED_CTLS2, SECONDARY_UNRESTRICTED_GUEST, F(EPT) | F(UNRESTRICTED_GUEST), 0, 0,
+     0},
     {MSR_VMX_EPT_VPID_CAP,
      EPT_CAP_WALK_4 | EPT_CAP_UC | EPT_CAP_WB | EPT_CAP_2M | EPT_CAP_INVEPT |
          EPT_CAP_INVEPT_SINGLE | EPT_CAP_INVEPT_ALL,

@@ -33,6 +33,7 @@ void vmcs12_stage2_fault(struct vcpu *vcpu, const struct vm_exit *exit,
     const struct exit_stage2 *s = &exit->stage2;
     u64 qualification = (fault->access & STAGE2_RWX) | (u64)fault->rights << QUAL_EPT_RIGHTS_SHIFT;
 
+    vcpu->nested->exit_tsc = tsc_now();
     if (fault->misconfigured) {
         vmcs12_exit(vcpu, REASON_EPT_MISCONFIGURATION, 0, exit);
         return;

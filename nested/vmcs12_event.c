@@ -12,15 +12,10 @@
 
 // --- the VMX-preemption timer ---
 
-// It counts L1's TSC, shifted by this (IA32_VMX_MISC[4:0]).
-static unsigned timer_rate(const struct vcpu *vcpu)
-{
-    return vmcs12_capability(vcpu, MSR_VMX_MISC) & VMX_MISC_TIMER_RATE;
-}
-
+// It counts with L1's TSC (0 in IA32_VMX_MISC[4:0]).
 static u64 timer_now(struct vcpu *vcpu)
 {
-    return vcpu_guest_tsc(vcpu, tsc_now()) >> timer_rate(vcpu);
+    return vcpu_guest_tsc(vcpu, tsc_now());
 }
 
 static bool timer_used(const struct vcpu *vcpu)
@@ -33,20 +28,19 @@ static void timer_fired(struct timer *timer)
     vcpu_post(CONTAINER_OF(timer, struct vcpu, l2_timer), REQUEST_EVENT);
 }
 
-// The end is kept in ticks of L1's; the host's timer only wakes the run loop.
+// The end is kept in L1's ticks; the host's timer only wakes the run loop.
 void vmcs12_timer_start(struct vcpu *vcpu)
 {
     struct nested *n = vcpu->nested;
-    u64 now = tsc_now(), left;
+    u64 left = vmcs12_read(n, PREEMPTION_TIMER_VALUE);
 
     if (!timer_used(vcpu))
         return;
-    n->timer_end = timer_now(vcpu) + vmcs12_read(n, PREEMPTION_TIMER_VALUE);
-    left = (n->timer_end << timer_rate(vcpu)) - vcpu_guest_tsc(vcpu, now);
+    n->timer_end = timer_now(vcpu) + left;
     if (vcpu->vm->tsc_multiplier)
         left = mul_div(left, tsc_hz, vcpu->vm->tsc_hz) + 1;
     vcpu->l2_timer.fn = timer_fired;
-    timer_arm(&vcpu->l2_timer, vcpu->cpu->id, now + left);
+    timer_arm(&vcpu->l2_timer, vcpu->cpu->id, tsc_now() + left);
 }
 
 void vmcs12_timer_stop(struct vcpu *vcpu)
@@ -84,6 +78,11 @@ static enum nested_answer on_init(struct vcpu *vcpu)
     return NESTED_BLOCKED;
 }
 
+static bool timer_expired(struct vcpu *vcpu)
+{
+    return timer_used(vcpu) && timer_now(vcpu) >= vcpu->nested->timer_end;
+}
+
 // Windows of a halted L2 are open or not as it stands: it is not entered.
 static enum nested_answer before_nmi(struct vcpu *vcpu)
 {
@@ -91,7 +90,7 @@ static enum nested_answer before_nmi(struct vcpu *vcpu)
 
     if (vmcs12_tpr_exit_due(vcpu))
         return leave(vcpu, REASON_TPR_BELOW_THRESHOLD, 0);
-    if (timer_used(vcpu) && timer_now(vcpu) >= vcpu->nested->timer_end)
+    if (timer_expired(vcpu))
         return leave(vcpu, REASON_PREEMPTION_TIMER, 0);
     if (!wants(vcpu, PRIMARY_NMI_WINDOW))
         return NESTED_DELIVER;
@@ -159,6 +158,7 @@ static enum nested_answer on_interrupt(struct vcpu *vcpu)
 
 enum nested_answer vmcs12_event(struct vcpu *vcpu, enum nested_event event)
 {
+    vcpu->nested->exit_tsc = tsc_now();
     switch (event) {
     case NESTED_INIT:
         return on_init(vcpu);
@@ -166,6 +166,8 @@ enum nested_answer vmcs12_event(struct vcpu *vcpu, enum nested_event event)
         return leave(vcpu, REASON_SIPI, vcpu->events.sipi_vector);
     case NESTED_MTF:
         return leave(vcpu, REASON_MTF, 0);
+    case NESTED_BEHIND_INJECTION:
+        return timer_expired(vcpu) || !vcpu->nested->tpr_checked ? NESTED_BLOCKED : NESTED_DELIVER;
     case NESTED_BEFORE_NMI:
         return before_nmi(vcpu);
     case NESTED_NMI:

@@ -73,6 +73,15 @@ static void abort_vmx(struct vcpu *vcpu, u32 indicator)
     vm_stop(vcpu->vm, vcpu, "VMX abort %u", indicator);
 }
 
+// The TSC is that of the exit, not of all that Nestor does for it.
+static int read_stored_msr(struct vcpu *vcpu, u32 msr, u64 *value)
+{
+    if (msr != MSR_TSC)
+        return msr_read_guest(vcpu, msr, value);
+    *value = vcpu_guest_tsc(vcpu, vcpu->nested->exit_tsc);
+    return 0;
+}
+
 static void store_msr_area(struct vcpu *vcpu)
 {
     gpa_t gpa = vmcs12_read(vcpu->nested, EXIT_MSR_STORE_ADDRESS);
@@ -82,7 +91,7 @@ static void store_msr_area(struct vcpu *vcpu)
     for (u32 i = 0; i < count; i++) {
         if (guest_read_gpa(vcpu, gpa + i * sizeof(entry), &entry, sizeof(entry)) ||
             entry.reserved || entry.index >> 8 == MSR_X2APIC_FIRST >> 8 ||
-            msr_read_guest(vcpu, entry.index, &entry.value) ||
+            read_stored_msr(vcpu, entry.index, &entry.value) ||
             guest_write_gpa(vcpu, gpa + i * sizeof(entry), &entry, sizeof(entry)))
             abort_vmx(vcpu, ABORT_SAVE_MSRS);
     }

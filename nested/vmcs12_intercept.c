@@ -171,6 +171,7 @@ static bool reflect_exception(struct vcpu *vcpu, const struct event *event, bool
 
 bool vmcs12_wants_exception(struct vcpu *vcpu, const struct event *event)
 {
+    vcpu->nested->exit_tsc = tsc_now();
     return reflect_exception(vcpu, event, false);
 }
 
@@ -207,6 +208,7 @@ static bool reflect_by_row(struct vcpu *vcpu, const struct vm_exit *exit)
 
 bool vmcs12_reflect(struct vcpu *vcpu, struct vm_exit *exit)
 {
+    vcpu->nested->exit_tsc = tsc_now();
     switch (exit->kind) {
     case EXIT_EXCEPTION:
         return reflect_exception(vcpu, &exit->event, exit->nmi_unblocked_by_iret);

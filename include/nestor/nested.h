@@ -76,7 +76,8 @@ enum nested_event {
     NESTED_INIT,
     NESTED_SIPI,
     NESTED_MTF,
-    NESTED_BEFORE_NMI, // VMX: the TPR threshold, the preemption timer, the NMI window
+    NESTED_BEHIND_INJECTION, // NESTED_BLOCKED: something of L1's waits for its end
+    NESTED_BEFORE_NMI,       // VMX: the TPR threshold, the preemption timer, the NMI window
     NESTED_NMI,
     NESTED_BEFORE_INTERRUPT, // VMX: the interrupt window
     NESTED_INTERRUPT,
