@@ -52,6 +52,12 @@ bool cpuid_has(const struct vm *v, u32 leaf, unsigned reg, unsigned bit)
     return la57 && leaf == 7 && reg == 2 && bit == 16;
 }
 
+bool cpuid_has_xsaves(const struct vm *v)
+{
+    (void)v;
+    return false;
+}
+
 u64 cr4_allowed(const struct vcpu *v)
 {
     (void)v;
