@@ -135,7 +135,7 @@ static bool decode_cr(struct vcpu *vcpu, struct vm_exit *exit)
         exit->cr.lmsw_source = (u16)vcpu_gpr(vcpu, insn.rm);
         return !insn.has_mem;
     default:
-        return false; // SMSW
+        return false;
     }
 }
 
@@ -184,7 +184,9 @@ static u64 cr_new_value(struct vcpu *vcpu, const struct exit_cr *cr)
 static void on_cr(struct vcpu *vcpu, struct vm_exit *exit)
 {
     if (!decode_cr(vcpu, exit)) {
-        if (!vcpu->events.exception.valid) // else its fetch has faulted
+        if (exit->cr.number == 0 && exit->cr.access == CR_READ && !vcpu->events.exception.valid)
+            vcpu_emulate(vcpu, exit);           // SMSW
+        else if (!vcpu->events.exception.valid) // else its fetch has faulted
             vm_stop(vcpu->vm, vcpu, "a control-register access that is not decoded");
         return;
     }

@@ -199,13 +199,16 @@ void svm_intercepts(const struct controls *ctl, u64 cr0, u64 cr4, u32 words[SVM_
     if (ctl->cr4_mask)
         words[SVM_WORD_CR] |= SVM_CR_WRITE(4);
     words[SVM_WORD_CR] |= svm_cr_reads(ctl, cr0, cr4);
+    if (cr4 & svm_cr4_supplied)
+        words[SVM_WORD_3] |= SVM_INTERCEPT_IDTR_READ | SVM_INTERCEPT_GDTR_READ |
+                             SVM_INTERCEPT_LDTR_READ | SVM_INTERCEPT_TR_READ;
 }
 
 static void write_intercepts(struct vcpu_ctx *ctx)
 {
     struct vmcb *vmcb = ctx->hw->vmcb;
 
-    svm_intercepts(&ctx->ctl, vmcb->cr0, vmcb->cr4, vmcb->intercept);
+    svm_intercepts(&ctx->ctl, vmcb->cr0, vmcb->cr4 | ctx->hw->cr4_held, vmcb->intercept);
     ctx->hw->exceptions = vmcb->intercept[SVM_WORD_EXCEPTIONS];
     ctx->hw->word3 = vmcb->intercept[SVM_WORD_3];
     ctx->hw->prepare = true;

@@ -34,6 +34,7 @@ _Static_assert(offsetof(struct vcpu, spec_ctrl) == VCPU_SPEC_CTRL, "enter.S");
 #define CPUID_80000008_EBX_SPEC_CTRL     (BIT(14) | BIT(15) | BIT(24)) // IBRS, STIBP, SSBD
 
 u32 svm_features = ~0u;
+u64 svm_cr4_supplied;
 u32 svm_clean_after;
 
 // The optional features that Nestor uses, and the options that turn them off.
@@ -93,6 +94,9 @@ int svm_probe(void)
     if (!ok)
         return -E_NODEV;
     note_features(leaf.edx);
+    if (!(cpuid(7, 0).ecx & BIT(2)))
+        svm_cr4_supplied = CR4_UMIP;
+    svm_backend.supplies_umip = svm_cr4_supplied;
     if (!(cpuid(0x80000001, 0).edx & CPUID_80000001_EDX_PAGE1GB))
         svm_backend.stage2_1g = false;
     return 0;

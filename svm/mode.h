@@ -36,7 +36,7 @@ static inline void svm_take_mode(struct vcpu_ctx *ctx, u32 groups)
     if (groups & GROUP_CR) {
         state->cr0 = vmcb->cr0;
         state->cr3 = vmcb->cr3;
-        state->cr4 = vmcb->cr4;
+        state->cr4 = vmcb->cr4 | ctx->hw->cr4_held;
     }
     // SVME is always set in hardware; the guest's own bit and PAT are the model's, because WRMSR to
     // EFER and PAT exits.

@@ -178,12 +178,13 @@ static u32 write_control_registers(struct vcpu_ctx *ctx, struct vmcb *vmcb)
 {
     const struct guest_state *state = &ctx->state;
 
-    if (svm_cr_reads(&ctx->ctl, vmcb->cr0, vmcb->cr4) !=
+    if (svm_cr_reads(&ctx->ctl, vmcb->cr0, vmcb->cr4 | ctx->hw->cr4_held) !=
         svm_cr_reads(&ctx->ctl, state->cr0, state->cr4))
         ctx->ctl_dirty |= CTL_INTERCEPTS;
+    ctx->hw->cr4_held = state->cr4 & svm_cr4_supplied;
     vmcb->cr0 = state->cr0;
     vmcb->cr3 = state->cr3;
-    vmcb->cr4 = state->cr4;
+    vmcb->cr4 = state->cr4 & ~svm_cr4_supplied;
     return SVM_CLEAN_CRX;
 }
 

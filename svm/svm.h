@@ -51,6 +51,7 @@ struct backend_ctx {
     struct vmcb_segment seen_cs, seen_ss;
     u8 seen_cpl;    // or SVM_CPL_UNKNOWN
     u64 efer_added; // SVME, where the guest's EFER is without it
+    u64 cr4_held;   // UMIP, where the guest's CR4 has it and the CPU does not know it
     bool prepare;   // the next entry must look at events and windows although core asks for nothing
     bool adjust;    // prepare() ran for this entry: its traces go
     u8 blocking;    // BLOCK_NMI, BLOCK_SMI over the entry
@@ -64,7 +65,8 @@ struct backend_ctx {
 
 // enum SVM_FEATURE_*: what every CPU has and no option turned off.
 extern u32 svm_features;
-extern u32 svm_clean_after; // what the VMCB's clean field may say after an exit
+extern u64 svm_cr4_supplied; // UMIP, where the CPUs lack it: by intercepts
+extern u32 svm_clean_after;  // what the VMCB's clean field may say after an exit
 
 static inline bool svm_has(u32 feature)
 {
@@ -85,13 +87,14 @@ void svm_ctx_destroy(struct vcpu *vcpu, unsigned level);
 // Writes the controls that are dirty. After svm_write_state: whether CR reads exit depends on the
 // VMCB's CR0 and CR4.
 void svm_write_controls(struct vcpu *vcpu);
-// The CR reads that must exit because the guest is to see something else. Pure.
+// The CR reads that must exit because the guest is to see something else, or (SMSW) nothing. Pure.
 static inline u32 svm_cr_reads(const struct controls *ctl, u64 cr0, u64 cr4)
 {
     return ((cr0 ^ ctl->cr0_shadow) & ctl->cr0_mask ? SVM_CR_READ(0) : 0) |
-           ((cr4 ^ ctl->cr4_shadow) & ctl->cr4_mask ? SVM_CR_READ(4) : 0);
+           ((cr4 ^ ctl->cr4_shadow) & ctl->cr4_mask ? SVM_CR_READ(4) : 0) |
+           (cr4 & svm_cr4_supplied ? SVM_CR_READ(0) | SVM_CR_READ(4) : 0);
 }
-// The intercept words for `ctl`, with the guest's CR0 and CR4 in hardware. Pure.
+// The intercept words for `ctl` and the guest's CR0 and CR4. Pure.
 void svm_intercepts(const struct controls *ctl, u64 cr0, u64 cr4, u32 words[SVM_WORD_COUNT]);
 int svm_maps_create(void); // the MSR and I/O permission maps, once
 

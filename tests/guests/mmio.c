@@ -333,11 +333,33 @@ AT_WINDOW(store_aligned, "movntdq %%xmm0, (%0)")
 AT_WINDOW(load_mmx, "movq (%0), %%mm0; emms")
 AT_WINDOW(load_x87, "fildl (%0); fstp %%st(0)")
 AT_WINDOW(exchange_16, "lock cmpxchg16b (%0)")
-AT_WINDOW(user_sgdt, "sgdt (%0)")
+
+// Not at the window: what stands in for UMIP must see them without an access that exits.
+enum { VENDOR_AUTH = 0x68747541 }; // "AuthenticAMD"
+static u8 table_register[10];
+#define TO_MEMORY(name)                                       \
+    static void user_##name(void *unused)                     \
+    {                                                         \
+        (void)unused;                                         \
+        __asm__ volatile(#name " %0" : "=m"(table_register)); \
+    }
+TO_MEMORY(sgdt)
+TO_MEMORY(sidt)
+TO_MEMORY(sldt)
+TO_MEMORY(str)
+TO_MEMORY(smsw)
 
 // Exception classes 1, 4 and 5 of SDM volume 2 section 2.4, with the operand behind MMIO.
 static void test_vector_faults(void)
 {
+    static const struct {
+        const char *name;
+        void (*run)(void *);
+    } umip[] = {{"SGDT", user_sgdt},
+                {"SIDT", user_sidt},
+                {"SLDT", user_sldt},
+                {"STR", user_str},
+                {"SMSW", user_smsw}};
     u64 cr0 = read_cr0(), cr4 = read_cr4();
 
     report(try(load_aligned, (void *)8) == VECTOR_GP && last_trap.error == 0,
@@ -358,11 +380,19 @@ static void test_vector_faults(void)
     write_cr4(cr4);
     if (!(cpuid(7, 0).ecx & BIT(2)))
         return;
-    write_cr4(cr4 | CR4_UMIP);
-    report(try_user(user_sgdt, NULL) == VECTOR_GP, "SGDT at CPL 3 with CR4.UMIP: #GP");
-    report(try(user_sgdt, NULL) == NO_TRAP, "at CPL 0: none");
-    write_cr4(cr4);
-    report(try_user(user_sgdt, NULL) == USER_RETURN, "SGDT at CPL 3 without: none");
+    for (unsigned i = 0; i < ARRAY_SIZE(umip); i++) {
+        if (umip[i].run == user_smsw && cpuid(0, 0).ebx != VENDOR_AUTH) {
+            report_skip("no VMX control stands in for UMIP at SMSW");
+            continue;
+        }
+        write_cr4(cr4 | CR4_UMIP);
+        report(read_cr4() & CR4_UMIP, "CR4.UMIP stays set");
+        report(try_user(umip[i].run, NULL) == VECTOR_GP, "%s at CPL 3 with CR4.UMIP: #GP",
+               umip[i].name);
+        report(try(umip[i].run, NULL) == NO_TRAP, "at CPL 0: none");
+        write_cr4(cr4);
+        report(try_user(umip[i].run, NULL) == USER_RETURN, "at CPL 3 without: none");
+    }
 }
 
 static void test_faults(void)
