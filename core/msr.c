@@ -444,7 +444,7 @@ static const struct msr_row rows[] = {
     {MSR_APIC_BASE, MSR_APIC_BASE, lapic_read_msr, write_apic_base, VENDOR_ANY},
     {0x34, 0x34, read_zero, NULL, VENDOR_INTEL}, // SMI_COUNT
     {MSR_TSC_ADJUST, MSR_TSC_ADJUST, read_tsc_adjust, write_tsc_adjust, VENDOR_ANY, F_TSC_ADJUST},
-    {0x79, 0x79, read_none, write_ignored, VENDOR_INTEL}, // BIOS_UPDT_TRIG
+    {MSR_UCODE_WRITE, MSR_UCODE_WRITE, read_none, write_ignored, VENDOR_INTEL},
     {MSR_UCODE_REV, MSR_UCODE_REV, read_ucode, write_ignored, VENDOR_AMD},
     {MSR_UCODE_REV, MSR_UCODE_REV, read_ucode_sign, write_ucode_sign, VENDOR_INTEL},
     {MSR_PLATFORM_INFO, MSR_PLATFORM_INFO, read_ratio, NULL, VENDOR_INTEL},

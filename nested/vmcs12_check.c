@@ -13,7 +13,7 @@ static bool counts(const struct check *c, const struct check_row *row)
     return row->word == WORD_NONE || (c->word[row->word] & row->bits);
 }
 
-const struct check_row *check_first(struct vcpu *vcpu, const struct check_row *rows, unsigned count)
+const struct check_row *check_first(struct vcpu *vcpu, const struct check_table *table)
 {
     const struct nested *n = vcpu->nested;
     struct check c = {
@@ -32,9 +32,9 @@ const struct check_row *check_first(struct vcpu *vcpu, const struct check_row *r
 
     c.unrestricted = c.word[WORD_SECONDARY] & SECONDARY_UNRESTRICTED_GUEST;
     c.ia32e = c.word[WORD_ENTRY] & ENTRY_CTL_IA32E_GUEST;
-    for (unsigned i = 0; i < count; i++)
-        if (counts(&c, &rows[i]) && rows[i].fails(&c, &rows[i]))
-            return &rows[i];
+    for (const struct check_row *row = table->rows; row < table->rows + table->count; row++)
+        if (counts(&c, row) && row->fails(&c, row))
+            return row;
     return NULL;
 }
 
@@ -222,8 +222,10 @@ static bool has_error_code(const struct check *c, u8 vector)
 {
     bool cet = capability(c, MSR_VMX_CR4_FIXED1) & CR4_CET;
 
-    return BIT(vector) & (BIT(VECTOR_DF) | BIT(VECTOR_TS) | BIT(VECTOR_NP) | BIT(VECTOR_SS) |
-                          BIT(VECTOR_GP) | BIT(VECTOR_PF) | BIT(VECTOR_AC) | (cet ? BIT(21) : 0));
+    u64 with = BIT(VECTOR_DF) | BIT(VECTOR_TS) | BIT(VECTOR_NP) | BIT(VECTOR_SS) | BIT(VECTOR_GP) |
+               BIT(VECTOR_PF) | BIT(VECTOR_AC) | (cet ? BIT(VECTOR_CP) : 0);
+
+    return vector < 32 && (with >> vector & 1);
 }
 
 static bool injection_error_code(const struct check *c, const struct check_row *row)
@@ -258,7 +260,7 @@ static bool injection_length(const struct check *c, const struct check_row *row)
 #define PAGE_LOW 0xfff
 
 // clang-format off
-static const struct check_row control_rows[] = {
+static const struct check_row rows[] = {
     // "VM-Execution Control Fields"
     {"pin-based controls: reserved bits", control_bits, 0, 0, 0, PIN_BASED_CONTROLS, MSR_VMX_TRUE_PINBASED_CTLS},
     {"primary controls: reserved bits", control_bits, 0, 0, 0, PRIMARY_CONTROLS, MSR_VMX_TRUE_PROCBASED_CTLS},
@@ -309,9 +311,11 @@ static const struct check_row control_rows[] = {
 };
 // clang-format on
 
+const struct check_table vmcs12_control_checks = {rows, ARRAY_SIZE(rows)};
+
 const char *vmcs12_check_controls(struct vcpu *vcpu)
 {
-    const struct check_row *row = check_first(vcpu, control_rows, ARRAY_SIZE(control_rows));
+    const struct check_row *row = check_first(vcpu, &vmcs12_control_checks);
 
     return row ? row->name : NULL;
 }

@@ -31,9 +31,15 @@ struct check_row {
     u64 arg;
 };
 
+struct check_table {
+    const struct check_row *rows;
+    unsigned count;
+};
+
+extern const struct check_table vmcs12_control_checks, vmcs12_host_checks, vmcs12_guest_checks;
+
 // The first row that fails, NULL if none does.
-const struct check_row *check_first(struct vcpu *vcpu, const struct check_row *rows,
-                                    unsigned count);
+const struct check_row *check_first(struct vcpu *vcpu, const struct check_table *table);
 
 static inline u64 get(const struct check *c, enum vmcs_field field)
 {

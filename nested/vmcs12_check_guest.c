@@ -511,9 +511,11 @@ static const struct check_row rows[] = {
 };
 // clang-format on
 
+const struct check_table vmcs12_guest_checks = {rows, ARRAY_SIZE(rows)};
+
 const char *vmcs12_check_guest(struct vcpu *vcpu, u64 *qualification)
 {
-    const struct check_row *row = check_first(vcpu, rows, ARRAY_SIZE(rows));
+    const struct check_row *row = check_first(vcpu, &vmcs12_guest_checks);
 
     *qualification = row ? row->qualification : 0;
     return row ? row->name : NULL;

@@ -237,10 +237,12 @@ static void take_injection(struct vcpu *vcpu)
 
 // --- the MSR areas (SDM vol. 3 "Loading MSRs", "Saving MSRs") ---
 
-// MSRs that the areas can't load: FS_BASE and GS_BASE, which have fields, and the x2APIC's.
+// MSRs that the areas can't load: FS_BASE and GS_BASE, which have fields, the x2APIC's, and those of
+// microcode updates, for "model-specific reasons".
 static bool is_barred(u32 msr)
 {
-    return msr == MSR_FS_BASE || msr == MSR_GS_BASE || msr >> 8 == MSR_X2APIC_FIRST >> 8;
+    return msr == MSR_FS_BASE || msr == MSR_GS_BASE || msr >> 8 == MSR_X2APIC_FIRST >> 8 ||
+           msr == MSR_UCODE_WRITE || msr == MSR_UCODE_REV;
 }
 
 // Loads entry by entry, as WRMSR would at CPL 0. Returns 0, or the number of the entry that fails,
@@ -250,7 +252,8 @@ u32 vmcs12_load_msrs(struct vcpu *vcpu, gpa_t gpa, u64 count)
     struct msr_entry entry;
 
     for (u32 i = 0; i < count; i++) {
-        if (guest_read_gpa(vcpu, gpa + i * sizeof(entry), &entry, sizeof(entry)) ||
+        if (i == VMCS12_MSR_AREA ||
+            guest_read_gpa(vcpu, gpa + i * sizeof(entry), &entry, sizeof(entry)) ||
             entry.reserved || is_barred(entry.index) ||
             msr_write_guest(vcpu, entry.index, entry.value))
             return i + 1;

@@ -89,11 +89,14 @@ static void store_msr_area(struct vcpu *vcpu)
     struct msr_entry entry;
 
     for (u32 i = 0; i < count; i++) {
-        if (guest_read_gpa(vcpu, gpa + i * sizeof(entry), &entry, sizeof(entry)) ||
-            entry.reserved || entry.index >> 8 == MSR_X2APIC_FIRST >> 8 ||
-            read_stored_msr(vcpu, entry.index, &entry.value) ||
-            guest_write_gpa(vcpu, gpa + i * sizeof(entry), &entry, sizeof(entry)))
-            abort_vmx(vcpu, ABORT_SAVE_MSRS);
+        if (i < VMCS12_MSR_AREA &&
+            !guest_read_gpa(vcpu, gpa + i * sizeof(entry), &entry, sizeof(entry)) &&
+            !entry.reserved && entry.index >> 8 != MSR_X2APIC_FIRST >> 8 &&
+            !read_stored_msr(vcpu, entry.index, &entry.value) &&
+            !guest_write_gpa(vcpu, gpa + i * sizeof(entry), &entry, sizeof(entry)))
+            continue;
+        abort_vmx(vcpu, ABORT_SAVE_MSRS);
+        return;
     }
 }
 

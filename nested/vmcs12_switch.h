@@ -30,6 +30,8 @@ struct msr_entry {
     u64 value;
 };
 
+enum { VMCS12_MSR_AREA = 512 }; // entries, by IA32_VMX_MISC[27:25]; one more is one that fails
+
 // Loads an MSR area entry by entry, as WRMSR would at CPL 0. Returns 0, or the number of the entry
 // that fails, from 1 on.
 u32 vmcs12_load_msrs(struct vcpu *vcpu, gpa_t gpa, u64 count);

@@ -14,6 +14,7 @@
 #define MSR_TSC_ADJUST            0x3b
 #define MSR_SPEC_CTRL             0x48
 #define MSR_PRED_CMD              0x49
+#define MSR_UCODE_WRITE           0x79 // IA32_BIOS_UPDT_TRIG
 #define MSR_UCODE_REV             0x8b
 #define MSR_PLATFORM_INFO         0xce
 #define MSR_UMWAIT_CONTROL        0xe1
