@@ -118,7 +118,7 @@ enum emulate_result op_intercept(struct emulate_ctx *ctx, enum emulate_point poi
 static enum emulate_result read_tsc(struct emulate_ctx *ctx)
 {
     struct vcpu *vcpu = ctx->opaque;
-    u64 tsc = vcpu_guest_tsc(vcpu, tsc_now());
+    u64 tsc = vcpu_level_tsc(vcpu, tsc_now());
 
     if (ctx->insn.op == INSN_RDTSCP) {
         if (!cpuid_has(vcpu->vm, 0x80000001, 3, 27))

@@ -481,6 +481,8 @@ void vcpu_trap_step(struct vcpu *vcpu)
 
 void vcpu_trap_breakpoints(struct vcpu *vcpu, u64 hits)
 {
+    if (unlikely(vcpu->events.gif_clear)) // discarded (APM vol. 2, 15.17)
+        return;
     vcpu_modify(vcpu, GROUP_PENDING_DBG)->pending_dbg |= hits | PENDING_DBG_ENABLED;
     vcpu->events.debug_check = true;
 }

@@ -251,8 +251,27 @@ static void on_invlpg(struct vcpu *vcpu, struct vm_exit *exit)
 
 // --- events ---
 
+// While GIF is 0 breakpoints that match are discarded; other causes of a #DB are not (APM vol. 2,
+// 15.17).
+static bool is_discarded(struct vcpu *vcpu, struct event *event)
+{
+    u64 hits = event->payload & 0xf;
+
+    if (event->vector != VECTOR_DB || event->type != EVENT_EXCEPTION || !hits)
+        return false;
+    vcpu_modify(vcpu, GROUP_DR | GROUP_RIP);
+    vcpu->dr6 &= ~hits;
+    event->payload &= ~hits;
+    if (event->payload & (DR6_BD | DR6_BS | DR6_BT))
+        return false;
+    vcpu->cur->state.rflags |= RFLAGS_RF; // past a breakpoint on the instruction
+    return true;
+}
+
 static void on_exception(struct vcpu *vcpu, struct vm_exit *exit)
 {
+    if (unlikely(vcpu->events.gif_clear) && is_discarded(vcpu, &exit->event))
+        return;
     if (unlikely(exit->event.vector == VECTOR_UD) && vcpu_emulate_forced(vcpu))
         return;
     vcpu_inject_event(vcpu, &exit->event);

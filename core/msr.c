@@ -213,7 +213,7 @@ static int write_efer(struct vcpu *vcpu, u32 msr, u64 value)
 static int read_tsc(struct vcpu *vcpu, u32 msr, u64 *value)
 {
     (void)msr;
-    *value = vcpu_guest_tsc(vcpu, tsc_now());
+    *value = vcpu_level_tsc(vcpu, tsc_now());
     return 0;
 }
 

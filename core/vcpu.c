@@ -208,3 +208,14 @@ u64 vcpu_guest_tsc(struct vcpu *vcpu, u64 host_tsc)
     // As the CPU does it: the product's bits 111:48, then the offset.
     return tsc_scaled(host_tsc, multiplier) - tsc_scaled(base, multiplier) + vcpu->tsc_offset_base;
 }
+
+u64 vcpu_level_tsc(struct vcpu *vcpu, u64 host_tsc)
+{
+    const struct controls *ctl = &vcpu->cur->ctl;
+
+    if (likely(!vcpu->level))
+        return vcpu_guest_tsc(vcpu, host_tsc);
+    if (ctl->tsc_multiplier)
+        host_tsc = tsc_scaled(host_tsc, ctl->tsc_multiplier);
+    return host_tsc + ctl->tsc_offset;
+}

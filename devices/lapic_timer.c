@@ -17,10 +17,10 @@ enum timer_mode { TIMER_ONE_SHOT, TIMER_PERIODIC, TIMER_TSC_DEADLINE, TIMER_RESE
 
 #define TIMER_FAR BIT(62) // a host's uptime does not come so far
 
-// A periodic timer costs at most one interrupt in this time, however short its period.
-// What is owed comes so many times as fast, but so far apart: an exit too early is one more to catch
-// up on.
-enum { TIMER_MIN_PERIOD_NS = 10000, TIMER_CATCH_UP = 4, TIMER_OWED_MIN_NS = 50000 };
+// A periodic timer costs at most one interrupt in this time, however short its period: enough for an
+// L2's handler to end under an emulated CPU. What is owed comes so many times as fast, but so far
+// apart: an exit too early is one more to catch up on.
+enum { TIMER_MIN_PERIOD_NS = 100000, TIMER_CATCH_UP = 4, TIMER_OWED_MIN_NS = 50000 };
 
 static enum timer_mode timer_mode(const struct lapic *lapic)
 {

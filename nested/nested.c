@@ -140,7 +140,7 @@ u64 nested_cr4_bits(const struct vcpu *vcpu)
 
 u64 nested_efer_bits(const struct vcpu *vcpu)
 {
-    return vcpu->nested ? ops()->efer_bits : 0;
+    return vcpu->nested && ops()->efer_bits ? ops()->efer_bits(vcpu) : 0;
 }
 
 int nested_check_cr(const struct vcpu *vcpu, unsigned number, u64 value)

@@ -22,7 +22,8 @@ struct nested_ops {
     bool (*cr8)(struct vcpu *vcpu, bool write, u64 *value);
     int (*read_msr)(struct vcpu *vcpu, u32 msr, u64 *value);
     int (*write_msr)(struct vcpu *vcpu, u32 msr, u64 value);
-    u64 cr4_bits, efer_bits;
+    u64 cr4_bits;
+    u64 (*efer_bits)(const struct vcpu *vcpu); // NULL: none
     int (*check_cr)(const struct vcpu *vcpu, unsigned number, u64 value);
     // L1's tables refuse an access of L2's: the exit to L1. Of `exit`, `stage2` and what an exit of
     // hardware's has beside.

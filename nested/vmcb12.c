@@ -84,7 +84,6 @@ static void read_vmcb12(struct vcpu *vcpu)
     memcpy(&n->vmcb, from, offsetof(struct vmcb, reserved0e0));
     memcpy(&n->vmcb.es, &from->es, offsetof(struct vmcb, reserved698) - offsetof(struct vmcb, es));
     n->pauses_left = n->vmcb.pause_filter_count;
-    n->last_pause = 0;
 }
 
 static void run_vmrun(struct vcpu *vcpu, struct vm_exit *exit)
@@ -165,19 +164,32 @@ static void vmcb12_instruction(struct vcpu *vcpu, struct vm_exit *exit)
 
 // --- MSRs, CPUID ---
 
-// VM_CR is as firmware leaves it where SVM may be used for good: locked.
 static int vmcb12_read_msr(struct vcpu *vcpu, u32 msr, u64 *value)
 {
     if (msr != MSR_VM_CR && msr != MSR_VM_HSAVE_PA)
         return -E_NOENT;
-    *value = msr == MSR_VM_CR ? VM_CR_LOCK : vcpu->nested->hsave_pa;
+    *value = msr == MSR_VM_CR ? vcpu->nested->vm_cr : vcpu->nested->hsave_pa;
+    return 0;
+}
+
+// SVMDIS can't be set while SVM is on; LOCK holds both as they are (15.30.1). Of the others INIT
+// redirection, A20M and debug-port disabling have nothing to act on here.
+static int write_vm_cr(struct vcpu *vcpu, u64 value)
+{
+    u64 held = vcpu->nested->vm_cr & VM_CR_LOCK ? VM_CR_LOCK | VM_CR_SVMDIS : 0;
+
+    if (value & ~BITS(4, 0))
+        return -E_FAULT;
+    if ((value & VM_CR_SVMDIS) && (vcpu_state(vcpu, GROUP_EFER_PAT)->efer & EFER_SVME))
+        return -E_FAULT;
+    vcpu->nested->vm_cr = (value & ~held) | (vcpu->nested->vm_cr & held);
     return 0;
 }
 
 static int vmcb12_write_msr(struct vcpu *vcpu, u32 msr, u64 value)
 {
     if (msr == MSR_VM_CR)
-        return value & ~BITS(4, 0) ? -E_FAULT : 0;
+        return write_vm_cr(vcpu, value);
     if (msr != MSR_VM_HSAVE_PA)
         return -E_NOENT;
     if (!IS_ALIGNED(value, PAGE_SIZE) || value >> cpuid_phys_bits(vcpu->vm))
@@ -186,21 +198,40 @@ static int vmcb12_write_msr(struct vcpu *vcpu, u32 msr, u64 value)
     return 0;
 }
 
+static u64 vmcb12_efer_bits(const struct vcpu *vcpu)
+{
+    return vcpu->nested->vm_cr & VM_CR_SVMDIS ? 0 : EFER_SVME;
+}
+
 static int vmcb12_check_cr(const struct vcpu *vcpu, unsigned number, u64 value)
 {
     (void)vcpu, (void)number, (void)value;
     return 0;
 }
 
-// Clean bits save nothing here: a VMCB12 is read anew at each VMRUN, which they allow.
-#define FEATURES                                                                                \
-    (u32)(SVM_FEATURE_NRIPS | SVM_FEATURE_VMCB_CLEAN | SVM_FEATURE_FLUSH_BY_ASID |              \
-          SVM_FEATURE_DECODE_ASSISTS | SVM_FEATURE_PAUSE_FILTER | SVM_FEATURE_PAUSE_THRESHOLD | \
-          SVM_FEATURE_VGIF | SVM_FEATURE_NP)
+// By their names in `nested-features`. Clean bits save nothing here: a VMCB12 is read anew at each
+// VMRUN, which they allow.
+static const struct {
+    u32 bit;
+    u8 name; // enum nested_feature
+} offered[] = {
+    {SVM_FEATURE_NP, OFFER_NPT},
+    {SVM_FEATURE_NRIPS, OFFER_NRIP},
+    {SVM_FEATURE_VMCB_CLEAN, OFFER_CLEAN_BITS},
+    {SVM_FEATURE_FLUSH_BY_ASID, OFFER_FLUSH_BY_ASID},
+    {SVM_FEATURE_DECODE_ASSISTS, OFFER_DECODE_ASSISTS},
+    {SVM_FEATURE_PAUSE_FILTER, OFFER_PAUSE_FILTER},
+    {SVM_FEATURE_VGIF, OFFER_VGIF},
+};
 
-u32 vmcb12_features(const struct vm *vm)
+static u32 features_of(const struct vm *vm)
 {
-    return FEATURES & ~(vm->config->nested_features & BIT(OFFER_NPT) ? 0u : (u32)SVM_FEATURE_NP);
+    u32 features = 0;
+
+    for (unsigned i = 0; i < ARRAY_SIZE(offered); i++)
+        if (vm->config->nested_features & BIT(offered[i].name))
+            features |= offered[i].bit;
+    return features;
 }
 
 static void vmcb12_cpuid(const struct vm *vm, u32 leaf, u32 regs[4])
@@ -211,13 +242,15 @@ static void vmcb12_cpuid(const struct vm *vm, u32 leaf, u32 regs[4])
         regs[0] = 1; // revision
         regs[1] = VMCB12_ASIDS;
         regs[2] = 0;
-        regs[3] = vmcb12_features(vm);
+        regs[3] = features_of(vm);
     }
 }
 
 static void vmcb12_reset(struct vcpu *vcpu)
 {
     vcpu->events.gif_clear = false;
+    vcpu->nested->features = features_of(vcpu->vm);
+    vmcb12_prepare_msrpm(vcpu);
 }
 
 const struct nested_ops vmcb12_ops = {
@@ -232,7 +265,7 @@ const struct nested_ops vmcb12_ops = {
     .cr8 = vmcb12_cr8,
     .read_msr = vmcb12_read_msr,
     .write_msr = vmcb12_write_msr,
-    .efer_bits = EFER_SVME,
+    .efer_bits = vmcb12_efer_bits,
     .check_cr = vmcb12_check_cr,
     .stage2_fault = vmcb12_stage2_fault,
     .cpuid = vmcb12_cpuid,

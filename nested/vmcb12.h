@@ -14,10 +14,12 @@ enum { MSRPM_SIZE = 0x2000, IOPM_SIZE = 0x3000, VMCB12_ASIDS = 64 };
 
 struct nested {
     u64 hsave_pa, vm_cr;
-    u64 last_pause; // TSC
+    u32 features; // what CPUID Fn8000_000A_EDX offers this guest (SVM_FEATURE_*)
     gpa_t vmcb12_gpa;
     bool host_if; // L1's RFLAGS.IF at VMRUN: HIF
     u16 pauses_left;
+    u16 open[8]; // words of the VM's MSR map that are not all ones
+    u8 open_count;
     // VMCB12 as it was read at VMRUN: checked and used from here, never read twice. While L2 runs,
     // V_TPR, V_IRQ and V_GIF here are the ones that count.
     struct vmcb vmcb;
@@ -28,11 +30,9 @@ static inline bool vmcb12_intercepts(const struct vcpu *vcpu, unsigned word, u32
     return vcpu->nested->vmcb.intercept[word] & bits;
 }
 
-// What this guest's CPUID Fn8000_000A_EDX offers (SVM_FEATURE_*).
-u32 vmcb12_features(const struct vm *vm);
 static inline bool vmcb12_has(const struct vcpu *vcpu, u32 feature)
 {
-    return vmcb12_features(vcpu->vm) & feature;
+    return vcpu->nested->features & feature;
 }
 // Whether the running L2's virtual GIF (15.33) is enabled.
 static inline bool vmcb12_vgif(const struct vcpu *vcpu)
@@ -54,6 +54,7 @@ struct segment vmcb12_get_segment(const struct vmcb_segment *v);
 struct vmcb_segment vmcb12_put_segment(const struct segment *s);
 // VMRUN and #VMEXIT leave FS, GS, TR, LDTR and SYSENTER alone: the running context has them.
 void vmcb12_hand_over(const struct guest_state *from, struct guest_state *to);
+void vmcb12_prepare_msrpm(struct vcpu *vcpu); // once
 // VMRUN of the VMCB at vmcb12_gpa, whose instruction is over.
 void vmcb12_enter(struct vcpu *vcpu);
 

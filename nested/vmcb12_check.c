@@ -42,10 +42,9 @@ static bool cr0_high(const struct vmcb *v, limits *l)
     return v->cr0 >> 32;
 }
 
-// Outside long mode the upper half of CR3 does not exist and is not looked at.
 static bool cr3_reserved(const struct vmcb *v, limits *l)
 {
-    return long_mode(v) && v->cr3 >> l->phys_bits;
+    return v->cr3 >> l->phys_bits;
 }
 
 static bool cr4_reserved(const struct vmcb *v, limits *l)

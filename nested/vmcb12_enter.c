@@ -89,19 +89,32 @@ static void load_state(struct vcpu *vcpu, const struct vmcb *v)
 // --- controls ---
 
 // L2's own MSR map: what Nestor passes, less what L1 intercepts. All but a few words of Nestor's
-// are full of ones, and so is the rest of the merged map from the start.
+// are full of ones, and so is the rest of the merged map from its creation on.
 static void merge_msrpm(struct vcpu *vcpu, const struct vmcb *v)
 {
-    struct controls *ctl = &vcpu->ctx[1].ctl;
     u64 *merged = vcpu->nested_bitmap;
     const u64 *own = (const u64 *)vcpu->vm->msr_bitmap, *l1s;
+    struct nested *n = vcpu->nested;
 
     if (!(v->intercept[SVM_WORD_3] & SVM_INTERCEPT_MSR))
         return; // Nestor's own
     l1s = vm_ram_ptr(vcpu->vm, v->msrpm_base_pa & PAGE_MASK, MSRPM_SIZE);
-    for (unsigned i = 0; i < MSRPM_SIZE / 8; i++)
-        merged[i] = l1s ? own[i] | l1s[i] : ~0ull;
-    ctl->msr_bitmap = merged;
+    for (unsigned i = 0; i < n->open_count; i++)
+        merged[n->open[i]] = own[n->open[i]] | l1s[n->open[i]];
+    vcpu->ctx[1].ctl.msr_bitmap = merged;
+}
+
+void vmcb12_prepare_msrpm(struct vcpu *vcpu)
+{
+    u64 *merged = vcpu->nested_bitmap;
+    const u64 *own = (const u64 *)vcpu->vm->msr_bitmap;
+    struct nested *n = vcpu->nested;
+
+    for (u16 i = 0; i < MSRPM_SIZE / 8; i++) {
+        merged[i] = ~0ull;
+        if (own[i] != ~0ull && n->open_count < ARRAY_SIZE(n->open))
+            n->open[n->open_count++] = i;
+    }
 }
 
 // What L1 wants beside what Nestor needs; the neutral controls name it, the answer is looked up in
@@ -196,6 +209,30 @@ static void take_eventinj(struct vcpu *vcpu, u64 eventinj)
     vcpu->events.reinject = event;
 }
 
+// Without nested paging the pointers of PAE paging are loaded, and checked, by VMRUN. (Bit 5, which
+// QEMU sets in them, is left out as in mmu/guest_walk.c.)
+static bool bad_pdptes(struct vcpu *vcpu, const struct vmcb *v)
+{
+    u64 pdpte[4], reserved = ~BITS(cpuid_phys_bits(vcpu->vm) - 1, 0) | BITS(8, 6) | BITS(2, 1);
+
+    if ((vmcb12_has(vcpu, SVM_FEATURE_NP) && (v->np_enable & 1)) || !(v->cr0 & CR0_PG) ||
+        !(v->cr4 & CR4_PAE) || (v->efer & EFER_LME))
+        return false;
+    if (guest_read_gpa(vcpu, v->cr3 & BITS(31, 5), pdpte, sizeof(pdpte)))
+        return true;
+    for (unsigned i = 0; i < ARRAY_SIZE(pdpte); i++)
+        if ((pdpte[i] & 1) && (pdpte[i] & reserved))
+            return true;
+    return false;
+}
+
+// A map that is no memory has no meaning of its own.
+static bool bad_msrpm(struct vcpu *vcpu, const struct vmcb *v)
+{
+    return (v->intercept[SVM_WORD_3] & SVM_INTERCEPT_MSR) &&
+           !vm_ram_ptr(vcpu->vm, v->msrpm_base_pa & PAGE_MASK, MSRPM_SIZE);
+}
+
 static bool is_illegal(struct vcpu *vcpu, const struct vmcb *v)
 {
     const struct guest_state *l1 = vcpu_state(vcpu, GROUP_CR);
@@ -208,7 +245,7 @@ static bool is_illegal(struct vcpu *vcpu, const struct vmcb *v)
         .host_paging = l1->cr0 & CR0_PG,
     };
 
-    return vmcb12_check(v, &limits);
+    return vmcb12_check(v, &limits) || bad_pdptes(vcpu, v) || bad_msrpm(vcpu, v);
 }
 
 static bool has_npt(const struct vcpu *vcpu)

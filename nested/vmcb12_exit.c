@@ -103,6 +103,7 @@ static void leave(struct vcpu *vcpu)
     l1->dr7 = DR7_FIXED;
     vcpu->gpr[GPR_RAX] = vcpu->nested->vmcb12_gpa;
     vcpu->events.gif_clear = true;
+    vcpu->events.debug_check |= l1->pending_dbg != 0; // the single step of VMRUN itself
 }
 
 void vmcb12_exit(struct vcpu *vcpu, u64 code, u64 info1, u64 info2, const struct vm_exit *exit)

@@ -10,7 +10,6 @@
 #include <nestor/decode.h>
 #include <nestor/log.h>
 #include <nestor/string.h>
-#include <nestor/time.h>
 
 // --- what the hardware did not say ---
 
@@ -31,12 +30,8 @@ static void take_operands(struct vcpu *vcpu, const struct insn *insn, struct vm_
 {
     switch (exit->kind) {
     case EXIT_CR:
-        exit->cr.gpr = insn->rm;
-        if (insn->op == INSN_CLTS)
-            exit->cr.access = CR_CLTS;
-        else if (insn->op == INSN_LMSW)
-            exit->cr.access = CR_LMSW;
-        exit->operand.known = insn->op == INSN_MOV_TO_CR || insn->op == INSN_MOV_FROM_CR;
+        if (insn->op == INSN_MOV_TO_CR || insn->op == INSN_MOV_FROM_CR)
+            exit->cr.gpr = insn->rm; // CLTS, LMSW and SMSW have none to report
         break;
     case EXIT_DR:
         exit->dr.gpr = insn->rm;
@@ -282,14 +277,14 @@ static bool is_selective(struct vcpu *vcpu, const struct exit_cr *cr)
 
 static bool exit_cr(struct vcpu *vcpu, struct vm_exit *exit, u64 code)
 {
-    bool mov;
+    u8 gpr;
 
     if (!complete(vcpu, exit))
         return true;
-    mov = exit->cr.access == CR_READ || exit->cr.access == CR_WRITE;
-    if (exit->cr.access == CR_READ && lacks_operands(exit))
-        mov = false;
-    vmcb12_exit(vcpu, code, assists(vcpu) && mov ? SVM_CR_VALID | exit->cr.gpr : 0, 0, exit);
+    gpr = exit->cr.access == CR_READ || exit->cr.access == CR_WRITE ? exit->cr.gpr
+                                                                    : (u8)EXIT_GPR_UNKNOWN;
+    vmcb12_exit(vcpu, code, assists(vcpu) && gpr != EXIT_GPR_UNKNOWN ? SVM_CR_VALID | gpr : 0, 0,
+                exit);
     return true;
 }
 
@@ -327,22 +322,15 @@ static bool reflect_task_switch(struct vcpu *vcpu, const struct vm_exit *exit)
     return true;
 }
 
-// Every PAUSE exits here. L1's filter counts them down, anew behind a pause longer than its
-// threshold (15.14.4).
+// Every PAUSE exits here, and L1's filter counts them (15.14.4). Its threshold is not offered: the
+// time between two is mostly Nestor's.
 static bool reflect_pause(struct vcpu *vcpu, struct vm_exit *exit)
 {
     struct nested *n = vcpu->nested;
-    u64 now;
 
     if (!vmcb12_intercepts(vcpu, SVM_WORD_3, SVM_INTERCEPT_PAUSE))
         return false;
-    if (!vmcb12_has(vcpu, SVM_FEATURE_PAUSE_FILTER) || !n->vmcb.pause_filter_count)
-        return exit_insn(vcpu, exit, VMEXIT_PAUSE, 0, 0);
-    now = tsc_now();
-    if (n->vmcb.pause_filter_threshold && now - n->last_pause > n->vmcb.pause_filter_threshold)
-        n->pauses_left = n->vmcb.pause_filter_count;
-    n->last_pause = now;
-    if (!n->pauses_left)
+    if (!vmcb12_has(vcpu, SVM_FEATURE_PAUSE_FILTER) || !n->pauses_left)
         return exit_insn(vcpu, exit, VMEXIT_PAUSE, 0, 0);
     n->pauses_left--;
     return false; // Nestor's own, which goes on behind it

@@ -104,3 +104,5 @@ void paravirt_reset(struct vcpu *vcpu);
 
 // Guest's TSC (core/time of the vCPU): host TSC scaled and offset.
 u64 vcpu_guest_tsc(struct vcpu *vcpu, u64 host_tsc);
+// The same as the running level reads it: an L2's has L1's offset and multiplier on top.
+u64 vcpu_level_tsc(struct vcpu *vcpu, u64 host_tsc);

@@ -495,9 +495,9 @@ static void test_timer_shortest_period(void **state)
     apic_write(0, APIC_LVT_TIMER, 0x20030);
     apic_write(0, APIC_TIMER_INITIAL, 1);
     fake_vcpu[0].requests = 0;
-    advance(5 * US);
+    advance(50 * US);
     assert_int_equal(fake_vcpu[0].requests, 0);
-    advance(6 * US);
+    advance(60 * US);
     assert_int_equal(fake_vcpu[0].requests, REQUEST_EVENT);
 }
 
