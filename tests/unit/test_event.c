@@ -23,9 +23,9 @@ static struct vcpu vcpu;
 static struct vm vm;
 static int interrupt; // in the LAPIC; -1: none
 static unsigned resets, vm_resets, exits, stops;
-static u32 wanted_exceptions;              // by L1
-static enum nested_answer answers[8];      // by enum nested_event
-static unsigned asked[8], asked_exception; // how often
+static u32 wanted_exceptions;               // by L1
+static enum nested_answer answers[16];      // by enum nested_event
+static unsigned asked[16], asked_exception; // how often
 static struct event reflected;
 
 // --- fakes ---
