@@ -479,6 +479,96 @@ static void test_no_memory(void **state)
     assert_int_equal(pages_out(), 0);
 }
 
+// --- Shadows: what is there is what was filled last; what was filled may be gone. ---
+
+static u32 pool_free(const struct stage2_pool *pool)
+{
+    const u64 *table = pool->free;
+    u32 n;
+
+    for (n = 0; table; n++)
+        table = (const u64 *)table[0];
+    return n;
+}
+
+enum { FILLS = 4000 };
+static struct {
+    u64 gpa, hpa, size;
+    unsigned rights;
+} fills[FILLS];
+
+static void check_fills(const struct stage2 *s2, unsigned first, unsigned count)
+{
+    unsigned i, j;
+
+    for (i = first; i < count; i++) {
+        u64 gpa = fills[i].gpa + rng(fills[i].size);
+        struct seen seen = walk(s2, gpa);
+
+        for (j = count - 1; gpa - fills[j].gpa >= fills[j].size; j--)
+            ;
+        assert_true(seen.present || j < count - 1);
+        if (!seen.present)
+            continue;
+        assert_int_equal(seen.hpa, fills[j].hpa + (gpa - fills[j].gpa));
+        assert_int_equal(seen.page_size, fills[j].size);
+        assert_int_equal(seen.rights, fills[j].rights);
+    }
+}
+
+static void test_shadow(void **state)
+{
+    static const u64 sizes[] = {PAGE_SIZE, SIZE_2M, SIZE_1G};
+    struct stage2_pool pool;
+    struct stage2 s2;
+    unsigned i, n = 0, first = 0, limited = 0;
+
+    (void)state;
+    assert_int_equal(stage2_create(&s2, &stage2_ept, 4, true), 0);
+    assert_int_equal(stage2_pool_create(&pool, 50), 0);
+    for (i = 0; i < FILLS; i++) {
+        u64 size = fills[n].size = sizes[rng(60) ? rng(5) == 0 : 2];
+        int ret;
+
+        fills[n].gpa = ALIGN_DOWN(rng(3 * SIZE_1G), size) + rng(2) * 600 * SIZE_1G;
+        fills[n].hpa = (1 + rng(60)) * SIZE_1G;
+        fills[n].rights = random_rights(&s2);
+        ret = stage2_fill(&s2, &pool, fills[n].gpa + (size - PAGE_SIZE), // any page of it will do
+                          fills[n].hpa + (size - PAGE_SIZE), size, fills[n].rights, MEM_WB);
+        if (ret == -E_NOMEM) {
+            assert_int_equal(pool.pages, pool.limit);
+            stage2_clear(&s2, &pool);
+            assert_false(walk(&s2, fills[n - 1].gpa).present);
+            assert_int_equal(s2.pages, 1);
+            first = n;
+            limited++;
+            continue;
+        }
+        n++;
+        assert_true(ret == 0 || ret == STAGE2_FLUSH);
+        assert_int_equal(s2.pages - 1 + pool_free(&pool), pool.pages);
+        if (first < n && rng(8) == 0)
+            check_fills(&s2, first, n);
+    }
+    assert_true(limited > 2);
+    stage2_clear(&s2, &pool);
+    assert_int_equal(pool_free(&pool), pool.pages);
+    stage2_pool_destroy(&pool);
+    stage2_destroy(&s2);
+    assert_int_equal(pages_out(), 0);
+}
+
+static void test_pool_without_memory(void **state)
+{
+    struct stage2_pool pool;
+
+    (void)state;
+    allowed = 3;
+    assert_int_equal(stage2_pool_create(&pool, 50), -E_NOMEM);
+    stage2_pool_destroy(&pool);
+    assert_int_equal(pages_out(), 0);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -488,6 +578,8 @@ int main(void)
         cmocka_unit_test_setup(test_refused, setup),
         cmocka_unit_test_setup(test_own_pages_stay_out, setup),
         cmocka_unit_test_setup(test_no_memory, setup),
+        cmocka_unit_test_setup(test_shadow, setup),
+        cmocka_unit_test_setup(test_pool_without_memory, setup),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);
