@@ -26,6 +26,7 @@ import fuzz  # noqa: E402
 import guests  # noqa: E402
 import life  # noqa: E402
 import linux  # noqa: E402
+import nested  # noqa: E402
 import runner  # noqa: E402
 import session  # noqa: E402
 import suite  # noqa: E402
@@ -81,7 +82,7 @@ def all_tests(level):
     """(name, seconds it may take about, function), the longest first."""
     tests = unit_tests() + [("style", 5, style)] + runner.tests() + guests.tests(level)
     tests += linux.tests(level) + badinput.tests() + life.tests(level) + fuzz.tests()
-    tests += suite.tests()
+    tests += suite.tests() + nested.tests(level)
     return sorted(tests, key=lambda test: -test[1])
 
 
