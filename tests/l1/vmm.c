@@ -208,6 +208,8 @@ static uint8_t clock_read(uint8_t index)
     return index == 0x32 ? 0x20 : index < sizeof(registers) ? registers[index] : 0;
 }
 
+static uint8_t pm1_event[4]; // status, never any; enables, which read back what was written
+
 static void port_out(unsigned port, unsigned size, const uint8_t *data, uint8_t *clock_index)
 {
     uint32_t value = 0;
@@ -215,6 +217,8 @@ static void port_out(unsigned port, unsigned size, const uint8_t *data, uint8_t 
     memcpy(&value, data, size);
     if (port == 0xf4)
         finish((int)value);
+    if (port == PM1_EVENT + 2 && size == 2)
+        memcpy(pm1_event + 2, data, 2);
     if (port == 0x70)
         *clock_index = value & 0x7f;
     if (port == PM1_CONTROL && (value & 0x2000)) // SLP_EN
@@ -225,7 +229,9 @@ static void port_out(unsigned port, unsigned size, const uint8_t *data, uint8_t 
 
 static void port_in(unsigned port, unsigned size, uint8_t *data, uint8_t clock_index)
 {
-    memset(data, port - PM1_EVENT < 4 ? 0 : 0xff, size);
+    memset(data, 0xff, size);
+    if (port - PM1_EVENT < sizeof(pm1_event) && size <= sizeof(pm1_event) - (port - PM1_EVENT))
+        memcpy(data, pm1_event + port - PM1_EVENT, size);
     if (port == 0x71)
         data[0] = clock_read(clock_index);
     if (port == PM1_CONTROL)
@@ -324,7 +330,7 @@ static uint64_t acpi_fadt(void)
     FIELD(uint32_t, body, 64 - 36) = PM1_CONTROL;
     body[88 - 36] = 4;
     body[89 - 36] = 2;
-    FIELD(uint32_t, body, 112 - 36) = 1 | 1 << 4 | 1 << 5; // WBINVD; no buttons
+    FIELD(uint32_t, body, 112 - 36) = 1 | 7 << 4; // WBINVD; no buttons, no waking by the RTC
     return acpi_table("FACP", 3, body, sizeof(body));
 }
 
