@@ -33,6 +33,7 @@ enum { // FADT fields: byte offsets
 #define FADT_TMR_VAL_EXT BIT(8)
 #define GAS_IO           1
 #define MADT_ENTRIES     44
+#define LEAF1_HYPERVISOR BIT(31)
 
 enum { AML_ZERO = 0x00, AML_ONE = 0x01, AML_NAME = 0x08, AML_BYTE = 0x0a, AML_WORD = 0x0b };
 enum { AML_PACKAGE = 0x12, AML_ONES = 0xff };
@@ -262,6 +263,12 @@ bool acpi_is_emulator(void)
     const struct acpi_header *fadt = acpi_table("FACP", 0);
 
     return fadt && memcmp(fadt->oem_id, "BOCHS ", 6) == 0;
+}
+
+// Of the two only QEMU sets CPUID's hypervisor bit.
+bool acpi_is_bochs(void)
+{
+    return acpi_is_emulator() && !(cpuid(1, 0).ecx & LEAF1_HYPERVISOR);
 }
 
 // An integer of the package; moves *p behind it. -1 if it is none.

@@ -15,8 +15,6 @@
 enum { PM1_SCI_EN = 1, PM1_SLP_TYP_SHIFT = 10, PM1_SLP_EN = 1 << 13, PM1_SLP_TYP = 7 << 10 };
 enum { QEMU_DEBUG_EXIT = 0xf4, BOCHS_SHUTDOWN = 0x8900, S5_WAIT_US = 500000 };
 
-#define LEAF1_HYPERVISOR BIT(31)
-
 static void enter_s5(void)
 {
     struct acpi_power power;
@@ -39,14 +37,13 @@ static void enter_s5(void)
     time_delay_us(S5_WAIT_US);
 }
 
-// QEMU and Bochs give their ACPI tables the same OEM ID; only QEMU sets CPUID's hypervisor bit.
 void power_exit_emulator(u32 status)
 {
     static const char word[] = "Shutdown";
 
     if (!acpi_is_emulator())
         return;
-    if (cpuid(1, 0).ecx & LEAF1_HYPERVISOR) {
+    if (!acpi_is_bochs()) {
         out32(QEMU_DEBUG_EXIT, status);
         return;
     }

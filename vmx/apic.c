@@ -8,6 +8,7 @@
 #include "vmx.h"
 #include <arch/x86/msr.h>
 #include <nestor/host.h>
+#include <nestor/machine.h>
 #include <nestor/page.h>
 #include <nestor/string.h>
 #include <nestor/vm.h>
@@ -17,15 +18,18 @@ static u8 x2apic_bitmap[PAGE_SIZE] ALIGNED(PAGE_SIZE);
 
 #define DELIVERY (SECONDARY_APIC_REGISTERS | SECONDARY_INTERRUPT_DELIVERY)
 
-// Bochs, 2.7 and 3: an external interrupt that arrives while a virtual interrupt is pending delivers
+// Bochs, 2.7 and 3, whatever CPU it plays: an external interrupt that arrives while a virtual interrupt is pending delivers
 // that one, with RFLAGS.IF = 0 as well (its InterruptAcknowledge asks what is pending, not what is
 // unmasked; SDM "Recognition and Delivery of Virtual Interrupts" wants IF = 1), and Linux then hangs
 // in a lock. Such a CPU gets to know of a virtual interrupt only when the guest can take it at once:
 // an interrupt window tells when (core/event.c), an EOI with one more behind it exits
 // (devices/lapic_accel.c), so do a self-IPI and the writes of TPR. The APIC-access page has no
-// control for these two, so xAPIC mode is left to the model; and nothing is posted. It costs exits
-// and nothing else if another CPU happens to have this VMCS revision. apicv=on does without it all.
-enum { LEAKY_VMCS_REVISION = 0x2b };
+// control for these two, so xAPIC mode is left to the model; and nothing is posted. Where
+// another machine is taken for Bochs it costs exits and nothing else. apicv=on does without it all.
+static bool is_leaky(void)
+{
+    return acpi_is_bochs() && !option_is("apicv", "on");
+}
 
 void vmx_apic_probe(struct vmx_caps *caps)
 {
@@ -35,8 +39,7 @@ void vmx_apic_probe(struct vmx_caps *caps)
     if (option_off("apicv") || !(allowed[CONTROL_PRIMARY] & PRIMARY_TPR_SHADOW) ||
         (secondary & DELIVERY) != DELIVERY)
         return;
-    caps->apic_leaky =
-        (caps->basic & VMX_BASIC_REVISION) == LEAKY_VMCS_REVISION && !option_is("apicv", "on");
+    caps->apic_leaky = is_leaky();
     caps->posts_interrupts = (allowed[CONTROL_PIN] & PIN_POSTED_INTERRUPTS) && !caps->apic_leaky;
     if ((secondary & SECONDARY_APIC_ACCESSES) && !caps->apic_leaky)
         caps->apic_modes |= BIT(ACCEL_XAPIC);

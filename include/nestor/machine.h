@@ -81,6 +81,7 @@ u16 acpi_pm_timer_port(bool *is_32bit); // 0: none
 void acpi_power(struct acpi_power *out);
 u8 acpi_century_register(void); // RTC index, 0: none
 bool acpi_is_emulator(void);    // the tables' OEM ID is the one of QEMU and Bochs
+bool acpi_is_bochs(void);
 
 // --- core/apic.c ---
 void apic_init_cpu(void); // enables this CPU's LAPIC, x2APIC if there is one
