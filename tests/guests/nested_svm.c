@@ -6,111 +6,7 @@
 // VMLOAD and VMSAVE. An L2 shares L1's paging and GDT and has an IDT of its own, behind whose gates
 // there is a VMMCALL each.
 
-#include "guest.h"
-#include <arch/x86/svm.h>
-
-enum { TIMER_VECTOR = 0x50, IPI_VECTOR = 0x51, L2_STACK_SIZE = 4096 };
-#define UNMAPPED    (1ull << 40)
-#define BAD_ADDRESS 0x8000000000000000ull
-#define LLU(x)      ((unsigned long long)(x))
-
-// L2's code: a label and its instructions.
-#define L2(name, code)  \
-    extern char name[]; \
-    __asm__(".pushsection .text; " #name ": " code "; .popsection")
-
-void svm_run(u64 regs[16], u64 vmcb);
-extern char l2_handlers[];
-
-enum { RAX, RCX, RDX, RBX, RSP, RBP, RSI, RDI, R8 };
-static u64 regs[16];
-static struct vmcb *vmcb;
-static u8 *iopm, *msrpm;
-static u64 l2_idt[512] ALIGNED(16);
-static u8 l2_stack[L2_STACK_SIZE] ALIGNED(16);
-static volatile u32 timer_count, ipi_count, nmi_count;
-
-// --- VMRUN ---
-
-static void stgi(void)
-{
-    __asm__ volatile("stgi" : : : "memory");
-}
-
-static void clgi(void)
-{
-    __asm__ volatile("clgi" : : : "memory");
-}
-
-static void set_segment(struct vmcb_segment *s, u16 selector, u16 attrib)
-{
-    *s = (struct vmcb_segment){.selector = selector, .attrib = attrib, .limit = 0xffffffff};
-}
-
-static void init(const void *code)
-{
-    memset(vmcb, 0, sizeof(*vmcb));
-    memset(regs, 0, sizeof(regs));
-    vmcb->intercept[SVM_WORD_3] = SVM_INTERCEPT_CPUID | SVM_INTERCEPT_HLT | SVM_INTERCEPT_SHUTDOWN;
-    vmcb->intercept[SVM_WORD_4] = SVM_INTERCEPT_VMRUN | SVM_INTERCEPT_VMMCALL;
-    vmcb->iopm_base_pa = (u64)iopm;
-    vmcb->msrpm_base_pa = (u64)msrpm;
-    vmcb->guest_asid = 1;
-    set_segment(&vmcb->cs, CODE64, 0xa9b);
-    set_segment(&vmcb->ss, DATA, 0xc93);
-    set_segment(&vmcb->ds, DATA, 0xc93);
-    set_segment(&vmcb->es, DATA, 0xc93);
-    vmcb->gdtr.base = (u64)gdt;
-    vmcb->gdtr.limit = 0x67;
-    vmcb->idtr.base = (u64)l2_idt;
-    vmcb->idtr.limit = sizeof(l2_idt) - 1;
-    vmcb->efer = msr_read(MSR_EFER);
-    vmcb->cr0 = read_cr0();
-    vmcb->cr3 = read_cr3();
-    vmcb->cr4 = read_cr4();
-    vmcb->dr6 = DR6_FIXED;
-    vmcb->dr7 = DR7_FIXED;
-    vmcb->g_pat = msr_read(MSR_PAT);
-    vmcb->rflags = RFLAGS_FIXED;
-    vmcb->rip = vmcb->nrip = (u64)code; // with nRIP save an injected INT n pushes nRIP
-    vmcb->rsp = (u64)(l2_stack + sizeof(l2_stack));
-}
-
-static u64 run(void)
-{
-    svm_run(regs, (u64)vmcb);
-    stgi();
-    return vmcb->exitcode;
-}
-
-static u64 run_code(const void *code)
-{
-    init(code);
-    return run();
-}
-
-// A report with what the VMCB says of the exit.
-static void report_exit(bool ok, const char *what)
-{
-    report(ok, "%s: EXITCODE %#llx, EXITINFO1 %#llx", what, LLU(vmcb->exitcode),
-           LLU(vmcb->exitinfo1));
-}
-
-static bool at(const void *code)
-{
-    return vmcb->rip == (u64)code;
-}
-
-// Whether L2 ended in its own handler of `vector`, with what the CPU pushed.
-static bool in_handler(unsigned vector)
-{
-    return vmcb->exitcode == VMEXIT_VMMCALL && vmcb->rip == (u64)l2_handlers + 4 * (u64)vector;
-}
-
-static u64 pushed(unsigned i)
-{
-    return ((const u64 *)vmcb->rsp)[i];
-}
+#include "svm.h"
 
 // --- what must be there ---
 
@@ -228,24 +124,25 @@ static void test_round_trip(void)
 {
     u64 code, info1, info2;
 
-    init(l2_cpuid);
+    l2_init(l2_cpuid);
     vmcb->rax = 0x1122334455667788;
     for (unsigned i = 0; i < 16; i++)
-        regs[i] = 0x1000 + i;
+        l2_regs[i] = 0x1000 + i;
     vmcb->eventinj = 0x12; // not valid
-    code = run();
+    code = l2_run();
     info1 = vmcb->exitinfo1;
     info2 = vmcb->exitinfo2;
     report(code == VMEXIT_CPUID, "CPUID exits: EXITCODE %#llx, EXITINFO %#llx %#llx", LLU(code),
            LLU(info1), LLU(info2));
-    report(at(l2_at_cpuid), "RIP is the instruction's, off by %lld",
+    report(l2_at(l2_at_cpuid), "RIP is the instruction's, off by %lld",
            (long long)(vmcb->rip - (u64)l2_at_cpuid));
     report(vmcb->rax == 0x1122334455667788, "RAX %#llx", LLU(vmcb->rax));
-    report(vmcb->rsp == (u64)(l2_stack + sizeof(l2_stack) - 8) && pushed(0) == 0x1122334455667788,
+    report(vmcb->rsp == (u64)(l2_stack + sizeof(l2_stack) - 8) &&
+               l2_pushed(0) == 0x1122334455667788,
            "RSP and the stack");
     report(vmcb->rflags == (RFLAGS_FIXED | RFLAGS_CF), "RFLAGS %#llx", LLU(vmcb->rflags));
-    report(regs[0] == (u64)vmcb, "L1's RAX is the VMCB's address");
-    report(regs[RBX] == 0x1003 && regs[RDI] == 0x1007 && regs[15] == 0x100f,
+    report(l2_regs[0] == (u64)vmcb, "L1's RAX is the VMCB's address");
+    report(l2_regs[RBX] == 0x1003 && l2_regs[RDI] == 0x1007 && l2_regs[15] == 0x100f,
            "other registers pass through");
     report(vmcb->cpl == 0 && vmcb->cs.selector == CODE64 && vmcb->cs.attrib == 0xa9b &&
                vmcb->ss.selector == DATA,
@@ -254,8 +151,8 @@ static void test_round_trip(void)
            "no event, no interrupt shadow");
     vmcb->rax = 5;
     vmcb->rip = (u64)l2_after_cpuid;
-    code = run();
-    report(code == VMEXIT_HLT && at(l2_after_cpuid) && vmcb->rax == 5,
+    code = l2_run();
+    report(code == VMEXIT_HLT && l2_at(l2_after_cpuid) && vmcb->rax == 5,
            "and on: HLT exits, EXITCODE %#llx, RIP off by %lld", LLU(code),
            (long long)(vmcb->rip - (u64)l2_after_cpuid));
 }
@@ -270,7 +167,7 @@ static void test_host_state(void)
     memcpy(other_pml4, pml4, PAGE_SIZE);
     memcpy(other_gdt, gdt, sizeof(other_gdt));
     note_state(&before);
-    init(l2_cpuid);
+    l2_init(l2_cpuid);
     vmcb->cr0 = before.cr0 ^ CR0_AM ^ CR0_WP;
     vmcb->cr3 = (u64)other_pml4;
     vmcb->cr4 = before.cr4 ^ CR4_PGE ^ CR4_DE;
@@ -280,7 +177,7 @@ static void test_host_state(void)
     vmcb->ds.selector = vmcb->es.selector = USER_DATA;
     vmcb->rflags |= RFLAGS_DF | RFLAGS_AC | RFLAGS_ID;
     vmcb->dr7 = DR7_FIXED | 1;
-    run();
+    l2_run();
     note_state(&after);
     report(vmcb->exitcode == VMEXIT_CPUID, "an L2 with other control registers: EXITCODE %#llx",
            LLU(vmcb->exitcode));
@@ -301,15 +198,15 @@ L2(l2_32, ".code32; l2_32_code: mov $0x12345678, %eax; cpuid; .code64");
 
 static void test_other_modes(void)
 {
-    init(l2_32);
+    l2_init(l2_32);
     vmcb->cr0 = CR0_PE | CR0_ET;
     vmcb->cr4 = 0;
     vmcb->efer = EFER_SVME;
     set_segment(&vmcb->cs, CODE32, 0xc9b);
-    run();
-    report(vmcb->exitcode == VMEXIT_CPUID && at(l2_32 + 5) && vmcb->rax == 0x12345678,
+    l2_run();
+    report(vmcb->exitcode == VMEXIT_CPUID && l2_at(l2_32 + 5) && vmcb->rax == 0x12345678,
            "an L2 in protected mode without paging: EXITCODE %#llx", LLU(vmcb->exitcode));
-    init(NULL);
+    l2_init(NULL);
     memcpy((void *)0x9000, "\x8c\xc8\x0f\xa2", 4); // mov %cs, %ax; cpuid
     vmcb->cr0 = CR0_ET;
     vmcb->cr4 = 0;
@@ -317,7 +214,7 @@ static void test_other_modes(void)
     vmcb->cs =
         (struct vmcb_segment){.selector = 0x900, .attrib = 0x9b, .limit = 0xffff, .base = 0x9000};
     vmcb->ss = vmcb->ds = vmcb->es = (struct vmcb_segment){.attrib = 0x93, .limit = 0xffff};
-    run();
+    l2_run();
     report(vmcb->exitcode == VMEXIT_CPUID && vmcb->rip == 2 && vmcb->rax == 0x900,
            "an L2 in real mode: EXITCODE %#llx, RIP %#llx", LLU(vmcb->exitcode), LLU(vmcb->rip));
 }
@@ -334,20 +231,20 @@ extern char l2_after_int3[];
 
 static u64 run_intercepted(const void *code, unsigned vector, u64 rdi)
 {
-    init(code);
+    l2_init(code);
     vmcb->intercept[SVM_WORD_EXCEPTIONS] = 1u << vector;
     vmcb->cr2 = 0x1234;
-    regs[RDI] = rdi;
-    return run();
+    l2_regs[RDI] = rdi;
+    return l2_run();
 }
 
 static void test_intercepted_exceptions(void)
 {
     u64 code = run_intercepted(l2_ud, VECTOR_UD, 0);
 
-    report(code == VMEXIT_EXCP0 + VECTOR_UD && at(l2_ud), "#UD: EXITCODE %#llx", LLU(code));
+    report(code == VMEXIT_EXCP0 + VECTOR_UD && l2_at(l2_ud), "#UD: EXITCODE %#llx", LLU(code));
     code = run_intercepted(l2_read, VECTOR_PF, UNMAPPED + 8);
-    report(code == VMEXIT_EXCP0 + VECTOR_PF && at(l2_read) && vmcb->exitinfo1 == 0 &&
+    report(code == VMEXIT_EXCP0 + VECTOR_PF && l2_at(l2_read) && vmcb->exitinfo1 == 0 &&
                vmcb->exitinfo2 == UNMAPPED + 8,
            "#PF: EXITCODE %#llx, error %#llx, address %#llx", LLU(code), LLU(vmcb->exitinfo1),
            LLU(vmcb->exitinfo2));
@@ -355,54 +252,54 @@ static void test_intercepted_exceptions(void)
     report_cpu(MACHINE_QEMU, vmcb->cr2 == 0x1234, "an intercepted #PF leaves CR2 alone: %#llx",
                LLU(vmcb->cr2));
     code = run_intercepted(l2_read, VECTOR_GP, BAD_ADDRESS);
-    report(code == VMEXIT_EXCP0 + VECTOR_GP && at(l2_read) && vmcb->exitinfo1 == 0,
+    report(code == VMEXIT_EXCP0 + VECTOR_GP && l2_at(l2_read) && vmcb->exitinfo1 == 0,
            "#GP(0): EXITCODE %#llx", LLU(code));
     code = run_intercepted(l2_load_ds, VECTOR_GP, 0x1f8);
-    report(code == VMEXIT_EXCP0 + VECTOR_GP && at(l2_load_ds) && vmcb->exitinfo1 == 0x1f8,
+    report(code == VMEXIT_EXCP0 + VECTOR_GP && l2_at(l2_load_ds) && vmcb->exitinfo1 == 0x1f8,
            "#GP(selector): EXITCODE %#llx, error %#llx", LLU(code), LLU(vmcb->exitinfo1));
     // QEMU 7.2 takes INT3 for INT n and asks no exception intercept
     code = run_intercepted(l2_int3, VECTOR_BP, 0);
-    report_cpu(MACHINE_QEMU, code == VMEXIT_EXCP0 + VECTOR_BP && at(l2_int3), "#BP: EXITCODE %#llx",
-               LLU(code));
-    init(l2_nops);
+    report_cpu(MACHINE_QEMU, code == VMEXIT_EXCP0 + VECTOR_BP && l2_at(l2_int3),
+               "#BP: EXITCODE %#llx", LLU(code));
+    l2_init(l2_nops);
     vmcb->intercept[SVM_WORD_EXCEPTIONS] = 1u << VECTOR_DB;
     vmcb->rflags |= RFLAGS_TF;
-    code = run();
-    report(code == VMEXIT_EXCP0 + VECTOR_DB && at(l2_nops + 1) && (vmcb->dr6 & DR6_BS),
+    code = l2_run();
+    report(code == VMEXIT_EXCP0 + VECTOR_DB && l2_at(l2_nops + 1) && (vmcb->dr6 & DR6_BS),
            "#DB: EXITCODE %#llx, DR6 %#llx", LLU(code), LLU(vmcb->dr6));
-    init(l2_hlt_user);
+    l2_init(l2_hlt_user);
     vmcb->intercept[SVM_WORD_EXCEPTIONS] = 1u << VECTOR_GP;
     set_segment(&vmcb->cs, USER_CODE64, 0xafb);
     set_segment(&vmcb->ss, USER_DATA, 0xcf3);
     vmcb->cpl = 3;
-    code = run();
+    code = l2_run();
     report(code == VMEXIT_EXCP0 + VECTOR_GP && vmcb->cpl == 3,
            "HLT at CPL 3: #GP comes before the intercept, EXITCODE %#llx", LLU(code));
 }
 
 static void test_own_exceptions(void)
 {
-    run_code(l2_ud);
-    report(in_handler(VECTOR_UD) && pushed(0) == (u64)l2_ud && pushed(1) == CODE64 &&
-               pushed(3) == (u64)(l2_stack + sizeof(l2_stack)) && pushed(4) == DATA,
+    l2_run_code(l2_ud);
+    report(l2_in_handler(VECTOR_UD) && l2_pushed(0) == (u64)l2_ud && l2_pushed(1) == CODE64 &&
+               l2_pushed(3) == (u64)(l2_stack + sizeof(l2_stack)) && l2_pushed(4) == DATA,
            "#UD goes to L2's own handler");
-    init(l2_read);
-    regs[RDI] = UNMAPPED + 16;
-    run();
-    report(in_handler(VECTOR_PF) && pushed(0) == 0 && pushed(1) == (u64)l2_read &&
+    l2_init(l2_read);
+    l2_regs[RDI] = UNMAPPED + 16;
+    l2_run();
+    report(l2_in_handler(VECTOR_PF) && l2_pushed(0) == 0 && l2_pushed(1) == (u64)l2_read &&
                vmcb->cr2 == UNMAPPED + 16,
            "#PF goes to L2's own handler, CR2 %#llx", LLU(vmcb->cr2));
-    run_code(l2_int3);
-    report(in_handler(VECTOR_BP) && pushed(0) == (u64)l2_after_int3,
+    l2_run_code(l2_int3);
+    report(l2_in_handler(VECTOR_BP) && l2_pushed(0) == (u64)l2_after_int3,
            "INT3 goes to L2's own handler");
-    init(l2_ud);
+    l2_init(l2_ud);
     vmcb->idtr.limit = 0;
-    report_exit(run() == VMEXIT_SHUTDOWN, "a triple fault");
-    init(l2_ud);
+    report_exit(l2_run() == VMEXIT_SHUTDOWN, "a triple fault");
+    l2_init(l2_ud);
     vmcb->idtr.limit = 0;
     vmcb->intercept[SVM_WORD_EXCEPTIONS] = 1u << VECTOR_DF;
     // QEMU 7.2 asks no exception intercept for #DF
-    report_cpu(MACHINE_QEMU, run() == VMEXIT_EXCP0 + VECTOR_DF && vmcb->exitinfo1 == 0,
+    report_cpu(MACHINE_QEMU, l2_run() == VMEXIT_EXCP0 + VECTOR_DF && vmcb->exitinfo1 == 0,
                "a double fault exits");
 }
 
@@ -410,35 +307,36 @@ static void test_own_exceptions(void)
 
 static void run_injected(u64 type, unsigned vector, u64 more)
 {
-    init(l2_nops);
+    l2_init(l2_nops);
     vmcb->cr2 = 0x5678;
     vmcb->eventinj = vector | type << SVM_EVENT_TYPE_SHIFT | SVM_EVENT_V | more;
-    run();
+    l2_run();
 }
 
 static void test_injection(void)
 {
     run_injected(SVM_EVENT_EXCEPTION, VECTOR_GP, SVM_EVENT_EV | 0x1234ull << 32);
-    report(in_handler(VECTOR_GP) && pushed(0) == 0x1234 && pushed(1) == (u64)l2_nops,
+    report(l2_in_handler(VECTOR_GP) && l2_pushed(0) == 0x1234 && l2_pushed(1) == (u64)l2_nops,
            "#GP(1234h) injected");
     report(!(vmcb->eventinj & SVM_EVENT_V), "#VMEXIT clears EVENTINJ.V");
     report(!(vmcb->exitintinfo & SVM_EVENT_V), "EXITINTINFO is not valid after it");
     run_injected(SVM_EVENT_EXCEPTION, VECTOR_PF, SVM_EVENT_EV | 2ull << 32);
-    report(in_handler(VECTOR_PF) && pushed(0) == 2 && vmcb->cr2 == 0x5678,
+    report(l2_in_handler(VECTOR_PF) && l2_pushed(0) == 2 && vmcb->cr2 == 0x5678,
            "#PF injected, CR2 is the VMCB's");
     run_injected(SVM_EVENT_EXCEPTION, VECTOR_UD, 0);
-    report(in_handler(VECTOR_UD) && pushed(0) == (u64)l2_nops, "#UD injected");
+    report(l2_in_handler(VECTOR_UD) && l2_pushed(0) == (u64)l2_nops, "#UD injected");
     run_injected(SVM_EVENT_INTR, 0x40, 0);
-    report(in_handler(0x40) && pushed(0) == (u64)l2_nops && !(pushed(2) & RFLAGS_IF),
+    report(l2_in_handler(0x40) && l2_pushed(0) == (u64)l2_nops && !(l2_pushed(2) & RFLAGS_IF),
            "an interrupt injected, with IF = 0");
     run_injected(SVM_EVENT_NMI, VECTOR_NMI, 0);
-    report(in_handler(VECTOR_NMI) && pushed(0) == (u64)l2_nops, "an NMI injected");
+    report(l2_in_handler(VECTOR_NMI) && l2_pushed(0) == (u64)l2_nops, "an NMI injected");
     run_injected(SVM_EVENT_SOFT_INT, 0x41, 0);
-    report(in_handler(0x41) && pushed(0) == (u64)l2_nops, "INT n injected, RIP off by %lld",
-           (long long)(in_handler(0x41) ? pushed(0) - (u64)l2_nops : 0));
+    report(l2_in_handler(0x41) && l2_pushed(0) == (u64)l2_nops, "INT n injected, RIP off by %lld",
+           (long long)(l2_in_handler(0x41) ? l2_pushed(0) - (u64)l2_nops : 0));
     run_injected(SVM_EVENT_EXCEPTION, VECTOR_BP, 0);
-    report(in_handler(VECTOR_BP) && pushed(0) == (u64)l2_nops, "#BP injected, RIP off by %lld",
-           (long long)(in_handler(VECTOR_BP) ? pushed(0) - (u64)l2_nops : 0));
+    report(l2_in_handler(VECTOR_BP) && l2_pushed(0) == (u64)l2_nops,
+           "#BP injected, RIP off by %lld",
+           (long long)(l2_in_handler(VECTOR_BP) ? l2_pushed(0) - (u64)l2_nops : 0));
 }
 
 // A delivery that an intercepted exception interrupts is in EXITINTINFO.
@@ -447,12 +345,12 @@ static void test_interrupted_delivery(void)
     u64 gate = l2_idt[0x40 * 2];
 
     l2_idt[0x40 * 2] &= ~(1ull << 47);
-    init(l2_nops);
+    l2_init(l2_nops);
     vmcb->intercept[SVM_WORD_EXCEPTIONS] = 1u << VECTOR_NP;
     vmcb->eventinj = 0x40 | SVM_EVENT_V;
-    run();
+    l2_run();
     // QEMU 7.2 takes 16 times the vector for the error code of a gate in 64-bit mode
-    report(vmcb->exitcode == VMEXIT_EXCP0 + VECTOR_NP && at(l2_nops),
+    report(vmcb->exitcode == VMEXIT_EXCP0 + VECTOR_NP && l2_at(l2_nops),
            "#NP while an interrupt is delivered: EXITCODE %#llx", LLU(vmcb->exitcode));
     report_cpu(MACHINE_QEMU, vmcb->exitinfo1 == 0x40 * 8 + 3, "its error code is %#llx",
                LLU(vmcb->exitinfo1));
@@ -460,8 +358,8 @@ static void test_interrupted_delivery(void)
     report(vmcb->exitintinfo == (0x40 | SVM_EVENT_V), "EXITINTINFO %#llx", LLU(vmcb->exitintinfo));
     l2_idt[0x40 * 2] = gate;
     vmcb->eventinj = vmcb->exitintinfo;
-    run();
-    report(in_handler(0x40) && pushed(0) == (u64)l2_nops,
+    l2_run();
+    report(l2_in_handler(0x40) && l2_pushed(0) == (u64)l2_nops,
            "it is delivered when L1 injects it again");
 }
 
@@ -533,15 +431,15 @@ static const struct {
 static void test_intercepts(void)
 {
     for (unsigned i = 0; i < ARRAY_SIZE(intercepts); i++) {
-        init(intercepts[i].code);
+        l2_init(intercepts[i].code);
         vmcb->intercept[intercepts[i].word] |= intercepts[i].bit;
         vmcb->rax = (u64)vmcb;
-        regs[RBX] = intercepts[i].code == l2_write_cr3   ? vmcb->cr3
-                    : intercepts[i].code == l2_write_cr4 ? vmcb->cr4
-                                                         : vmcb->cr0;
-        run();
+        l2_regs[RBX] = intercepts[i].code == l2_write_cr3   ? vmcb->cr3
+                       : intercepts[i].code == l2_write_cr4 ? vmcb->cr4
+                                                            : vmcb->cr0;
+        l2_run();
         report(vmcb->exitcode == intercepts[i].exitcode &&
-                   at(intercepts[i].code + intercepts[i].offset),
+                   l2_at(intercepts[i].code + intercepts[i].offset),
                "%s intercepted: EXITCODE %#llx, RIP off by %lld", intercepts[i].name,
                LLU(vmcb->exitcode), (long long)(vmcb->rip - (u64)intercepts[i].code));
     }
@@ -552,30 +450,31 @@ static void test_not_intercepted(void)
 {
     u64 before;
 
-    init(l2_write_cr0);
-    regs[RBX] = vmcb->cr0 ^ CR0_AM;
+    l2_init(l2_write_cr0);
+    l2_regs[RBX] = vmcb->cr0 ^ CR0_AM;
     before = vmcb->cr0;
-    report_exit(run() == VMEXIT_HLT && vmcb->cr0 == (before ^ CR0_AM), "MOV to CR0 goes on");
-    init(l2_write_cr4);
-    regs[RBX] = vmcb->cr4 ^ CR4_DE;
+    report_exit(l2_run() == VMEXIT_HLT && vmcb->cr0 == (before ^ CR0_AM), "MOV to CR0 goes on");
+    l2_init(l2_write_cr4);
+    l2_regs[RBX] = vmcb->cr4 ^ CR4_DE;
     before = vmcb->cr4;
-    report_exit(run() == VMEXIT_HLT && vmcb->cr4 == (before ^ CR4_DE), "MOV to CR4 goes on");
-    report(run_code(l2_read_cr3) == VMEXIT_HLT && regs[RBX] == read_cr3(), "MOV from CR3 goes on");
-    report(run_code(l2_popf) == VMEXIT_HLT, "POPF goes on");
-    report(run_code(l2_pause) == VMEXIT_HLT && run_code(l2_wbinvd) == VMEXIT_HLT,
+    report_exit(l2_run() == VMEXIT_HLT && vmcb->cr4 == (before ^ CR4_DE), "MOV to CR4 goes on");
+    report(l2_run_code(l2_read_cr3) == VMEXIT_HLT && l2_regs[RBX] == read_cr3(),
+           "MOV from CR3 goes on");
+    report(l2_run_code(l2_popf) == VMEXIT_HLT, "POPF goes on");
+    report(l2_run_code(l2_pause) == VMEXIT_HLT && l2_run_code(l2_wbinvd) == VMEXIT_HLT,
            "PAUSE and WBINVD go on");
-    run_code(l2_int);
-    report(in_handler(0x42) && pushed(0) == (u64)l2_int + 2, "INT n goes on");
-    init(l2_vmmcall);
+    l2_run_code(l2_int);
+    report(l2_in_handler(0x42) && l2_pushed(0) == (u64)l2_int + 2, "INT n goes on");
+    l2_init(l2_vmmcall);
     vmcb->intercept[SVM_WORD_4] &= ~(u32)SVM_INTERCEPT_VMMCALL;
     vmcb->intercept[SVM_WORD_EXCEPTIONS] = 1u << VECTOR_UD;
-    report_exit(run() == VMEXIT_EXCP0 + VECTOR_UD && at(l2_vmmcall),
+    report_exit(l2_run() == VMEXIT_EXCP0 + VECTOR_UD && l2_at(l2_vmmcall),
                 "VMMCALL that is not intercepted: #UD");
-    init(l2_rdtsc);
+    l2_init(l2_rdtsc);
     vmcb->tsc_offset = 1ull << 50;
     before = rdtsc();
-    run();
-    before = (vmcb->rax | regs[RDX] << 32) - before - (1ull << 50);
+    l2_run();
+    before = (vmcb->rax | l2_regs[RDX] << 32) - before - (1ull << 50);
     report(before < 1ull << 32, "TSC_OFFSET: RDTSC is that much ahead, and %llu ticks",
            LLU(before));
 }
@@ -591,16 +490,17 @@ extern char l2_after_in8[];
 
 static u64 run_io(const void *code, u16 port)
 {
-    init(code);
+    l2_init(code);
     vmcb->intercept[SVM_WORD_3] |= SVM_INTERCEPT_IOIO;
-    regs[RDX] = port;
-    return run();
+    l2_regs[RDX] = port;
+    return l2_run();
 }
 
 static void test_iopm(void)
 {
     iopm[0x80 / 8] |= 1;
-    report_exit(run_io(l2_in8, 0x80) == VMEXIT_IOIO && at(l2_in8), "IN from an intercepted port");
+    report_exit(run_io(l2_in8, 0x80) == VMEXIT_IOIO && l2_at(l2_in8),
+                "IN from an intercepted port");
     report((vmcb->exitinfo1 &
             (0xffff0000 | SVM_IOIO_SIZE | SVM_IOIO_IN | SVM_IOIO_STR | SVM_IOIO_REP)) ==
                    (0x800000 | 1 << SVM_IOIO_SIZE_SHIFT | SVM_IOIO_IN) &&
@@ -613,20 +513,20 @@ static void test_iopm(void)
     report_exit(run_io(l2_in16, 0x7f) == VMEXIT_IOIO,
                 "IN of 16 bits whose second byte is intercepted");
     report_exit(run_io(l2_in8, 0x81) == VMEXIT_HLT, "another port does not exit");
-    init(l2_in8);
-    regs[RDX] = 0x80;
-    report_exit(run() == VMEXIT_HLT, "without the intercept no port does");
+    l2_init(l2_in8);
+    l2_regs[RDX] = 0x80;
+    report_exit(l2_run() == VMEXIT_HLT, "without the intercept no port does");
     iopm[0x80 / 8] = 0;
 }
 
 static u64 run_msr(const void *code, u32 msr, u64 value)
 {
-    init(code);
+    l2_init(code);
     vmcb->intercept[SVM_WORD_3] |= SVM_INTERCEPT_MSR;
-    regs[RCX] = msr;
+    l2_regs[RCX] = msr;
     vmcb->rax = (u32)value;
-    regs[RDX] = value >> 32;
-    return run();
+    l2_regs[RDX] = value >> 32;
+    return l2_run();
 }
 
 static void test_msrpm(void)
@@ -635,17 +535,17 @@ static void test_msrpm(void)
 
     msrpm[lstar] = (u8)(1u << shift); // reads
     report_exit(run_msr(l2_rdmsr, MSR_LSTAR, 0) == VMEXIT_MSR && vmcb->exitinfo1 == 0 &&
-                    at(l2_rdmsr),
+                    l2_at(l2_rdmsr),
                 "RDMSR intercepted");
     report_exit(run_msr(l2_wrmsr, MSR_LSTAR, 0x123456789ab) == VMEXIT_HLT &&
                     msr_read(MSR_LSTAR) == 0x123456789ab,
                 "WRMSR that is not goes on");
     msrpm[lstar] = (u8)(2u << shift); // writes
     report_exit(run_msr(l2_wrmsr, MSR_LSTAR, 0) == VMEXIT_MSR && vmcb->exitinfo1 == 1 &&
-                    at(l2_wrmsr),
+                    l2_at(l2_wrmsr),
                 "WRMSR intercepted");
     report_exit(run_msr(l2_rdmsr, MSR_LSTAR, 0) == VMEXIT_HLT &&
-                    (vmcb->rax | regs[RDX] << 32) == 0x123456789ab,
+                    (vmcb->rax | l2_regs[RDX] << 32) == 0x123456789ab,
                 "RDMSR that is not goes on");
     msrpm[lstar] = 0;
     report_exit(run_msr(l2_rdmsr, 0x40001234, 0) == VMEXIT_MSR, "an MSR outside the map exits");
@@ -660,46 +560,6 @@ L2(l2_count, "1: dec %rcx; jnz 1b; vmmcall");
 L2(l2_sti_loop, "sti; 1: pause; jmp 1b");
 L2(l2_halt, "sti; hlt; l2_after_halt: jmp .");
 extern char l2_after_halt[];
-
-static void on_timer(struct trap *trap)
-{
-    (void)trap;
-    timer_count++;
-    apic_eoi();
-}
-
-static void on_ipi(struct trap *trap)
-{
-    (void)trap;
-    ipi_count++;
-    apic_eoi();
-}
-
-static void on_nmi(struct trap *trap)
-{
-    (void)trap;
-    nmi_count++;
-}
-
-static void start_timer(u32 ticks)
-{
-    timer_count = 0;
-    apic_write(APIC_LVT_TIMER, TIMER_VECTOR);
-    apic_write(APIC_TIMER_DIVIDE, 0xb);
-    apic_write(APIC_TIMER_INITIAL, ticks);
-}
-
-static void self_ipi(void)
-{
-    ipi_count = 0;
-    apic_icr(0, ICR_SELF | ICR_FIXED | ICR_ASSERT | IPI_VECTOR);
-}
-
-static void self_nmi(void)
-{
-    nmi_count = 0;
-    apic_icr(apic_id(), ICR_NMI | ICR_ASSERT);
-}
 
 static void test_gif(void)
 {
@@ -722,8 +582,8 @@ static void test_gif(void)
     pause();
     report(nmi_count == 1, "STGI lets it come");
     // After an exit GIF is 0.
-    init(l2_cpuid);
-    svm_run(regs, (u64)vmcb);
+    l2_init(l2_cpuid);
+    svm_run(l2_regs, (u64)vmcb);
     self_ipi();
     sti();
     pause();
@@ -737,13 +597,13 @@ static void test_gif(void)
 // V_INTR_MASKING: L1's IF counts, L2's does not. SVM clears L1's IF while GIF is 0 only if L1 does.
 static void test_interrupts(void)
 {
-    init(l2_loop);
+    l2_init(l2_loop);
     vmcb->intercept[SVM_WORD_3] |= SVM_INTERCEPT_INTR;
     vmcb->v_ctl = SVM_V_INTR_MASKING;
     clgi();
     start_timer(100000);
     sti();
-    svm_run(regs, (u64)vmcb);
+    svm_run(l2_regs, (u64)vmcb);
     report(vmcb->exitcode == VMEXIT_INTR && vmcb->rip - (u64)l2_loop < 4 && timer_count == 0,
            "the timer while L2 runs with IF = 0: EXITCODE %#llx", LLU(vmcb->exitcode));
     report(!(vmcb->rflags & RFLAGS_IF), "L2's IF is its own");
@@ -752,14 +612,14 @@ static void test_interrupts(void)
     report(timer_count == 1, "L1 takes the interrupt after STGI");
     cli();
 
-    init(l2_cpuid);
+    l2_init(l2_cpuid);
     vmcb->intercept[SVM_WORD_3] |= SVM_INTERCEPT_INTR;
     vmcb->v_ctl = SVM_V_INTR_MASKING;
     clgi();
     self_ipi();
     sti();
-    svm_run(regs, (u64)vmcb);
-    report(vmcb->exitcode == VMEXIT_INTR && at(l2_cpuid),
+    svm_run(l2_regs, (u64)vmcb);
+    report(vmcb->exitcode == VMEXIT_INTR && l2_at(l2_cpuid),
            "an interrupt that waits exits before L2's first instruction: %#llx",
            LLU(vmcb->exitcode));
     stgi();
@@ -773,7 +633,7 @@ static void test_interrupts(void)
 static void test_injection_before_exit(void)
 {
     l2_idt[VECTOR_GP * 2] |= 1ull << 40; // a trap gate
-    init(l2_nops);
+    l2_init(l2_nops);
     vmcb->intercept[SVM_WORD_3] |= SVM_INTERCEPT_INTR;
     vmcb->v_ctl = SVM_V_INTR_MASKING;
     vmcb->eventinj = VECTOR_GP | SVM_EVENT_EXCEPTION << SVM_EVENT_TYPE_SHIFT | SVM_EVENT_V |
@@ -781,9 +641,9 @@ static void test_injection_before_exit(void)
     clgi();
     self_ipi();
     sti();
-    svm_run(regs, (u64)vmcb);
-    report_exit(vmcb->exitcode == VMEXIT_INTR && at(l2_handlers + 4 * VECTOR_GP) &&
-                    pushed(0) == 0x5678 && pushed(1) == (u64)l2_nops &&
+    svm_run(l2_regs, (u64)vmcb);
+    report_exit(vmcb->exitcode == VMEXIT_INTR && l2_at(l2_gates + 4 * VECTOR_GP) &&
+                    l2_pushed(0) == 0x5678 && l2_pushed(1) == (u64)l2_nops &&
                     !(vmcb->exitintinfo & SVM_EVENT_V),
                 "an injection is done before an interrupt exits");
     stgi();
@@ -795,17 +655,17 @@ static void test_injection_before_exit(void)
 
 static void test_blocked_interrupts(void)
 {
-    init(l2_count);
+    l2_init(l2_count);
     vmcb->intercept[SVM_WORD_3] |= SVM_INTERCEPT_INTR;
     vmcb->v_ctl = SVM_V_INTR_MASKING;
     vmcb->rflags |= RFLAGS_IF;
-    regs[RCX] = 1000000;
+    l2_regs[RCX] = 1000000;
     ipi_count = 0;
     clgi();
     start_timer(1000);
     self_ipi();
-    svm_run(regs, (u64)vmcb); // L1's IF is 0
-    report(vmcb->exitcode == VMEXIT_VMMCALL && regs[RCX] == 0,
+    svm_run(l2_regs, (u64)vmcb); // L1's IF is 0
+    report(vmcb->exitcode == VMEXIT_VMMCALL && l2_regs[RCX] == 0,
            "V_INTR_MASKING with L1's IF = 0: no interrupt exits, %#llx", LLU(vmcb->exitcode));
     stgi();
     report(ipi_count == 0 && timer_count == 0, "nor is taken");
@@ -815,23 +675,23 @@ static void test_blocked_interrupts(void)
     cli();
 
     // Without V_INTR_MASKING and the intercept, L2 takes it by its own IDT.
-    init(l2_sti_loop);
+    l2_init(l2_sti_loop);
     start_timer(1000);
-    run();
-    report(in_handler(TIMER_VECTOR) && pushed(0) - (u64)l2_sti_loop < 5 &&
-               (pushed(2) & RFLAGS_IF) && timer_count == 0,
+    l2_run();
+    report(l2_in_handler(TIMER_VECTOR) && l2_pushed(0) - (u64)l2_sti_loop < 5 &&
+               (l2_pushed(2) & RFLAGS_IF) && timer_count == 0,
            "without intercept L2 takes the timer's interrupt: EXITCODE %#llx", LLU(vmcb->exitcode));
     apic_eoi();
 
     // With the intercept but no masking, L2's IF counts.
-    init(l2_count);
+    l2_init(l2_count);
     vmcb->intercept[SVM_WORD_3] |= SVM_INTERCEPT_INTR;
-    regs[RCX] = 1000000;
+    l2_regs[RCX] = 1000000;
     start_timer(1000);
-    report_exit(run() == VMEXIT_VMMCALL && timer_count == 0, "no masking, L2's IF = 0");
-    init(l2_sti_loop);
+    report_exit(l2_run() == VMEXIT_VMMCALL && timer_count == 0, "no masking, L2's IF = 0");
+    l2_init(l2_sti_loop);
     vmcb->intercept[SVM_WORD_3] |= SVM_INTERCEPT_INTR;
-    report_exit(run() == VMEXIT_INTR && timer_count == 0, "no masking, L2 sets IF");
+    report_exit(l2_run() == VMEXIT_INTR && timer_count == 0, "no masking, L2 sets IF");
     sti();
     pause();
     cli();
@@ -840,36 +700,36 @@ static void test_blocked_interrupts(void)
 
 static void test_nmi(void)
 {
-    init(l2_loop);
+    l2_init(l2_loop);
     vmcb->intercept[SVM_WORD_3] |= SVM_INTERCEPT_NMI;
     clgi();
     self_nmi();
-    svm_run(regs, (u64)vmcb);
+    svm_run(l2_regs, (u64)vmcb);
     report(vmcb->exitcode == VMEXIT_NMI && nmi_count == 0, "an NMI exits: EXITCODE %#llx",
            LLU(vmcb->exitcode));
     stgi();
     pause();
     report(nmi_count == 1, "L1 takes it after STGI");
-    init(l2_loop);
+    l2_init(l2_loop);
     clgi();
     self_nmi();
-    run();
-    report(in_handler(VECTOR_NMI) && nmi_count == 0,
+    l2_run();
+    report(l2_in_handler(VECTOR_NMI) && nmi_count == 0,
            "without intercept L2 takes it: EXITCODE %#llx", LLU(vmcb->exitcode));
 }
 
 // L2 halts without an exit; an interrupt for L1 wakes it, behind its HLT.
 static void test_halted(void)
 {
-    init(l2_halt);
+    l2_init(l2_halt);
     vmcb->intercept[SVM_WORD_3] |= SVM_INTERCEPT_INTR;
     vmcb->intercept[SVM_WORD_3] &= ~(u32)SVM_INTERCEPT_HLT;
     vmcb->v_ctl = SVM_V_INTR_MASKING;
     clgi();
     start_timer(100000000);
     sti();
-    svm_run(regs, (u64)vmcb);
-    report(vmcb->exitcode == VMEXIT_INTR && at(l2_after_halt),
+    svm_run(l2_regs, (u64)vmcb);
+    report(vmcb->exitcode == VMEXIT_INTR && l2_at(l2_after_halt),
            "the timer while L2 halts: EXITCODE %#llx, RIP off by %lld", LLU(vmcb->exitcode),
            (long long)(vmcb->rip - (u64)l2_after_halt));
     stgi();
@@ -940,19 +800,19 @@ static void test_invalid(void)
 
     note_state(&before);
     for (unsigned i = 0; i < ARRAY_SIZE(spoils); i++) {
-        init(l2_cpuid);
+        l2_init(l2_cpuid);
         spoils[i].spoil();
-        run();
+        l2_run();
         note_state(&after);
         // QEMU 7.2 stores the low half only, and lacks several checks
         report_known(MACHINE_QEMU, vmcb->exitcode == VMEXIT_INVALID, "%s: EXITCODE %#llx",
                      spoils[i].name, LLU(vmcb->exitcode));
-        if (memcmp(&before, &after, sizeof(before)) != 0 || regs[0] != (u64)vmcb)
+        if (memcmp(&before, &after, sizeof(before)) != 0 || l2_regs[0] != (u64)vmcb)
             report(false, "%s: L1's state changed", spoils[i].name);
     }
-    init(l2_cpuid);
+    l2_init(l2_cpuid);
     vmcb->guest_asid = 0;
-    svm_run(regs, (u64)vmcb);
+    svm_run(l2_regs, (u64)vmcb);
     self_ipi();
     sti();
     pause();
@@ -979,17 +839,17 @@ static void test_nested_paging(void)
     tables[512] = (u64)(tables + 1024) | 7;
     tables[0] = (u64)(tables + 512) | 7;
     tables[1024 + target / SIZE_2M] = 0;
-    init(l2_write);
+    l2_init(l2_write);
     vmcb->np_enable = 1;
     vmcb->n_cr3 = (u64)tables;
     vmcb->tlb_control = SVM_TLB_FLUSH_ALL;
-    regs[RDI] = target + 8;
-    regs[RBX] = 0x600df00d;
-    report_exit(run() == VMEXIT_NPF && at(l2_write) && vmcb->exitinfo2 == target + 8 &&
+    l2_regs[RDI] = target + 8;
+    l2_regs[RBX] = 0x600df00d;
+    report_exit(l2_run() == VMEXIT_NPF && l2_at(l2_write) && vmcb->exitinfo2 == target + 8 &&
                     (vmcb->exitinfo1 & 0x1f) == (PF_W | PF_U) && (vmcb->exitinfo1 & SVM_NPF_FINAL),
                 "nested page fault");
     tables[1024 + target / SIZE_2M] = 0x2000000 | 0x87;
-    report_exit(run() == VMEXIT_VMMCALL && *(volatile u64 *)0x2000008 == 0x600df00d,
+    report_exit(l2_run() == VMEXIT_VMMCALL && *(volatile u64 *)0x2000008 == 0x600df00d,
                 "L2 goes on when the page is there, and its write lands where L1 mapped it");
 }
 
@@ -1044,7 +904,7 @@ static void test_vmload(void)
     __asm__ volatile("sldt %0" : "=m"(ldt));
     report(loaded, "VMLOAD loads them");
     report(ldt == 0x58, "VMLOAD loads LDTR: %#x", ldt);
-    run_code(l2_cpuid);
+    l2_run_code(l2_cpuid);
     for (unsigned i = 0; i < ARRAY_SIZE(vmload_msrs); i++)
         kept &= msr_read(vmload_msrs[i].msr) == 0x3000 + i * 0x100;
     __asm__ volatile("sldt %0" : "=m"(ldt));
@@ -1053,26 +913,9 @@ static void test_vmload(void)
     do_vmload(saved);
 }
 
-static void prepare(void)
-{
-    vmcb = pages(1);
-    iopm = pages(3);
-    msrpm = pages(2);
-    for (unsigned i = 0; i < 256; i++) {
-        u64 handler = (u64)l2_handlers + 4 * i;
-
-        l2_idt[i * 2] = (handler & 0xffff) | CODE64 << 16 | (u64)GATE_INTERRUPT << 40 |
-                        (handler >> 16 & 0xffff) << 48;
-        l2_idt[i * 2 + 1] = handler >> 32;
-    }
-    trap_handlers[TIMER_VECTOR] = on_timer;
-    trap_handlers[IPI_VECTOR] = on_ipi;
-    trap_handlers[VECTOR_NMI] = on_nmi;
-}
-
 void guest_main(void)
 {
-    prepare();
+    l2_prepare();
     if (!test_presence())
         return;
     test_faults();

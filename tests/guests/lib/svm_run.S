@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // Copyright (c) 2026 The Nestor authors
 //
-// nested_svm's VMRUN, and what stands behind the gates of its L2's IDT.
+// VMRUN of the small L1 (svm.h), and what stands behind the gates of its L2's IDT.
 
 	.text
 	.code64
@@ -57,9 +57,9 @@ svm_run:
 	ret
 
 	// One VMMCALL for each vector, 4 bytes apart.
-	.globl l2_handlers
+	.globl l2_gates
 	.balign 4
-l2_handlers:
+l2_gates:
 	.rept 256
 	.balign 4
 	vmmcall
