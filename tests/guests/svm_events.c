@@ -1,0 +1,329 @@
+// SPDX-License-Identifier: BSD-2-Clause
+// Copyright (c) 2026 The Nestor authors
+//
+// Events of an L2 on SVM (APM vol. 2, 15.17 GIF, 15.20 event injection, 15.21 interrupts and V_TPR,
+// 15.33 virtual GIF): virtual interrupts with their windows and priorities, CR8 under
+// V_INTR_MASKING, physical interrupts against L1's and L2's IF, what GIF holds up and discards, the
+// return address of injected software interrupts, and VMRUN's own single step.
+
+#include "svm.h"
+
+enum { VIRTUAL_VECTOR = 0x60 };
+
+L2(l2_nops, "nop; nop; l2_at_vmmcall: vmmcall");
+L2(l2_sti, "sti; nop; l2_behind_sti: nop; vmmcall");
+L2(l2_pause_loop, "1: pause; jmp 1b");
+L2(l2_count, "1: dec %rcx; jnz 1b; vmmcall");
+L2(l2_cr8, "mov %rbx, %cr8; mov %cr8, %rsi; nop; vmmcall");
+L2(l2_stgi_loop, "stgi; nop; nop; vmmcall");
+L2(l2_clgi, "clgi; nop; nop; vmmcall");
+L2(l2_halts, "hlt; l2_behind_hlt: vmmcall");
+extern char l2_at_vmmcall[], l2_behind_sti[], l2_behind_hlt[];
+
+static u64 read_cr8(void)
+{
+    u64 value;
+
+    __asm__ volatile("mov %%cr8, %0" : "=r"(value));
+    return value;
+}
+
+static void write_cr8(u64 value)
+{
+    __asm__ volatile("mov %0, %%cr8" : : "r"(value));
+}
+
+static u32 features(void)
+{
+    return cpuid(0x8000000a, 0).edx;
+}
+
+// --- virtual interrupts ---
+
+static void init_virtual(const void *code, unsigned priority)
+{
+    l2_init(code);
+    vmcb->v_ctl = SVM_V_INTR_MASKING;
+    vmcb->v_irq = SVM_V_IRQ;
+    vmcb->v_prio = (u8)priority;
+    vmcb->v_intr_vector = VIRTUAL_VECTOR;
+    vmcb->rflags |= RFLAGS_IF;
+}
+
+static void test_virtual(void)
+{
+    init_virtual(l2_nops, 1);
+    report_exit(l2_run() == VMEXIT_VMMCALL && l2_in_handler(VIRTUAL_VECTOR) &&
+                    l2_pushed(0) == (u64)l2_nops,
+                "V_IRQ: L2 takes the virtual interrupt before its first instruction");
+    report(!(vmcb->v_irq & SVM_V_IRQ), "which clears V_IRQ");
+    init_virtual(l2_nops, 1);
+    vmcb->rflags &= ~RFLAGS_IF;
+    report_exit(l2_run() == VMEXIT_VMMCALL && l2_at(l2_at_vmmcall) && (vmcb->v_irq & SVM_V_IRQ),
+                "L2's IF = 0 masks it, and V_IRQ stays");
+    init_virtual(l2_sti, 1);
+    vmcb->rflags &= ~RFLAGS_IF;
+    report_exit(l2_run() == VMEXIT_VMMCALL && l2_in_handler(VIRTUAL_VECTOR) &&
+                    l2_pushed(0) == (u64)l2_behind_sti,
+                "STI opens for it, behind its shadow");
+}
+
+static void test_window(void)
+{
+    init_virtual(l2_nops, 1);
+    vmcb->intercept[SVM_WORD_3] |= SVM_INTERCEPT_VINTR;
+    report_exit(l2_run() == VMEXIT_VINTR && l2_at(l2_nops) && (vmcb->v_irq & SVM_V_IRQ),
+                "VINTR's intercept: exits before it is taken, V_IRQ stays");
+    init_virtual(l2_sti, 15);
+    vmcb->intercept[SVM_WORD_3] |= SVM_INTERCEPT_VINTR;
+    vmcb->rflags &= ~RFLAGS_IF;
+    report_exit(l2_run() == VMEXIT_VINTR && l2_at(l2_behind_sti),
+                "as a window: exits when L2 opens, behind the shadow");
+    init_virtual(l2_halts, 1);
+    vmcb->intercept[SVM_WORD_3] |= SVM_INTERCEPT_VINTR;
+    vmcb->intercept[SVM_WORD_3] &= ~(u32)SVM_INTERCEPT_HLT;
+    vmcb->eventinj = VECTOR_UD | SVM_EVENT_EXCEPTION << SVM_EVENT_TYPE_SHIFT | SVM_EVENT_V;
+    report_exit(l2_run() == VMEXIT_VMMCALL && l2_in_handler(VECTOR_UD) && (vmcb->v_irq & SVM_V_IRQ),
+                "EVENTINJ goes first; its interrupt gate closes the window");
+}
+
+static void test_priority(void)
+{
+    init_virtual(l2_nops, 5);
+    vmcb->v_tpr = 5;
+    // QEMU 7.2 lets it through
+    report_known(MACHINE_QEMU, l2_run() == VMEXIT_VMMCALL && l2_at(l2_at_vmmcall),
+                 "V_INTR_PRIO = V_TPR: held");
+    init_virtual(l2_nops, 6);
+    vmcb->v_tpr = 5;
+    report_exit(l2_run() == VMEXIT_VMMCALL && l2_in_handler(VIRTUAL_VECTOR),
+                "V_INTR_PRIO > V_TPR: taken");
+    init_virtual(l2_nops, 1 | SVM_V_IGN_TPR);
+    vmcb->v_tpr = 15;
+    report_exit(l2_run() == VMEXIT_VMMCALL && l2_in_handler(VIRTUAL_VECTOR), "V_IGN_TPR: taken");
+    if (bare_machine() == MACHINE_QEMU) {
+        report_skip("QEMU 7.2 ends when L2's CR8 lets a virtual interrupt through");
+        return;
+    }
+    init_virtual(l2_cr8, 5);
+    vmcb->v_tpr = 9;
+    l2_regs[RBX] = 3;
+    report_exit(l2_run() == VMEXIT_VMMCALL && l2_in_handler(VIRTUAL_VECTOR) && vmcb->v_tpr == 3,
+                "L2 lowers its TPR by CR8: taken then");
+}
+
+// --- CR8 ---
+
+static void test_cr8(void)
+{
+    write_cr8(2);
+    l2_init(l2_cr8);
+    vmcb->v_ctl = SVM_V_INTR_MASKING;
+    vmcb->v_tpr = 7;
+    l2_regs[RBX] = 9;
+    report_exit(l2_run() == VMEXIT_VMMCALL && l2_regs[RSI] == 9 && vmcb->v_tpr == 9,
+                "V_INTR_MASKING: L2's CR8 is V_TPR");
+    report(read_cr8() == 2, "and L1's TPR is its own: %llu", LLU(read_cr8()));
+    l2_init(l2_cr8);
+    l2_regs[RBX] = 11;
+    report_exit(l2_run() == VMEXIT_VMMCALL && l2_regs[RSI] == 11, "without it");
+    report(read_cr8() == 11, "CR8 is the LAPIC's: %llu", LLU(read_cr8()));
+    write_cr8(0);
+}
+
+// --- physical interrupts ---
+
+static void test_physical(void)
+{
+    // Neither intercepted nor masked by L1: L2 takes it, whatever its own IF.
+    l2_init(l2_pause_loop);
+    vmcb->v_ctl = SVM_V_INTR_MASKING;
+    clgi();
+    start_timer(100000);
+    sti();
+    svm_run(l2_regs, (u64)vmcb);
+    report_exit(l2_in_handler(TIMER_VECTOR) && !(l2_pushed(2) & RFLAGS_IF),
+                "V_INTR_MASKING without the intercept: by L1's IF = 1, though L2's is 0");
+    stgi();
+    cli();
+    apic_eoi();
+    // A physical one goes before a virtual one.
+    init_virtual(l2_nops, 15);
+    vmcb->intercept[SVM_WORD_3] |= SVM_INTERCEPT_INTR;
+    clgi();
+    self_ipi();
+    sti();
+    svm_run(l2_regs, (u64)vmcb);
+    report_exit(vmcb->exitcode == VMEXIT_INTR && (vmcb->v_irq & SVM_V_IRQ) && l2_at(l2_nops),
+                "a physical interrupt exits before a virtual one is taken");
+    stgi();
+    pause();
+    cli();
+    report(ipi_count == 1, "and L1 takes it");
+    // L1's TPR holds the physical one up, L2's does not.
+    l2_init(l2_nops);
+    vmcb->v_ctl = SVM_V_INTR_MASKING;
+    vmcb->v_tpr = 15;
+    vmcb->intercept[SVM_WORD_3] |= SVM_INTERCEPT_INTR;
+    clgi();
+    write_cr8(15);
+    self_ipi();
+    sti();
+    svm_run(l2_regs, (u64)vmcb);
+    report_exit(vmcb->exitcode == VMEXIT_VMMCALL, "L1's TPR holds a physical interrupt up");
+    stgi();
+    cli();
+    write_cr8(0);
+    l2_init(l2_nops);
+    vmcb->v_ctl = SVM_V_INTR_MASKING;
+    vmcb->v_tpr = 15;
+    vmcb->intercept[SVM_WORD_3] |= SVM_INTERCEPT_INTR;
+    clgi();
+    sti();
+    svm_run(l2_regs, (u64)vmcb);
+    report_exit(vmcb->exitcode == VMEXIT_INTR, "V_TPR does not");
+    stgi();
+    pause();
+    cli();
+}
+
+// --- virtual GIF ---
+
+static void test_vgif(void)
+{
+    if (!(features() & SVM_FEATURE_VGIF)) {
+        report_skip("no virtual GIF");
+        return;
+    }
+    l2_init(l2_clgi);
+    vmcb->v_ctl = SVM_V_GIF_ENABLE;
+    vmcb->v_irq = SVM_V_GIF;
+    report_exit(l2_run() == VMEXIT_VMMCALL && !(vmcb->v_irq & SVM_V_GIF),
+                "virtual GIF: L2's CLGI clears V_GIF");
+    init_virtual(l2_nops, 15);
+    vmcb->v_ctl |= SVM_V_GIF_ENABLE; // V_GIF is 0
+    report_exit(l2_run() == VMEXIT_VMMCALL && l2_at(l2_at_vmmcall),
+                "V_GIF = 0 holds a virtual interrupt up");
+    init_virtual(l2_stgi_loop, 15);
+    vmcb->v_ctl |= SVM_V_GIF_ENABLE;
+    report_exit(l2_run() == VMEXIT_VMMCALL && l2_in_handler(VIRTUAL_VECTOR) &&
+                    (vmcb->v_irq & SVM_V_GIF),
+                "L2's STGI lets it come");
+    l2_init(l2_pause_loop);
+    vmcb->v_ctl = SVM_V_GIF_ENABLE | SVM_V_INTR_MASKING;
+    vmcb->intercept[SVM_WORD_3] |= SVM_INTERCEPT_INTR;
+    clgi();
+    self_ipi();
+    sti();
+    svm_run(l2_regs, (u64)vmcb);
+    report_exit(vmcb->exitcode == VMEXIT_INTR, "and no physical one");
+    stgi();
+    pause();
+    cli();
+}
+
+// --- injected software interrupts return to nRIP ---
+
+static u64 inject_soft(u64 type, unsigned vector, u64 nrip)
+{
+    l2_init(l2_nops);
+    vmcb->eventinj = vector | type << SVM_EVENT_TYPE_SHIFT | SVM_EVENT_V;
+    vmcb->nrip = nrip;
+    l2_run();
+    return l2_in_handler(vector) ? l2_pushed(0) : 0;
+}
+
+static void test_nrip(void)
+{
+    u64 rip = (u64)l2_nops;
+
+    if (!(features() & SVM_FEATURE_NRIPS)) {
+        report_skip("no nRIP save");
+        return;
+    }
+    report(inject_soft(SVM_EVENT_SOFT_INT, 0x42, rip + 2) == rip + 2, "INT n returns to nRIP");
+    report(inject_soft(SVM_EVENT_SOFT_INT, 0x42, rip) == rip, "also if that is RIP");
+    report(inject_soft(SVM_EVENT_SOFT_INT, 0x42, rip + 100) == rip + 100, "or far away");
+    report(inject_soft(SVM_EVENT_EXCEPTION, VECTOR_BP, rip + 1) == rip + 1, "so does #BP");
+    report(inject_soft(SVM_EVENT_EXCEPTION, VECTOR_UD, rip + 1) == rip, "#UD returns to RIP");
+    report(inject_soft(SVM_EVENT_INTR, 0x42, rip + 1) == rip, "and so does an interrupt");
+}
+
+// --- GIF ---
+
+static volatile u32 db_count;
+static volatile u64 db_rip, db_dr6, watched;
+
+static void on_db(struct trap *trap)
+{
+    db_count++;
+    db_rip = trap->rip;
+    __asm__ volatile("mov %%dr6, %0" : "=r"(db_dr6));
+    trap->rflags &= ~RFLAGS_TF;
+}
+
+static void set_breakpoint(const volatile void *at, u64 dr7)
+{
+    __asm__ volatile("mov %0, %%dr0; mov %1, %%dr6; mov %2, %%dr7"
+                     :
+                     : "r"(at), "r"(DR6_FIXED), "r"(DR7_FIXED | dr7));
+}
+
+static void test_breakpoints(void)
+{
+    trap_handlers[VECTOR_DB] = on_db;
+    set_breakpoint(&watched, 0xd0001); // writes of 4 bytes
+    watched = 1;
+    report(db_count == 1, "a breakpoint on data");
+    clgi();
+    watched = 2;
+    stgi();
+    // QEMU 7.2 knows nothing of that
+    report_known(MACHINE_QEMU, db_count == 1, "GIF = 0 discards it");
+    set_breakpoint(NULL, 0);
+    db_count = 0;
+    clgi();
+    __asm__ volatile("pushfq; orl $0x100, (%%rsp); popfq; nop" : : : "memory", "cc");
+    report(db_count == 1 && (db_dr6 & DR6_BS), "a single step comes with GIF = 0");
+    stgi();
+}
+
+extern char step_vmrun[], step_end[];
+// VMRUN with RFLAGS.TF set right before it.
+void step_over_vmrun(u64 pa);
+__asm__(
+    ".pushsection .text; step_over_vmrun: push %rbx; push %rbp; push %r12; push %r13; push %r14;"
+    "push %r15; mov %rdi, %rax; pushfq; orl $0x100, (%rsp); popfq; step_vmrun: vmrun %rax;"
+    "step_end: pop %r15; pop %r14; pop %r13; pop %r12; pop %rbp; pop %rbx; ret; .popsection");
+
+static void test_step(void)
+{
+    l2_init(l2_nops);
+    db_count = 0;
+    clgi();
+    step_over_vmrun((u64)vmcb);
+    stgi();
+    report_exit(vmcb->exitcode == VMEXIT_VMMCALL && !(vmcb->rflags & RFLAGS_TF),
+                "VMRUN with TF set runs L2 without it");
+    // QEMU 7.2 runs one instruction more
+    report_known(MACHINE_QEMU, db_count == 1 && db_rip == (u64)step_end,
+                 "and steps behind the exit, off by %lld", (long long)(db_rip - (u64)step_end));
+}
+
+void guest_main(void)
+{
+    if (!svm_enable()) {
+        report_skip("no SVM");
+        return;
+    }
+    l2_prepare();
+    test_virtual();
+    test_window();
+    test_priority();
+    test_cr8();
+    test_physical();
+    test_vgif();
+    test_nrip();
+    test_breakpoints();
+    test_step();
+}
