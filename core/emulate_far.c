@@ -176,7 +176,7 @@ static enum emulate_result far_pointer(struct emulate_ctx *c, u64 *offset, u16 *
 }
 
 // LES, LDS, LSS, LFS, LGS: the opcode's low bits tell the register.
-enum emulate_result run_load_far(struct emulate_ctx *c)
+enum emulate_result emu_run_load_far(struct emulate_ctx *c)
 {
     static const u8 segments[8] = {
         [2] = SEG_SS, [4] = SEG_FS, [5] = SEG_GS}; // of map 0F; C4 and C5 are ES and DS
@@ -535,7 +535,7 @@ static enum emulate_result far_protected(struct emulate_ctx *c, u16 selector, u6
 }
 
 // JMP and CALL
-enum emulate_result run_far(struct emulate_ctx *c)
+enum emulate_result emu_run_far(struct emulate_ctx *c)
 {
     u64 ip = c->insn.imm;
     u16 selector = c->insn.imm2;
@@ -658,7 +658,7 @@ static enum emulate_result far_return(struct emulate_ctx *c, struct far_stack *s
     return (is_real(c) ? return_real : return_protected)(c, st, ip, selector, release);
 }
 
-enum emulate_result run_ret_far(struct emulate_ctx *c)
+enum emulate_result emu_run_ret_far(struct emulate_ctx *c)
 {
     struct far_stack st = current_stack(c);
     u64 frame[2];
@@ -728,7 +728,7 @@ static enum emulate_result task_return(struct emulate_ctx *c)
     return r == EMULATE_OK ? to_task(c, link, TASK_IRET) : r;
 }
 
-enum emulate_result run_iret(struct emulate_ctx *c)
+enum emulate_result emu_run_iret(struct emulate_ctx *c)
 {
     struct far_stack st = current_stack(c);
     u64 frame[3], mask = iret_writable(c);
@@ -756,7 +756,7 @@ enum emulate_result run_iret(struct emulate_ctx *c)
 // --- software interrupts ---
 
 // The hardware delivers them, with the checks of the gate. VM86 asks IOPL first.
-enum emulate_result run_int(struct emulate_ctx *c)
+enum emulate_result emu_run_int(struct emulate_ctx *c)
 {
     static const struct {
         u8 vector, type;

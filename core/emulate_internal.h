@@ -88,6 +88,28 @@ enum emulate_result emu_mem_check(struct emulate_ctx *c, gva_t la, unsigned size
 enum emulate_result emu_operand_address(struct emulate_ctx *c, unsigned access); // sets c->linear
 enum emulate_result emu_intercept(struct emulate_ctx *c, enum emulate_point point);
 
+// --- emulate_ops.c ---
+enum emulate_result emu_load_segment(struct emulate_ctx *c, enum segment_index seg, u64 selector);
+
+// --- emulate_stack.c ---
+enum emulate_result emu_push(struct emulate_ctx *c, u64 value); // of the operand size
+enum emulate_result emu_pop(struct emulate_ctx *c, u64 *value);
+void emu_stack_move(struct emulate_ctx *c, u64 bytes); // wraps at the stack's width
+enum emulate_result emu_run_push(struct emulate_ctx *c);
+enum emulate_result emu_run_pop(struct emulate_ctx *c);
+enum emulate_result emu_run_pop_sreg(struct emulate_ctx *c);
+enum emulate_result emu_run_pushf(struct emulate_ctx *c);
+enum emulate_result emu_run_popf(struct emulate_ctx *c);
+enum emulate_result emu_run_pusha(struct emulate_ctx *c);
+enum emulate_result emu_run_popa(struct emulate_ctx *c);
+enum emulate_result emu_run_enter(struct emulate_ctx *c);
+enum emulate_result emu_run_leave(struct emulate_ctx *c);
+
+// --- emulate_string.c ---
+enum emulate_result emu_run_string(struct emulate_ctx *c);
+enum emulate_result emu_run_in(struct emulate_ctx *c);
+enum emulate_result emu_run_out(struct emulate_ctx *c);
+
 // --- emulate_rare.c, emulate_vector.c, emulate_system.c: for the table in emulate_ops.c ---
 enum emulate_result emu_run_scan(struct emulate_ctx *c);
 enum emulate_result emu_run_count_zeros(struct emulate_ctx *c);
@@ -147,11 +169,11 @@ enum emulate_result emu_read_high(struct emulate_ctx *c, struct descriptor *d);
 enum emulate_result emu_change_type(struct emulate_ctx *c, struct descriptor *d, u8 set, u8 clear);
 enum emulate_result emu_far_push(struct emulate_ctx *c, struct far_stack *st, u64 value,
                                  unsigned size);
-enum emulate_result run_load_far(struct emulate_ctx *c);
-enum emulate_result run_far(struct emulate_ctx *c);
-enum emulate_result run_ret_far(struct emulate_ctx *c);
-enum emulate_result run_iret(struct emulate_ctx *c);
-enum emulate_result run_int(struct emulate_ctx *c);
+enum emulate_result emu_run_load_far(struct emulate_ctx *c);
+enum emulate_result emu_run_far(struct emulate_ctx *c);
+enum emulate_result emu_run_ret_far(struct emulate_ctx *c);
+enum emulate_result emu_run_iret(struct emulate_ctx *c);
+enum emulate_result emu_run_int(struct emulate_ctx *c);
 
 // --- emulate_alu.c: a and b may have garbage above size; the result does not ---
 u64 alu_binary(u8 op, u64 a, u64 b, unsigned size, u64 *flags); // INSN_ADD..INSN_CMP, TEST as AND

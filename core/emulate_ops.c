@@ -8,8 +8,6 @@
 
 #include "emulate_internal.h"
 
-#define DEFAULT_REPEAT 256
-
 // --- data movement ---
 
 static enum emulate_result run_mov(struct emulate_ctx *c)
@@ -158,7 +156,7 @@ static enum emulate_result run_cmpxchg8b(struct emulate_ctx *c)
     return emu_repeat(c);
 }
 
-static enum emulate_result load_segment(struct emulate_ctx *c, enum segment_index seg, u64 selector)
+enum emulate_result emu_load_segment(struct emulate_ctx *c, enum segment_index seg, u64 selector)
 {
     if (!c->ops->load_seg)
         return EMULATE_UNHANDLED;
@@ -169,7 +167,7 @@ static enum emulate_result load_segment(struct emulate_ctx *c, enum segment_inde
 
 static enum emulate_result run_mov_to_sreg(struct emulate_ctx *c)
 {
-    return load_segment(c, (enum segment_index)(c->insn.reg & 7), c->src);
+    return emu_load_segment(c, (enum segment_index)(c->insn.reg & 7), c->src);
 }
 
 static enum emulate_result run_xlat(struct emulate_ctx *c)
@@ -306,231 +304,6 @@ static enum emulate_result run_div(struct emulate_ctx *c)
     return EMULATE_OK;
 }
 
-// --- stack ---
-
-static unsigned stack_width(struct emulate_ctx *c)
-{
-    struct segment ss = {0};
-
-    if (insn_mode_is_64(c->mode))
-        return 8;
-    c->ops->get_seg(c, SEG_SS, &ss);
-    return ss.access & SEG_DB ? 4 : 2;
-}
-
-static void stack_move(struct emulate_ctx *c, u64 bytes)
-{
-    emu_reg_set(c, GPR_RSP, stack_width(c), c->gpr[GPR_RSP] + bytes);
-}
-
-static enum emulate_result stack_address(struct emulate_ctx *c, unsigned access, gva_t *la)
-{
-    u64 offset = c->gpr[GPR_RSP] & size_mask(stack_width(c));
-
-    return emulate_linear(c, SEG_SS, offset, c->insn.opsize, access, la);
-}
-
-static enum emulate_result push(struct emulate_ctx *c, u64 value)
-{
-    enum emulate_result r;
-    gva_t la;
-
-    stack_move(c, 0ull - c->insn.opsize);
-    r = stack_address(c, EMULATE_WRITE, &la);
-    return r == EMULATE_OK ? emu_mem_write(c, la, &value, c->insn.opsize) : r;
-}
-
-static enum emulate_result pop(struct emulate_ctx *c, u64 *value)
-{
-    enum emulate_result r;
-    gva_t la;
-
-    *value = 0;
-    r = stack_address(c, EMULATE_READ, &la);
-    if (r == EMULATE_OK)
-        r = emu_mem_read(c, la, value, c->insn.opsize, EMULATE_READ);
-    if (r == EMULATE_OK)
-        stack_move(c, c->insn.opsize);
-    return r;
-}
-
-static enum emulate_result run_push(struct emulate_ctx *c)
-{
-    return push(c, c->src);
-}
-
-// The destination's address is worked out with the RSP after the pop, and POP RSP keeps the value.
-static enum emulate_result run_pop(struct emulate_ctx *c)
-{
-    u64 value;
-    enum emulate_result r = pop(c, &value);
-
-    if (r != EMULATE_OK)
-        return r;
-    if (c->insn.dst == OPERAND_RM && c->insn.has_mem) {
-        r = emu_operand_address(c, EMULATE_WRITE);
-        return r == EMULATE_OK ? emu_mem_write(c, c->linear, &value, c->insn.opsize) : r;
-    }
-    emu_operand_set(c, c->insn.dst, c->insn.opsize, value);
-    return EMULATE_OK;
-}
-
-static enum emulate_result run_pop_sreg(struct emulate_ctx *c)
-{
-    u64 value;
-    enum emulate_result r = pop(c, &value);
-
-    return r == EMULATE_OK ? load_segment(c, (enum segment_index)(c->insn.opcode >> 3 & 7), value)
-                           : r;
-}
-
-// Whether `count` values can be pushed: all of them, or the instruction has no effect.
-static enum emulate_result check_pushes(struct emulate_ctx *c, unsigned count)
-{
-    u64 sp = c->gpr[GPR_RSP];
-    enum emulate_result r = EMULATE_OK;
-    gva_t la;
-
-    while (r == EMULATE_OK && count--) {
-        stack_move(c, 0ull - c->insn.opsize);
-        r = stack_address(c, EMULATE_WRITE, &la);
-        if (r == EMULATE_OK)
-            r = emu_mem_check(c, la, c->insn.opsize);
-    }
-    c->gpr[GPR_RSP] = sp;
-    return r;
-}
-
-static enum emulate_result run_pusha(struct emulate_ctx *c)
-{
-    u64 sp = c->gpr[GPR_RSP];
-    enum emulate_result r = check_pushes(c, 8);
-
-    for (unsigned i = 0; r == EMULATE_OK && i < 8; i++)
-        r = push(c, i == GPR_RSP ? sp : c->gpr[i]);
-    return r;
-}
-
-static enum emulate_result run_popa(struct emulate_ctx *c)
-{
-    for (unsigned i = 8; i-- > 0;) {
-        u64 value;
-        enum emulate_result r = pop(c, &value);
-
-        if (r != EMULATE_OK)
-            return r;
-        if (i != GPR_RSP)
-            emu_reg_set(c, i, c->insn.opsize, value);
-    }
-    return EMULATE_OK;
-}
-
-// The nesting level's frame pointers are copied from the enclosing frame; or only read, to see
-// whether that can be done.
-static enum emulate_result copy_display(struct emulate_ctx *c, unsigned level, bool check)
-{
-    u64 value = 0, rbp = c->gpr[GPR_RBP];
-    enum emulate_result r = EMULATE_OK;
-
-    for (unsigned i = 1; r == EMULATE_OK && i < level; i++) {
-        u64 offset;
-        gva_t la;
-
-        emu_reg_set(c, GPR_RBP, stack_width(c), c->gpr[GPR_RBP] - c->insn.opsize);
-        offset = c->gpr[GPR_RBP] & size_mask(stack_width(c));
-        r = emulate_linear(c, SEG_SS, offset, c->insn.opsize, EMULATE_READ, &la);
-        if (r == EMULATE_OK)
-            r = emu_mem_read(c, la, &value, c->insn.opsize, EMULATE_READ);
-        if (r == EMULATE_OK && !check)
-            r = push(c, value);
-    }
-    if (check)
-        c->gpr[GPR_RBP] = rbp;
-    return r;
-}
-
-// The final stack pointer must be writable.
-static enum emulate_result run_enter(struct emulate_ctx *c)
-{
-    unsigned level = c->insn.imm2 & 31;
-    u64 frame, sp = c->gpr[GPR_RSP];
-    enum emulate_result r = check_pushes(c, level + 1);
-    gva_t la;
-
-    stack_move(c, 0ull - c->insn.opsize * (level + 1) - c->insn.imm);
-    if (r == EMULATE_OK)
-        r = stack_address(c, EMULATE_WRITE, &la);
-    if (r == EMULATE_OK)
-        r = emu_mem_check(c, la, c->insn.opsize);
-    if (r == EMULATE_OK)
-        r = copy_display(c, level, true);
-    if (r != EMULATE_OK)
-        return r;
-    c->gpr[GPR_RSP] = sp;
-    r = push(c, c->gpr[GPR_RBP]);
-    frame = c->gpr[GPR_RSP];
-    if (r == EMULATE_OK && level)
-        r = copy_display(c, level, false);
-    if (r == EMULATE_OK && level)
-        r = push(c, frame);
-    emu_reg_set(c, GPR_RBP, c->insn.opsize, frame);
-    stack_move(c, 0ull - c->insn.imm);
-    return r;
-}
-
-static enum emulate_result run_leave(struct emulate_ctx *c)
-{
-    u64 value;
-    enum emulate_result r;
-
-    emu_reg_set(c, GPR_RSP, stack_width(c), c->gpr[GPR_RBP]);
-    r = pop(c, &value);
-    if (r == EMULATE_OK)
-        emu_reg_set(c, GPR_RBP, c->insn.opsize, value);
-    return r;
-}
-
-static enum emulate_result run_pushf(struct emulate_ctx *c)
-{
-    u64 flags = c->regs->rflags & ~(RFLAGS_VM | RFLAGS_RF);
-
-    if (flags_virtual(c)) {
-        flags |= RFLAGS_IOPL;
-        flags = (flags & ~RFLAGS_IF) | (flags & RFLAGS_VIF ? RFLAGS_IF : 0);
-    }
-    return push(c, flags);
-}
-
-static u64 popf_writable(const struct emulate_ctx *c)
-{
-    u64 mask = RFLAGS_CF | RFLAGS_PF | RFLAGS_AF | RFLAGS_ZF | RFLAGS_SF | RFLAGS_TF | RFLAGS_DF |
-               RFLAGS_OF | RFLAGS_NT;
-
-    if (c->insn.opsize > 2)
-        mask |= RFLAGS_AC | RFLAGS_ID;
-    if (!(c->cr0 & CR0_PE) || c->cpl == 0)
-        return mask | RFLAGS_IF | RFLAGS_IOPL;
-    return c->cpl <= iopl(c) ? mask | RFLAGS_IF : mask;
-}
-
-static enum emulate_result run_popf(struct emulate_ctx *c)
-{
-    u64 flags, mask = popf_writable(c);
-    enum emulate_result r;
-
-    r = pop(c, &flags);
-    if (r != EMULATE_OK)
-        return r;
-    if (flags_virtual(c)) {
-        if (flags & RFLAGS_TF || (flags & RFLAGS_IF && c->regs->rflags & RFLAGS_VIP))
-            return raise_gp0(c);
-        mask |= RFLAGS_VIF;
-        flags |= flags & RFLAGS_IF ? RFLAGS_VIF : 0;
-    }
-    c->next_rflags = (c->next_rflags & ~mask) | (flags & mask);
-    return EMULATE_OK;
-}
-
 // --- control transfer ---
 
 // Sets next_rip, or faults with #GP(0) (code segment limit, canonical address).
@@ -561,7 +334,7 @@ static enum emulate_result call(struct emulate_ctx *c, u64 target)
     u64 back = c->next_rip;
     enum emulate_result r = branch(c, target);
 
-    return r == EMULATE_OK ? push(c, back) : r;
+    return r == EMULATE_OK ? emu_push(c, back) : r;
 }
 
 static enum emulate_result run_call(struct emulate_ctx *c)
@@ -577,10 +350,10 @@ static enum emulate_result run_call_indirect(struct emulate_ctx *c)
 static enum emulate_result run_ret(struct emulate_ctx *c)
 {
     u64 target;
-    enum emulate_result r = pop(c, &target);
+    enum emulate_result r = emu_pop(c, &target);
 
     if (r == EMULATE_OK)
-        stack_move(c, c->insn.imm);
+        emu_stack_move(c, c->insn.imm);
     return r == EMULATE_OK ? branch(c, target) : r;
 }
 
@@ -607,161 +380,6 @@ static enum emulate_result run_loop(struct emulate_ctx *c)
     else if (c->insn.op == INSN_LOOPNE)
         taken = taken && !zero;
     return taken ? run_jmp(c) : EMULATE_OK;
-}
-
-// --- strings and ports ---
-
-static void string_advance(struct emulate_ctx *c, unsigned n)
-{
-    u64 step = c->next_rflags & RFLAGS_DF ? 0ull - c->insn.opsize : c->insn.opsize;
-
-    emu_reg_set(c, n, c->insn.addr_size, c->gpr[n] + step);
-}
-
-static enum emulate_result string_address(struct emulate_ctx *c, unsigned n, unsigned access,
-                                          gva_t *la)
-{
-    enum segment_index seg = n == GPR_RDI ? SEG_ES : c->insn.seg;
-    u64 offset = c->gpr[n] & size_mask(c->insn.addr_size);
-
-    return emulate_linear(c, seg, offset, c->insn.opsize, access, la);
-}
-
-static enum emulate_result string_load(struct emulate_ctx *c, unsigned n, u64 *value)
-{
-    enum emulate_result r = string_address(c, n, EMULATE_READ, &c->linear);
-
-    *value = 0;
-    if (r == EMULATE_OK)
-        r = emu_mem_read(c, c->linear, value, c->insn.opsize, EMULATE_READ);
-    if (r == EMULATE_OK)
-        string_advance(c, n);
-    return r;
-}
-
-static enum emulate_result string_store(struct emulate_ctx *c, u64 value)
-{
-    enum emulate_result r = string_address(c, GPR_RDI, EMULATE_WRITE, &c->linear);
-
-    if (r == EMULATE_OK)
-        r = emu_mem_write(c, c->linear, &value, c->insn.opsize);
-    if (r == EMULATE_OK)
-        string_advance(c, GPR_RDI);
-    return r;
-}
-
-// The port is read only when the store can't fault any more.
-static enum emulate_result string_in(struct emulate_ctx *c)
-{
-    enum emulate_result r = string_address(c, GPR_RDI, EMULATE_WRITE, &c->linear);
-    u32 value = 0;
-
-    if (r == EMULATE_OK)
-        r = emu_mem_check(c, c->linear, c->insn.opsize);
-    if (r == EMULATE_OK)
-        r = emu_intercept(c, EMULATE_ACCESSED);
-    if (r == EMULATE_OK)
-        r = c->ops->io_in(c, c->port, c->insn.opsize, &value);
-    return r == EMULATE_OK ? string_store(c, value) : r;
-}
-
-static enum emulate_result string_out(struct emulate_ctx *c)
-{
-    u64 value;
-    enum emulate_result r = string_load(c, GPR_RSI, &value);
-
-    if (r == EMULATE_OK)
-        r = emu_intercept(c, EMULATE_ACCESSED);
-    return r == EMULATE_OK ? c->ops->io_out(c, c->port, c->insn.opsize, (u32)value) : r;
-}
-
-static enum emulate_result string_compare(struct emulate_ctx *c)
-{
-    u64 left = c->gpr[0], right;
-    enum emulate_result r = EMULATE_OK;
-
-    if (c->insn.op == INSN_CMPS)
-        r = string_load(c, GPR_RSI, &left);
-    if (r == EMULATE_OK)
-        r = string_load(c, GPR_RDI, &right);
-    if (r == EMULATE_OK)
-        alu_binary(INSN_CMP, left, right, c->insn.opsize, &c->next_rflags);
-    return r;
-}
-
-static enum emulate_result string_once(struct emulate_ctx *c)
-{
-    enum emulate_result r;
-    u64 value;
-
-    switch (c->insn.op) {
-    case INSN_INS:
-        return string_in(c);
-    case INSN_OUTS:
-        return string_out(c);
-    case INSN_STOS:
-        return string_store(c, c->gpr[0]);
-    case INSN_MOVS:
-        r = string_load(c, GPR_RSI, &value);
-        return r == EMULATE_OK ? string_store(c, value) : r;
-    case INSN_LODS:
-        r = string_load(c, GPR_RSI, &value);
-        if (r == EMULATE_OK)
-            emu_reg_set(c, 0, c->insn.opsize, value);
-        return r;
-    default:
-        return string_compare(c);
-    }
-}
-
-// CMPS and SCAS end on ZF too: REPE when it is clear, REPNE when it is set.
-static bool repeat_ends(const struct emulate_ctx *c, u64 left)
-{
-    bool zero = c->next_rflags & RFLAGS_ZF;
-
-    if (left == 0)
-        return true;
-    if (c->insn.op != INSN_CMPS && c->insn.op != INSN_SCAS)
-        return false;
-    return zero == !!(c->insn.prefixes & INSN_REPNE);
-}
-
-// Each completed repetition is committed at once; a fault in a later one leaves the flags as they
-// were.
-static enum emulate_result run_string(struct emulate_ctx *c)
-{
-    unsigned size = c->insn.addr_size;
-    u32 max = c->max_repeat ? c->max_repeat : DEFAULT_REPEAT;
-
-    if (!(c->insn.prefixes & (INSN_REP | INSN_REPNE)))
-        return string_once(c);
-    if ((c->gpr[1] & size_mask(size)) == 0)
-        return EMULATE_OK;
-    for (u32 n = 0; n < max; n++) {
-        enum emulate_result r = string_once(c);
-
-        if (r != EMULATE_OK)
-            return r;
-        emu_reg_set(c, 1, size, c->gpr[1] - 1);
-        emu_commit(c);
-        if (repeat_ends(c, c->gpr[1] & size_mask(size)))
-            return EMULATE_OK;
-    }
-    return emu_repeat(c);
-}
-
-static enum emulate_result run_in(struct emulate_ctx *c)
-{
-    u32 value = 0;
-    enum emulate_result r = c->ops->io_in(c, c->port, c->insn.opsize, &value);
-
-    c->dst = value;
-    return r;
-}
-
-static enum emulate_result run_out(struct emulate_ctx *c)
-{
-    return c->ops->io_out(c, c->port, c->insn.opsize, (u32)emu_reg_get(c, 0, c->insn.opsize));
 }
 
 // --- flags and the rest ---
@@ -870,32 +488,32 @@ const struct emulate_op emulate_op_table[INSN_OP_COUNT] = {
     [INSN_SETCC] = {run_setcc, W},
     [INSN_MOV_FROM_SREG] = {run_mov, S | W},
     [INSN_MOV_TO_SREG] = {run_mov_to_sreg, S},
-    [INSN_PUSH] = {run_push, S},
-    [INSN_POP] = {run_pop, X},
-    [INSN_PUSH_SREG] = {run_push, S},
-    [INSN_POP_SREG] = {run_pop_sreg, X},
-    [INSN_PUSHF] = {run_pushf, OP_VM86},
-    [INSN_POPF] = {run_popf, OP_VM86},
-    [INSN_PUSHA] = {run_pusha, 0},
-    [INSN_POPA] = {run_popa, 0},
-    [INSN_LEAVE] = {run_leave, 0},
+    [INSN_PUSH] = {emu_run_push, S},
+    [INSN_POP] = {emu_run_pop, X},
+    [INSN_PUSH_SREG] = {emu_run_push, S},
+    [INSN_POP_SREG] = {emu_run_pop_sreg, X},
+    [INSN_PUSHF] = {emu_run_pushf, OP_VM86},
+    [INSN_POPF] = {emu_run_popf, OP_VM86},
+    [INSN_PUSHA] = {emu_run_pusha, 0},
+    [INSN_POPA] = {emu_run_popa, 0},
+    [INSN_LEAVE] = {emu_run_leave, 0},
     [INSN_CALL] = {run_call, OP_SHSTK},
     [INSN_JMP] = {run_jmp, 0},
     [INSN_CALL_IND] = {run_call_indirect, S | OP_CET},
     [INSN_JMP_IND] = {run_jmp_indirect, S | OP_IBT},
     [INSN_RET] = {run_ret, OP_SHSTK},
     [INSN_JCC] = {run_jcc, 0},
-    [INSN_CALL_FAR] = {run_far, X | OP_CET | OP_INWARD},
-    [INSN_JMP_FAR] = {run_far, X | OP_IBT},
-    [INSN_RET_FAR] = {run_ret_far, X | OP_SHSTK | OP_OUTWARD},
-    [INSN_IRET] = {run_iret, X | OP_CET | OP_OUTWARD}, // KVM's tests want OP_IBT, the SDM does not
-    [INSN_INT ... INSN_INT1] = {run_int, X},
-    [INSN_LSS ... INSN_LFAR] = {run_load_far, X},
+    [INSN_CALL_FAR] = {emu_run_far, X | OP_CET | OP_INWARD},
+    [INSN_JMP_FAR] = {emu_run_far, X | OP_IBT},
+    [INSN_RET_FAR] = {emu_run_ret_far, X | OP_SHSTK | OP_OUTWARD},
+    [INSN_IRET] = {emu_run_iret, X | OP_CET | OP_OUTWARD}, // KVM's tests want OP_IBT, the SDM does not
+    [INSN_INT ... INSN_INT1] = {emu_run_int, X},
+    [INSN_LSS ... INSN_LFAR] = {emu_run_load_far, X},
     [INSN_LOOPNE ... INSN_JCXZ] = {run_loop, 0},
-    [INSN_MOVS ... INSN_SCAS] = {run_string, X},
-    [INSN_INS ... INSN_OUTS] = {run_string, X | OP_PORT},
-    [INSN_IN] = {run_in, W | OP_PORT},
-    [INSN_OUT] = {run_out, OP_PORT},
+    [INSN_MOVS ... INSN_SCAS] = {emu_run_string, X},
+    [INSN_INS ... INSN_OUTS] = {emu_run_string, X | OP_PORT},
+    [INSN_IN] = {emu_run_in, W | OP_PORT},
+    [INSN_OUT] = {emu_run_out, OP_PORT},
     [INSN_CBW] = {run_cbw, 0},
     [INSN_CWD] = {run_cwd, 0},
     [INSN_LAHF] = {run_lahf, 0},
@@ -907,7 +525,7 @@ const struct emulate_op emulate_op_table[INSN_OP_COUNT] = {
     [INSN_NOP ... INSN_PAUSE] = {run_nop, 0},
     [INSN_HLT] = {run_hlt, OP_CPL0},
     [INSN_UD] = {run_ud, X},
-    [INSN_ENTER] = {run_enter, 0},
+    [INSN_ENTER] = {emu_run_enter, 0},
     [INSN_BSF ... INSN_BSR] = {emu_run_scan, D | S | W},
     [INSN_TZCNT ... INSN_LZCNT] = {emu_run_count_zeros, D | S | W},
     [INSN_POPCNT] = {emu_run_popcnt, S | W},

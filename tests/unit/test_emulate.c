@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // Copyright (c) 2026 The Nestor authors
 // unit-sources: core/decode.c core/decode_table.c core/emulate.c
+// unit-sources: core/emulate_stack.c core/emulate_string.c
 // unit-sources: core/emulate_alu.c core/emulate_ops.c core/emulate_rare.c core/emulate_vector.c
 // unit-sources: core/emulate_system.c core/emulate_selector.c core/emulate_syscall.c
 // unit-sources: core/task.c
