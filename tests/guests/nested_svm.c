@@ -137,7 +137,7 @@ static void test_round_trip(void)
     report(l2_at(l2_at_cpuid), "RIP is the instruction's, off by %lld",
            (long long)(vmcb->rip - (u64)l2_at_cpuid));
     report(vmcb->rax == 0x1122334455667788, "RAX %#llx", LLU(vmcb->rax));
-    report(vmcb->rsp == (u64)(l2_stack + sizeof(l2_stack) - 8) &&
+    report(vmcb->rsp == (u64)(svm_l2_stack + sizeof(svm_l2_stack) - 8) &&
                l2_pushed(0) == 0x1122334455667788,
            "RSP and the stack");
     report(vmcb->rflags == (RFLAGS_FIXED | RFLAGS_CF), "RFLAGS %#llx", LLU(vmcb->rflags));
@@ -281,7 +281,7 @@ static void test_own_exceptions(void)
 {
     l2_run_code(l2_ud);
     report(l2_in_handler(VECTOR_UD) && l2_pushed(0) == (u64)l2_ud && l2_pushed(1) == CODE64 &&
-               l2_pushed(3) == (u64)(l2_stack + sizeof(l2_stack)) && l2_pushed(4) == DATA,
+               l2_pushed(3) == (u64)(svm_l2_stack + sizeof(svm_l2_stack)) && l2_pushed(4) == DATA,
            "#UD goes to L2's own handler");
     l2_init(l2_read);
     l2_regs[RDI] = UNMAPPED + 16;
@@ -294,7 +294,7 @@ static void test_own_exceptions(void)
            "INT3 goes to L2's own handler");
     l2_init(l2_ud);
     vmcb->idtr.limit = 0;
-    report_exit(l2_run() == VMEXIT_SHUTDOWN, "a triple fault");
+    report_vmexit(l2_run() == VMEXIT_SHUTDOWN, "a triple fault");
     l2_init(l2_ud);
     vmcb->idtr.limit = 0;
     vmcb->intercept[SVM_WORD_EXCEPTIONS] = 1u << VECTOR_DF;
@@ -342,9 +342,9 @@ static void test_injection(void)
 // A delivery that an intercepted exception interrupts is in EXITINTINFO.
 static void test_interrupted_delivery(void)
 {
-    u64 gate = l2_idt[0x40 * 2];
+    u64 gate = svm_l2_idt[0x40 * 2];
 
-    l2_idt[0x40 * 2] &= ~(1ull << 47);
+    svm_l2_idt[0x40 * 2] &= ~(1ull << 47);
     l2_init(l2_nops);
     vmcb->intercept[SVM_WORD_EXCEPTIONS] = 1u << VECTOR_NP;
     vmcb->eventinj = 0x40 | SVM_EVENT_V;
@@ -356,7 +356,7 @@ static void test_interrupted_delivery(void)
                LLU(vmcb->exitinfo1));
     // QEMU 7.2 sets EXITINTINFO from EVENTINJ only
     report(vmcb->exitintinfo == (0x40 | SVM_EVENT_V), "EXITINTINFO %#llx", LLU(vmcb->exitintinfo));
-    l2_idt[0x40 * 2] = gate;
+    svm_l2_idt[0x40 * 2] = gate;
     vmcb->eventinj = vmcb->exitintinfo;
     l2_run();
     report(l2_in_handler(0x40) && l2_pushed(0) == (u64)l2_nops,
@@ -453,11 +453,11 @@ static void test_not_intercepted(void)
     l2_init(l2_write_cr0);
     l2_regs[RBX] = vmcb->cr0 ^ CR0_AM;
     before = vmcb->cr0;
-    report_exit(l2_run() == VMEXIT_HLT && vmcb->cr0 == (before ^ CR0_AM), "MOV to CR0 goes on");
+    report_vmexit(l2_run() == VMEXIT_HLT && vmcb->cr0 == (before ^ CR0_AM), "MOV to CR0 goes on");
     l2_init(l2_write_cr4);
     l2_regs[RBX] = vmcb->cr4 ^ CR4_DE;
     before = vmcb->cr4;
-    report_exit(l2_run() == VMEXIT_HLT && vmcb->cr4 == (before ^ CR4_DE), "MOV to CR4 goes on");
+    report_vmexit(l2_run() == VMEXIT_HLT && vmcb->cr4 == (before ^ CR4_DE), "MOV to CR4 goes on");
     report(l2_run_code(l2_read_cr3) == VMEXIT_HLT && l2_regs[RBX] == read_cr3(),
            "MOV from CR3 goes on");
     report(l2_run_code(l2_popf) == VMEXIT_HLT, "POPF goes on");
@@ -468,8 +468,8 @@ static void test_not_intercepted(void)
     l2_init(l2_vmmcall);
     vmcb->intercept[SVM_WORD_4] &= ~(u32)SVM_INTERCEPT_VMMCALL;
     vmcb->intercept[SVM_WORD_EXCEPTIONS] = 1u << VECTOR_UD;
-    report_exit(l2_run() == VMEXIT_EXCP0 + VECTOR_UD && l2_at(l2_vmmcall),
-                "VMMCALL that is not intercepted: #UD");
+    report_vmexit(l2_run() == VMEXIT_EXCP0 + VECTOR_UD && l2_at(l2_vmmcall),
+                  "VMMCALL that is not intercepted: #UD");
     l2_init(l2_rdtsc);
     vmcb->tsc_offset = 1ull << 50;
     before = rdtsc();
@@ -499,23 +499,23 @@ static u64 run_io(const void *code, u16 port)
 static void test_iopm(void)
 {
     iopm[0x80 / 8] |= 1;
-    report_exit(run_io(l2_in8, 0x80) == VMEXIT_IOIO && l2_at(l2_in8),
-                "IN from an intercepted port");
+    report_vmexit(run_io(l2_in8, 0x80) == VMEXIT_IOIO && l2_at(l2_in8),
+                  "IN from an intercepted port");
     report((vmcb->exitinfo1 &
             (0xffff0000 | SVM_IOIO_SIZE | SVM_IOIO_IN | SVM_IOIO_STR | SVM_IOIO_REP)) ==
                    (0x800000 | 1 << SVM_IOIO_SIZE_SHIFT | SVM_IOIO_IN) &&
                vmcb->exitinfo2 == (u64)l2_after_in8,
            "EXITINFO1 %#llx, EXITINFO2 is the next RIP", LLU(vmcb->exitinfo1));
-    report_exit(run_io(l2_out32, 0x80) == VMEXIT_IOIO &&
-                    (vmcb->exitinfo1 & (0xffff0000 | SVM_IOIO_SIZE | SVM_IOIO_IN)) ==
-                        (0x800000 | 4 << SVM_IOIO_SIZE_SHIFT),
-                "OUT of 32 bits");
-    report_exit(run_io(l2_in16, 0x7f) == VMEXIT_IOIO,
-                "IN of 16 bits whose second byte is intercepted");
-    report_exit(run_io(l2_in8, 0x81) == VMEXIT_HLT, "another port does not exit");
+    report_vmexit(run_io(l2_out32, 0x80) == VMEXIT_IOIO &&
+                      (vmcb->exitinfo1 & (0xffff0000 | SVM_IOIO_SIZE | SVM_IOIO_IN)) ==
+                          (0x800000 | 4 << SVM_IOIO_SIZE_SHIFT),
+                  "OUT of 32 bits");
+    report_vmexit(run_io(l2_in16, 0x7f) == VMEXIT_IOIO,
+                  "IN of 16 bits whose second byte is intercepted");
+    report_vmexit(run_io(l2_in8, 0x81) == VMEXIT_HLT, "another port does not exit");
     l2_init(l2_in8);
     l2_regs[RDX] = 0x80;
-    report_exit(l2_run() == VMEXIT_HLT, "without the intercept no port does");
+    report_vmexit(l2_run() == VMEXIT_HLT, "without the intercept no port does");
     iopm[0x80 / 8] = 0;
 }
 
@@ -534,23 +534,23 @@ static void test_msrpm(void)
     unsigned lstar = 0x800 + (MSR_LSTAR - 0xc0000000) / 4, shift = MSR_LSTAR % 4 * 2;
 
     msrpm[lstar] = (u8)(1u << shift); // reads
-    report_exit(run_msr(l2_rdmsr, MSR_LSTAR, 0) == VMEXIT_MSR && vmcb->exitinfo1 == 0 &&
-                    l2_at(l2_rdmsr),
-                "RDMSR intercepted");
-    report_exit(run_msr(l2_wrmsr, MSR_LSTAR, 0x123456789ab) == VMEXIT_HLT &&
-                    msr_read(MSR_LSTAR) == 0x123456789ab,
-                "WRMSR that is not goes on");
+    report_vmexit(run_msr(l2_rdmsr, MSR_LSTAR, 0) == VMEXIT_MSR && vmcb->exitinfo1 == 0 &&
+                      l2_at(l2_rdmsr),
+                  "RDMSR intercepted");
+    report_vmexit(run_msr(l2_wrmsr, MSR_LSTAR, 0x123456789ab) == VMEXIT_HLT &&
+                      msr_read(MSR_LSTAR) == 0x123456789ab,
+                  "WRMSR that is not goes on");
     msrpm[lstar] = (u8)(2u << shift); // writes
-    report_exit(run_msr(l2_wrmsr, MSR_LSTAR, 0) == VMEXIT_MSR && vmcb->exitinfo1 == 1 &&
-                    l2_at(l2_wrmsr),
-                "WRMSR intercepted");
-    report_exit(run_msr(l2_rdmsr, MSR_LSTAR, 0) == VMEXIT_HLT &&
-                    (vmcb->rax | l2_regs[RDX] << 32) == 0x123456789ab,
-                "RDMSR that is not goes on");
+    report_vmexit(run_msr(l2_wrmsr, MSR_LSTAR, 0) == VMEXIT_MSR && vmcb->exitinfo1 == 1 &&
+                      l2_at(l2_wrmsr),
+                  "WRMSR intercepted");
+    report_vmexit(run_msr(l2_rdmsr, MSR_LSTAR, 0) == VMEXIT_HLT &&
+                      (vmcb->rax | l2_regs[RDX] << 32) == 0x123456789ab,
+                  "RDMSR that is not goes on");
     msrpm[lstar] = 0;
-    report_exit(run_msr(l2_rdmsr, 0x40001234, 0) == VMEXIT_MSR, "an MSR outside the map exits");
-    report_exit(run_msr(l2_rdmsr, MSR_EFER, 0) == VMEXIT_HLT && vmcb->rax == vmcb->efer,
-                "EFER as L2 reads it");
+    report_vmexit(run_msr(l2_rdmsr, 0x40001234, 0) == VMEXIT_MSR, "an MSR outside the map exits");
+    report_vmexit(run_msr(l2_rdmsr, MSR_EFER, 0) == VMEXIT_HLT && vmcb->rax == vmcb->efer,
+                  "EFER as L2 reads it");
 }
 
 // --- GIF, interrupts ---
@@ -632,7 +632,7 @@ static void test_interrupts(void)
 // exits before its handler starts.
 static void test_injection_before_exit(void)
 {
-    l2_idt[VECTOR_GP * 2] |= 1ull << 40; // a trap gate
+    svm_l2_idt[VECTOR_GP * 2] |= 1ull << 40; // a trap gate
     l2_init(l2_nops);
     vmcb->intercept[SVM_WORD_3] |= SVM_INTERCEPT_INTR;
     vmcb->v_ctl = SVM_V_INTR_MASKING;
@@ -642,15 +642,15 @@ static void test_injection_before_exit(void)
     self_ipi();
     sti();
     svm_run(l2_regs, (u64)vmcb);
-    report_exit(vmcb->exitcode == VMEXIT_INTR && l2_at(l2_gates + 4 * VECTOR_GP) &&
-                    l2_pushed(0) == 0x5678 && l2_pushed(1) == (u64)l2_nops &&
-                    !(vmcb->exitintinfo & SVM_EVENT_V),
-                "an injection is done before an interrupt exits");
+    report_vmexit(vmcb->exitcode == VMEXIT_INTR && l2_at(l2_gates + 4 * VECTOR_GP) &&
+                      l2_pushed(0) == 0x5678 && l2_pushed(1) == (u64)l2_nops &&
+                      !(vmcb->exitintinfo & SVM_EVENT_V),
+                  "an injection is done before an interrupt exits");
     stgi();
     pause();
     cli();
     report(ipi_count == 1, "L1 takes it then");
-    l2_idt[VECTOR_GP * 2] &= ~(1ull << 40);
+    svm_l2_idt[VECTOR_GP * 2] &= ~(1ull << 40);
 }
 
 static void test_blocked_interrupts(void)
@@ -688,10 +688,10 @@ static void test_blocked_interrupts(void)
     vmcb->intercept[SVM_WORD_3] |= SVM_INTERCEPT_INTR;
     l2_regs[RCX] = 1000000;
     start_timer(1000);
-    report_exit(l2_run() == VMEXIT_VMMCALL && timer_count == 0, "no masking, L2's IF = 0");
+    report_vmexit(l2_run() == VMEXIT_VMMCALL && timer_count == 0, "no masking, L2's IF = 0");
     l2_init(l2_sti_loop);
     vmcb->intercept[SVM_WORD_3] |= SVM_INTERCEPT_INTR;
-    report_exit(l2_run() == VMEXIT_INTR && timer_count == 0, "no masking, L2 sets IF");
+    report_vmexit(l2_run() == VMEXIT_INTR && timer_count == 0, "no masking, L2 sets IF");
     sti();
     pause();
     cli();
@@ -845,12 +845,13 @@ static void test_nested_paging(void)
     vmcb->tlb_control = SVM_TLB_FLUSH_ALL;
     l2_regs[RDI] = target + 8;
     l2_regs[RBX] = 0x600df00d;
-    report_exit(l2_run() == VMEXIT_NPF && l2_at(l2_write) && vmcb->exitinfo2 == target + 8 &&
-                    (vmcb->exitinfo1 & 0x1f) == (PF_W | PF_U) && (vmcb->exitinfo1 & SVM_NPF_FINAL),
-                "nested page fault");
+    report_vmexit(l2_run() == VMEXIT_NPF && l2_at(l2_write) && vmcb->exitinfo2 == target + 8 &&
+                      (vmcb->exitinfo1 & 0x1f) == (PF_W | PF_U) &&
+                      (vmcb->exitinfo1 & SVM_NPF_FINAL),
+                  "nested page fault");
     tables[1024 + target / SIZE_2M] = 0x2000000 | 0x87;
-    report_exit(l2_run() == VMEXIT_VMMCALL && *(volatile u64 *)0x2000008 == 0x600df00d,
-                "L2 goes on when the page is there, and its write lands where L1 mapped it");
+    report_vmexit(l2_run() == VMEXIT_VMMCALL && *(volatile u64 *)0x2000008 == 0x600df00d,
+                  "L2 goes on when the page is there, and its write lands where L1 mapped it");
 }
 
 // --- VMLOAD, VMSAVE ---

@@ -53,38 +53,39 @@ static void init_virtual(const void *code, unsigned priority)
 static void test_virtual(void)
 {
     init_virtual(l2_nops, 1);
-    report_exit(l2_run() == VMEXIT_VMMCALL && l2_in_handler(VIRTUAL_VECTOR) &&
-                    l2_pushed(0) == (u64)l2_nops,
-                "V_IRQ: L2 takes the virtual interrupt before its first instruction");
+    report_vmexit(l2_run() == VMEXIT_VMMCALL && l2_in_handler(VIRTUAL_VECTOR) &&
+                      l2_pushed(0) == (u64)l2_nops,
+                  "V_IRQ: L2 takes the virtual interrupt before its first instruction");
     report(!(vmcb->v_irq & SVM_V_IRQ), "which clears V_IRQ");
     init_virtual(l2_nops, 1);
     vmcb->rflags &= ~RFLAGS_IF;
-    report_exit(l2_run() == VMEXIT_VMMCALL && l2_at(l2_at_vmmcall) && (vmcb->v_irq & SVM_V_IRQ),
-                "L2's IF = 0 masks it, and V_IRQ stays");
+    report_vmexit(l2_run() == VMEXIT_VMMCALL && l2_at(l2_at_vmmcall) && (vmcb->v_irq & SVM_V_IRQ),
+                  "L2's IF = 0 masks it, and V_IRQ stays");
     init_virtual(l2_sti, 1);
     vmcb->rflags &= ~RFLAGS_IF;
-    report_exit(l2_run() == VMEXIT_VMMCALL && l2_in_handler(VIRTUAL_VECTOR) &&
-                    l2_pushed(0) == (u64)l2_behind_sti,
-                "STI opens for it, behind its shadow");
+    report_vmexit(l2_run() == VMEXIT_VMMCALL && l2_in_handler(VIRTUAL_VECTOR) &&
+                      l2_pushed(0) == (u64)l2_behind_sti,
+                  "STI opens for it, behind its shadow");
 }
 
 static void test_window(void)
 {
     init_virtual(l2_nops, 1);
     vmcb->intercept[SVM_WORD_3] |= SVM_INTERCEPT_VINTR;
-    report_exit(l2_run() == VMEXIT_VINTR && l2_at(l2_nops) && (vmcb->v_irq & SVM_V_IRQ),
-                "VINTR's intercept: exits before it is taken, V_IRQ stays");
+    report_vmexit(l2_run() == VMEXIT_VINTR && l2_at(l2_nops) && (vmcb->v_irq & SVM_V_IRQ),
+                  "VINTR's intercept: exits before it is taken, V_IRQ stays");
     init_virtual(l2_sti, 15);
     vmcb->intercept[SVM_WORD_3] |= SVM_INTERCEPT_VINTR;
     vmcb->rflags &= ~RFLAGS_IF;
-    report_exit(l2_run() == VMEXIT_VINTR && l2_at(l2_behind_sti),
-                "as a window: exits when L2 opens, behind the shadow");
+    report_vmexit(l2_run() == VMEXIT_VINTR && l2_at(l2_behind_sti),
+                  "as a window: exits when L2 opens, behind the shadow");
     init_virtual(l2_halts, 1);
     vmcb->intercept[SVM_WORD_3] |= SVM_INTERCEPT_VINTR;
     vmcb->intercept[SVM_WORD_3] &= ~(u32)SVM_INTERCEPT_HLT;
     vmcb->eventinj = VECTOR_UD | SVM_EVENT_EXCEPTION << SVM_EVENT_TYPE_SHIFT | SVM_EVENT_V;
-    report_exit(l2_run() == VMEXIT_VMMCALL && l2_in_handler(VECTOR_UD) && (vmcb->v_irq & SVM_V_IRQ),
-                "EVENTINJ goes first; its interrupt gate closes the window");
+    report_vmexit(l2_run() == VMEXIT_VMMCALL && l2_in_handler(VECTOR_UD) &&
+                      (vmcb->v_irq & SVM_V_IRQ),
+                  "EVENTINJ goes first; its interrupt gate closes the window");
 }
 
 static void test_priority(void)
@@ -96,11 +97,11 @@ static void test_priority(void)
                  "V_INTR_PRIO = V_TPR: held");
     init_virtual(l2_nops, 6);
     vmcb->v_tpr = 5;
-    report_exit(l2_run() == VMEXIT_VMMCALL && l2_in_handler(VIRTUAL_VECTOR),
-                "V_INTR_PRIO > V_TPR: taken");
+    report_vmexit(l2_run() == VMEXIT_VMMCALL && l2_in_handler(VIRTUAL_VECTOR),
+                  "V_INTR_PRIO > V_TPR: taken");
     init_virtual(l2_nops, 1 | SVM_V_IGN_TPR);
     vmcb->v_tpr = 15;
-    report_exit(l2_run() == VMEXIT_VMMCALL && l2_in_handler(VIRTUAL_VECTOR), "V_IGN_TPR: taken");
+    report_vmexit(l2_run() == VMEXIT_VMMCALL && l2_in_handler(VIRTUAL_VECTOR), "V_IGN_TPR: taken");
     if (bare_machine() == MACHINE_QEMU) {
         report_skip("QEMU 7.2 ends when L2's CR8 lets a virtual interrupt through");
         return;
@@ -108,8 +109,8 @@ static void test_priority(void)
     init_virtual(l2_cr8, 5);
     vmcb->v_tpr = 9;
     l2_regs[RBX] = 3;
-    report_exit(l2_run() == VMEXIT_VMMCALL && l2_in_handler(VIRTUAL_VECTOR) && vmcb->v_tpr == 3,
-                "L2 lowers its TPR by CR8: taken then");
+    report_vmexit(l2_run() == VMEXIT_VMMCALL && l2_in_handler(VIRTUAL_VECTOR) && vmcb->v_tpr == 3,
+                  "L2 lowers its TPR by CR8: taken then");
 }
 
 // --- CR8 ---
@@ -121,12 +122,12 @@ static void test_cr8(void)
     vmcb->v_ctl = SVM_V_INTR_MASKING;
     vmcb->v_tpr = 7;
     l2_regs[RBX] = 9;
-    report_exit(l2_run() == VMEXIT_VMMCALL && l2_regs[RSI] == 9 && vmcb->v_tpr == 9,
-                "V_INTR_MASKING: L2's CR8 is V_TPR");
+    report_vmexit(l2_run() == VMEXIT_VMMCALL && l2_regs[RSI] == 9 && vmcb->v_tpr == 9,
+                  "V_INTR_MASKING: L2's CR8 is V_TPR");
     report(read_cr8() == 2, "and L1's TPR is its own: %llu", LLU(read_cr8()));
     l2_init(l2_cr8);
     l2_regs[RBX] = 11;
-    report_exit(l2_run() == VMEXIT_VMMCALL && l2_regs[RSI] == 11, "without it");
+    report_vmexit(l2_run() == VMEXIT_VMMCALL && l2_regs[RSI] == 11, "without it");
     report(read_cr8() == 11, "CR8 is the LAPIC's: %llu", LLU(read_cr8()));
     write_cr8(0);
 }
@@ -142,8 +143,8 @@ static void test_physical(void)
     start_timer(100000);
     sti();
     svm_run(l2_regs, (u64)vmcb);
-    report_exit(l2_in_handler(TIMER_VECTOR) && !(l2_pushed(2) & RFLAGS_IF),
-                "V_INTR_MASKING without the intercept: by L1's IF = 1, though L2's is 0");
+    report_vmexit(l2_in_handler(TIMER_VECTOR) && !(l2_pushed(2) & RFLAGS_IF),
+                  "V_INTR_MASKING without the intercept: by L1's IF = 1, though L2's is 0");
     stgi();
     cli();
     apic_eoi();
@@ -154,8 +155,8 @@ static void test_physical(void)
     self_ipi();
     sti();
     svm_run(l2_regs, (u64)vmcb);
-    report_exit(vmcb->exitcode == VMEXIT_INTR && (vmcb->v_irq & SVM_V_IRQ) && l2_at(l2_nops),
-                "a physical interrupt exits before a virtual one is taken");
+    report_vmexit(vmcb->exitcode == VMEXIT_INTR && (vmcb->v_irq & SVM_V_IRQ) && l2_at(l2_nops),
+                  "a physical interrupt exits before a virtual one is taken");
     stgi();
     pause();
     cli();
@@ -170,7 +171,7 @@ static void test_physical(void)
     self_ipi();
     sti();
     svm_run(l2_regs, (u64)vmcb);
-    report_exit(vmcb->exitcode == VMEXIT_VMMCALL, "L1's TPR holds a physical interrupt up");
+    report_vmexit(vmcb->exitcode == VMEXIT_VMMCALL, "L1's TPR holds a physical interrupt up");
     stgi();
     cli();
     write_cr8(0);
@@ -181,7 +182,7 @@ static void test_physical(void)
     clgi();
     sti();
     svm_run(l2_regs, (u64)vmcb);
-    report_exit(vmcb->exitcode == VMEXIT_INTR, "V_TPR does not");
+    report_vmexit(vmcb->exitcode == VMEXIT_INTR, "V_TPR does not");
     stgi();
     pause();
     cli();
@@ -198,17 +199,17 @@ static void test_vgif(void)
     l2_init(l2_clgi);
     vmcb->v_ctl = SVM_V_GIF_ENABLE;
     vmcb->v_irq = SVM_V_GIF;
-    report_exit(l2_run() == VMEXIT_VMMCALL && !(vmcb->v_irq & SVM_V_GIF),
-                "virtual GIF: L2's CLGI clears V_GIF");
+    report_vmexit(l2_run() == VMEXIT_VMMCALL && !(vmcb->v_irq & SVM_V_GIF),
+                  "virtual GIF: L2's CLGI clears V_GIF");
     init_virtual(l2_nops, 15);
     vmcb->v_ctl |= SVM_V_GIF_ENABLE; // V_GIF is 0
-    report_exit(l2_run() == VMEXIT_VMMCALL && l2_at(l2_at_vmmcall),
-                "V_GIF = 0 holds a virtual interrupt up");
+    report_vmexit(l2_run() == VMEXIT_VMMCALL && l2_at(l2_at_vmmcall),
+                  "V_GIF = 0 holds a virtual interrupt up");
     init_virtual(l2_stgi_loop, 15);
     vmcb->v_ctl |= SVM_V_GIF_ENABLE;
-    report_exit(l2_run() == VMEXIT_VMMCALL && l2_in_handler(VIRTUAL_VECTOR) &&
-                    (vmcb->v_irq & SVM_V_GIF),
-                "L2's STGI lets it come");
+    report_vmexit(l2_run() == VMEXIT_VMMCALL && l2_in_handler(VIRTUAL_VECTOR) &&
+                      (vmcb->v_irq & SVM_V_GIF),
+                  "L2's STGI lets it come");
     l2_init(l2_pause_loop);
     vmcb->v_ctl = SVM_V_GIF_ENABLE | SVM_V_INTR_MASKING;
     vmcb->intercept[SVM_WORD_3] |= SVM_INTERCEPT_INTR;
@@ -216,7 +217,7 @@ static void test_vgif(void)
     self_ipi();
     sti();
     svm_run(l2_regs, (u64)vmcb);
-    report_exit(vmcb->exitcode == VMEXIT_INTR, "and no physical one");
+    report_vmexit(vmcb->exitcode == VMEXIT_INTR, "and no physical one");
     stgi();
     pause();
     cli();
@@ -303,8 +304,8 @@ static void test_step(void)
     clgi();
     step_over_vmrun((u64)vmcb);
     stgi();
-    report_exit(vmcb->exitcode == VMEXIT_VMMCALL && !(vmcb->rflags & RFLAGS_TF),
-                "VMRUN with TF set runs L2 without it");
+    report_vmexit(vmcb->exitcode == VMEXIT_VMMCALL && !(vmcb->rflags & RFLAGS_TF),
+                  "VMRUN with TF set runs L2 without it");
     // QEMU 7.2 runs one instruction more
     report_known(MACHINE_QEMU, db_count == 1 && db_rip == (u64)step_end,
                  "and steps behind the exit, off by %lld", (long long)(db_rip - (u64)step_end));

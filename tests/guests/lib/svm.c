@@ -8,8 +8,8 @@
 u64 l2_regs[16];
 struct vmcb *vmcb;
 u8 *iopm, *msrpm;
-u64 l2_idt[512] ALIGNED(16);
-u8 l2_stack[L2_STACK_SIZE] ALIGNED(16);
+u64 svm_l2_idt[512] ALIGNED(16);
+u8 svm_l2_stack[L2_STACK_SIZE] ALIGNED(16);
 volatile u32 timer_count, ipi_count, nmi_count;
 
 void set_segment(struct vmcb_segment *s, u16 selector, u16 attrib)
@@ -32,8 +32,8 @@ void l2_init(const void *code)
     set_segment(&vmcb->es, DATA, 0xc93);
     vmcb->gdtr.base = (u64)gdt;
     vmcb->gdtr.limit = 0x67;
-    vmcb->idtr.base = (u64)l2_idt;
-    vmcb->idtr.limit = sizeof(l2_idt) - 1;
+    vmcb->idtr.base = (u64)svm_l2_idt;
+    vmcb->idtr.limit = sizeof(svm_l2_idt) - 1;
     vmcb->efer = msr_read(MSR_EFER);
     vmcb->cr0 = read_cr0();
     vmcb->cr3 = read_cr3();
@@ -43,7 +43,7 @@ void l2_init(const void *code)
     vmcb->g_pat = msr_read(MSR_PAT);
     vmcb->rflags = RFLAGS_FIXED;
     vmcb->rip = vmcb->nrip = (u64)code; // with nRIP save an injected INT n pushes nRIP
-    vmcb->rsp = (u64)(l2_stack + sizeof(l2_stack));
+    vmcb->rsp = (u64)(svm_l2_stack + sizeof(svm_l2_stack));
 }
 
 u64 l2_run(void)
@@ -59,7 +59,7 @@ u64 l2_run_code(const void *code)
     return l2_run();
 }
 
-void report_exit(bool ok, const char *what)
+void report_vmexit(bool ok, const char *what)
 {
     report(ok, "%s: EXITCODE %#llx, EXITINFO1 %#llx", what, LLU(vmcb->exitcode),
            LLU(vmcb->exitinfo1));
@@ -128,9 +128,9 @@ void l2_prepare(void)
     for (unsigned i = 0; i < 256; i++) {
         u64 handler = (u64)l2_gates + 4 * i;
 
-        l2_idt[i * 2] = (handler & 0xffff) | CODE64 << 16 | (u64)GATE_INTERRUPT << 40 |
-                        (handler >> 16 & 0xffff) << 48;
-        l2_idt[i * 2 + 1] = handler >> 32;
+        svm_l2_idt[i * 2] = (handler & 0xffff) | CODE64 << 16 | (u64)GATE_INTERRUPT << 40 |
+                            (handler >> 16 & 0xffff) << 48;
+        svm_l2_idt[i * 2 + 1] = handler >> 32;
     }
     trap_handlers[TIMER_VECTOR] = on_timer;
     trap_handlers[IPI_VECTOR] = on_ipi;

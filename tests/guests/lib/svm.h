@@ -23,8 +23,8 @@ enum { RAX, RCX, RDX, RBX, RSP, RBP, RSI, RDI, R8 };
 extern u64 l2_regs[16]; // all but RAX and RSP; L1's RAX after the exit
 extern struct vmcb *vmcb;
 extern u8 *iopm, *msrpm;
-extern u64 l2_idt[512];
-extern u8 l2_stack[L2_STACK_SIZE];
+extern u64 svm_l2_idt[512];
+extern u8 svm_l2_stack[L2_STACK_SIZE];
 extern char l2_gates[]; // 4 bytes for each vector
 extern volatile u32 timer_count, ipi_count, nmi_count;
 
@@ -48,7 +48,7 @@ void l2_init(const void *code); // a 64-bit L2 at CPL 0
 u64 l2_run(void);               // EXITCODE; GIF is 1
 u64 l2_run_code(const void *code);
 // A report with what the VMCB says of the exit.
-void report_exit(bool ok, const char *what);
+void report_vmexit(bool ok, const char *what);
 bool l2_at(const void *code);
 // Whether L2 ended in its own handler of `vector`, with what the CPU pushed.
 bool l2_in_handler(unsigned vector);
