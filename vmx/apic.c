@@ -18,14 +18,15 @@ static u8 x2apic_bitmap[PAGE_SIZE] ALIGNED(PAGE_SIZE);
 
 #define DELIVERY (SECONDARY_APIC_REGISTERS | SECONDARY_INTERRUPT_DELIVERY)
 
-// Bochs, 2.7 and 3, whatever CPU it plays: an external interrupt that arrives while a virtual interrupt is pending delivers
-// that one, with RFLAGS.IF = 0 as well (its InterruptAcknowledge asks what is pending, not what is
-// unmasked; SDM "Recognition and Delivery of Virtual Interrupts" wants IF = 1), and Linux then hangs
-// in a lock. Such a CPU gets to know of a virtual interrupt only when the guest can take it at once:
-// an interrupt window tells when (core/event.c), an EOI with one more behind it exits
-// (devices/lapic_accel.c), so do a self-IPI and the writes of TPR. The APIC-access page has no
-// control for these two, so xAPIC mode is left to the model; and nothing is posted. Where
-// another machine is taken for Bochs it costs exits and nothing else. apicv=on does without it all.
+// Bochs, 2.7 and 3, whatever CPU it plays: an external interrupt that arrives while a virtual
+// interrupt is pending delivers that one, with RFLAGS.IF = 0 as well (its InterruptAcknowledge asks
+// what is pending, not what is unmasked; SDM "Recognition and Delivery of Virtual Interrupts" wants
+// IF = 1), and Linux then hangs in a lock. Such a CPU gets to know of a virtual interrupt only when
+// the guest can take it at once: an interrupt window tells when (core/event.c), an EOI with one
+// more behind it exits (devices/lapic_accel.c), so do a self-IPI and the writes of TPR. The
+// APIC-access page has no control for these two, so xAPIC mode is left to the model; and nothing is
+// posted. Where another machine is taken for Bochs it costs exits and nothing else. apicv=on does
+// without it all.
 static bool is_leaky(void)
 {
     return acpi_is_bochs() && !option_is("apicv", "on");
