@@ -191,6 +191,7 @@ static void run_vmptrld(struct vcpu *vcpu, struct vm_exit *exit)
         put_current(vcpu);
         guest_read_gpa(vcpu, gpa, &n->vmcs, sizeof(n->vmcs));
         n->current = gpa;
+        n->due = DUE_ALL;
     }
     vm_succeed(vcpu, exit);
 }
@@ -308,6 +309,7 @@ static void run_vmwrite(struct vcpu *vcpu, struct vm_exit *exit)
         *slot = (u32)*slot | value << 32;
     else
         *slot = truncated(encoding, value);
+    vmcs12_note_write(n, (u32)encoding);
     vm_succeed(vcpu, exit);
 }
 

@@ -41,6 +41,7 @@ struct vmcs12 {
 struct nested {
     bool vmxon;
     bool was_launched; // before the entry that is under way
+    u8 due;            // enum vmcs12_due
     bool tpr_checked;  // the TPR threshold since then
     u64 exit_tsc;      // the host's, of the exit or event that is being handled
     u64 timer_end;     // of the preemption timer, in its ticks
@@ -120,6 +121,10 @@ enum vmx_error {
 const char *vmcs12_check_controls(struct vcpu *vcpu);                  // VMX_ERROR_CONTROLS
 const char *vmcs12_check_host(struct vcpu *vcpu);                      // VMX_ERROR_HOST_STATE
 const char *vmcs12_check_guest(struct vcpu *vcpu, u64 *qualification); // exit reason 33
+// Most rows need be looked at only where L1 has written to what they depend on since they passed:
+// what an exit saves fits them. Of each group, whether all are due; behind VMPTRLD they are.
+enum vmcs12_due { DUE_CONTROLS = BIT(0), DUE_HOST = BIT(1), DUE_GUEST = BIT(2), DUE_ALL = 7 };
+void vmcs12_note_write(struct nested *n, u32 encoding); // L1 has written to that field
 // Whether an entry would take this EPTP; INVEPT asks too.
 bool vmcs12_eptp_valid(const struct vcpu *vcpu, u64 eptp);
 

@@ -15,7 +15,8 @@ static bool counts(const struct check *c, const struct check_row *row)
 
 const struct check_row *check_first(struct vcpu *vcpu, const struct check_table *table)
 {
-    const struct nested *n = vcpu->nested;
+    struct nested *n = vcpu->nested;
+    const struct check_row *row = table->rows + (n->due & table->due ? 0 : table->always);
     struct check c = {
         .vcpu = vcpu,
         .n = n,
@@ -32,10 +33,42 @@ const struct check_row *check_first(struct vcpu *vcpu, const struct check_table 
 
     c.unrestricted = c.word[WORD_SECONDARY] & SECONDARY_UNRESTRICTED_GUEST;
     c.ia32e = c.word[WORD_ENTRY] & ENTRY_CTL_IA32E_GUEST;
-    for (const struct check_row *row = table->rows; row < table->rows + table->count; row++)
+    for (; row < table->rows + table->count; row++)
         if (counts(&c, row) && row->fails(&c, row))
             return row;
+    n->due &= (u8)~table->due;
     return NULL;
+}
+
+static u8 due_after(u32 encoding)
+{
+    static const u8 by_type[] = {DUE_CONTROLS, 0, DUE_GUEST, DUE_HOST};
+
+    switch (encoding & ~1u) {
+    case PIN_BASED_CONTROLS: // other rows depend on these
+    case PRIMARY_CONTROLS:
+    case SECONDARY_CONTROLS:
+    case EXIT_CONTROLS:
+    case ENTRY_CONTROLS:
+        return DUE_ALL;
+    case ENTRY_INTERRUPTION_INFO: // only rows that are always looked at
+    case ENTRY_EXCEPTION_ERROR_CODE:
+    case ENTRY_INSTRUCTION_LENGTH:
+    case TPR_THRESHOLD:
+    case GUEST_RIP:
+    case GUEST_RSP:
+    case GUEST_INTERRUPTIBILITY:
+    case GUEST_ACTIVITY_STATE:
+    case GUEST_PENDING_DBG:
+        return 0;
+    default:
+        return by_type[encoding >> 10 & 3];
+    }
+}
+
+void vmcs12_note_write(struct nested *n, u32 encoding)
+{
+    n->due |= due_after(encoding);
 }
 
 bool check_reserved(const struct check *c, const struct check_row *row)
@@ -260,6 +293,7 @@ static bool injection_length(const struct check *c, const struct check_row *row)
 #define PAGE_LOW 0xfff
 
 // clang-format off
+enum { ROWS_OF_INJECTION = 8 }; // the last ones
 static const struct check_row rows[] = {
     // "VM-Execution Control Fields"
     {"pin-based controls: reserved bits", control_bits, 0, 0, 0, PIN_BASED_CONTROLS, MSR_VMX_TRUE_PINBASED_CTLS},
@@ -270,8 +304,6 @@ static const struct check_row rows[] = {
     {"I/O-bitmap B address", check_address, WORD_PRIMARY, 0, PRIMARY_IO_BITMAPS, IO_BITMAP_B, PAGE_LOW},
     {"MSR-bitmap address", check_address, WORD_PRIMARY, 0, PRIMARY_MSR_BITMAPS, MSR_BITMAP, PAGE_LOW},
     {"virtual-APIC address", check_address, WORD_PRIMARY, 0, PRIMARY_TPR_SHADOW, VIRTUAL_APIC_ADDRESS, PAGE_LOW},
-    {"TPR threshold: bits 31:4", tpr_threshold_bits, WORD_PRIMARY, 0, PRIMARY_TPR_SHADOW, TPR_THRESHOLD, BITS(31, 4)},
-    {"TPR threshold: above VTPR", tpr_threshold_class, WORD_PRIMARY, 0, PRIMARY_TPR_SHADOW, TPR_THRESHOLD, 0},
     {"virtual NMIs without NMI exiting", needs, WORD_PIN, 0, PIN_VIRTUAL_NMIS, WORD_PIN, PIN_NMI},
     {"NMI-window exiting without virtual NMIs", needs, WORD_PRIMARY, 0, PRIMARY_NMI_WINDOW, WORD_PIN, PIN_VIRTUAL_NMIS},
     {"APIC-access address", check_address, WORD_SECONDARY, 0, SECONDARY_APIC_ACCESSES, APIC_ACCESS_ADDRESS, PAGE_LOW},
@@ -301,17 +333,21 @@ static const struct check_row rows[] = {
     {"exit MSR-load address", msr_area, 0, 0, 0, EXIT_MSR_LOAD_ADDRESS, EXIT_MSR_LOAD_COUNT},
     // "VM-Entry Control Fields"
     {"entry controls: reserved bits", control_bits, 0, 0, 0, ENTRY_CONTROLS, MSR_VMX_TRUE_ENTRY_CTLS},
+    {"entry MSR-load address", msr_area, 0, 0, 0, ENTRY_MSR_LOAD_ADDRESS, ENTRY_MSR_LOAD_COUNT},
+    // Always looked at; the error is the same. VTPR is in L1's memory.
+    {"TPR threshold: bits 31:4", tpr_threshold_bits, WORD_PRIMARY, 0, PRIMARY_TPR_SHADOW, TPR_THRESHOLD, BITS(31, 4)},
+    {"TPR threshold: above VTPR", tpr_threshold_class, WORD_PRIMARY, 0, PRIMARY_TPR_SHADOW, TPR_THRESHOLD, 0},
     {"interruption information: type", injection_type, 0, 0, 0, ENTRY_INTERRUPTION_INFO, 0},
     {"interruption information: vector", injection_vector, 0, 0, 0, ENTRY_INTERRUPTION_INFO, 0},
     {"interruption information: deliver error code", injection_error_code, 0, 0, 0, ENTRY_INTERRUPTION_INFO, 0},
     {"interruption information: bits 30:12", injection_reserved, 0, 0, 0, ENTRY_INTERRUPTION_INFO, BITS(30, 12)},
     {"exception error code: bits 31:16", error_code_reserved, 0, 0, 0, ENTRY_EXCEPTION_ERROR_CODE, BITS(31, 16)},
     {"instruction length", injection_length, 0, 0, 0, ENTRY_INSTRUCTION_LENGTH, 0},
-    {"entry MSR-load address", msr_area, 0, 0, 0, ENTRY_MSR_LOAD_ADDRESS, ENTRY_MSR_LOAD_COUNT},
 };
 // clang-format on
 
-const struct check_table vmcs12_control_checks = {rows, ARRAY_SIZE(rows)};
+const struct check_table vmcs12_control_checks = {
+    rows, ARRAY_SIZE(rows), ARRAY_SIZE(rows) - ROWS_OF_INJECTION, DUE_CONTROLS};
 
 const char *vmcs12_check_controls(struct vcpu *vcpu)
 {

@@ -33,12 +33,13 @@ struct check_row {
 
 struct check_table {
     const struct check_row *rows;
-    unsigned count;
+    unsigned count, always; // the first row that is looked at even if the group is not due
+    u8 due;                 // enum vmcs12_due
 };
 
 extern const struct check_table vmcs12_control_checks, vmcs12_host_checks, vmcs12_guest_checks;
 
-// The first row that fails, NULL if none does.
+// The first row that fails, NULL if none does; then the group is no longer due.
 const struct check_row *check_first(struct vcpu *vcpu, const struct check_table *table);
 
 static inline u64 get(const struct check *c, enum vmcs_field field)

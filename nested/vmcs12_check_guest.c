@@ -430,6 +430,7 @@ static bool pdptes(const struct check *c, const struct check_row *row)
 enum { QUALIFICATION_PDPTE = 2, QUALIFICATION_LINK = 4 };
 
 // clang-format off
+enum { ROWS_OF_EACH_ENTRY = 23 }; // the last ones
 static const struct check_row rows[] = {
     // "Checks on Guest Control Registers, Debug Registers, and MSRs"
     {"guest CR0: fixed bits", cr0, 0, 0, 0, GUEST_CR0, 0},
@@ -447,7 +448,6 @@ static const struct check_row rows[] = {
     {"guest IA32_INTERRUPT_SSP_TABLE_ADDR", check_canonical, WORD_ENTRY, 0, ENTRY_CTL_LOAD_CET, GUEST_INTERRUPT_SSP_TABLE, 0},
     {"guest IA32_PERF_GLOBAL_CTRL", check_reserved, WORD_ENTRY, 0, ENTRY_CTL_LOAD_PERF_GLOBAL, GUEST_PERF_GLOBAL_CTRL, ~0ull},
     {"guest IA32_PAT", check_pat, WORD_ENTRY, 0, ENTRY_CTL_LOAD_PAT, GUEST_PAT, 0},
-    {"guest IA32_EFER", efer, WORD_ENTRY, 0, ENTRY_CTL_LOAD_EFER, GUEST_EFER, 0},
     {"guest IA32_PKRS", check_reserved, WORD_ENTRY, 0, ENTRY_CTL_LOAD_PKRS, GUEST_PKRS, BITS(63, 32)},
     // "Checks on Guest Segment Registers"
     {"TI flag: TR", table_indicator, 0, 0, 0, SEG_TR, 0},
@@ -483,6 +483,9 @@ static const struct check_row rows[] = {
     {"guest IDTR base", check_canonical, 0, 0, 0, GUEST_IDTR_BASE, 0},
     {"guest GDTR limit", check_reserved, 0, 0, 0, GUEST_GDTR_LIMIT, BITS(31, 16)},
     {"guest IDTR limit", check_reserved, 0, 0, 0, GUEST_IDTR_LIMIT, BITS(31, 16)},
+    // Always looked at from here on: an exit may change "IA-32e mode guest" without IA32_EFER, and
+    // the link pointer leads to L1's memory.
+    {"guest IA32_EFER", efer, WORD_ENTRY, 0, ENTRY_CTL_LOAD_EFER, GUEST_EFER, 0},
     // "Checks on Guest RIP, RFLAGS, and SSP"
     {"guest RIP", rip, 0, 0, 0, GUEST_RIP, 0},
     {"guest RFLAGS: fixed bits", rflags_fixed, 0, 0, 0, GUEST_RFLAGS, BITS(63, 22) | BIT(15) | BIT(5) | BIT(3)},
@@ -511,7 +514,8 @@ static const struct check_row rows[] = {
 };
 // clang-format on
 
-const struct check_table vmcs12_guest_checks = {rows, ARRAY_SIZE(rows)};
+const struct check_table vmcs12_guest_checks = {rows, ARRAY_SIZE(rows),
+                                                ARRAY_SIZE(rows) - ROWS_OF_EACH_ENTRY, DUE_GUEST};
 
 const char *vmcs12_check_guest(struct vcpu *vcpu, u64 *qualification)
 {

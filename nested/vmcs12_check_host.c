@@ -109,7 +109,7 @@ static const struct check_row rows[] = {
 };
 // clang-format on
 
-const struct check_table vmcs12_host_checks = {rows, ARRAY_SIZE(rows)};
+const struct check_table vmcs12_host_checks = {rows, ARRAY_SIZE(rows), ARRAY_SIZE(rows), DUE_HOST};
 
 const char *vmcs12_check_host(struct vcpu *vcpu)
 {

@@ -275,9 +275,12 @@ static u64 qualification;
 
 static enum result check(void)
 {
-    const char *controls = vmcs12_check_controls(&vcpu), *host = vmcs12_check_host(&vcpu);
-    const char *guest = vmcs12_check_guest(&vcpu, &qualification);
+    const char *controls, *host, *guest;
 
+    nested.due = DUE_ALL;
+    controls = vmcs12_check_controls(&vcpu);
+    host = vmcs12_check_host(&vcpu);
+    guest = vmcs12_check_guest(&vcpu, &qualification);
     refused_by = controls ?: host ?: guest;
     return controls ? CONTROLS : host ? HOST : guest ? GUEST : PASSES;
 }
@@ -483,20 +486,26 @@ static void test_32bit_host(void **state)
     (void)state;
     vcpu.cur->state.efer = 0;
     change(EXIT_CONTROLS, EXIT_CTL_HOST_64 | EXIT_CTL_LOAD_EFER, 0);
-    assert_int_equal(!!vmcs12_check_host(&vcpu), true); // IA-32e mode guest
+    nested.due = DUE_ALL;
+    assert_non_null(vmcs12_check_host(&vcpu)); // IA-32e mode guest
     change(ENTRY_CONTROLS, ENTRY_CTL_IA32E_GUEST, 0);
     put(HOST_RIP, 0x1000);
+    nested.due = DUE_ALL;
     assert_null(vmcs12_check_host(&vcpu));
     put(HOST_RIP, 1ull << 32);
+    nested.due = DUE_ALL;
     assert_non_null(vmcs12_check_host(&vcpu));
     put(HOST_RIP, 0x1000);
     put(HOST_SS_SELECTOR, 0);
+    nested.due = DUE_ALL;
     assert_non_null(vmcs12_check_host(&vcpu));
     put(HOST_SS_SELECTOR, 0x10);
     change(HOST_CR4, 0, CR4_PCIDE);
+    nested.due = DUE_ALL;
     assert_non_null(vmcs12_check_host(&vcpu));
     change(HOST_CR4, CR4_PCIDE, 0);
     change(EXIT_CONTROLS, 0, EXIT_CTL_HOST_64);
+    nested.due = DUE_ALL;
     assert_non_null(vmcs12_check_host(&vcpu)); // from outside IA-32e mode
 }
 

@@ -206,6 +206,7 @@ static void good(void)
     put_controls();
     put_host();
     put_guest();
+    nested.due = DUE_ALL;
 }
 
 static void good_32(void) // PAE paging
@@ -1095,11 +1096,14 @@ static void mutate(void)
     static const u64 events[] = {INFO(0, 0x40), INFO(2, 2), INFO(3, 13) | INFO_ERROR_CODE,
                                  INFO(3, 1),    INFO(6, 3), INFO(7, 0)};
     u32 field = encodings[below(encoding_count)];
+    u64 value = mutated(at(field)) & widths[field >> 13 & 3];
 
-    if (below(16) == 0)
-        put(ENTRY_INTERRUPTION_INFO, events[below(ARRAY_SIZE(events))]);
-    else
-        put(field, mutated(at(field)) & widths[field >> 13 & 3]);
+    if (below(16) == 0) {
+        field = ENTRY_INTERRUPTION_INFO;
+        value = events[below(ARRAY_SIZE(events))];
+    }
+    put(field, value);
+    vmcs12_note_write(&nested, field);
 }
 
 static enum verdict verdict(void)
@@ -1120,7 +1124,11 @@ static void test_mutation(void **state)
 
     (void)state;
     for (unsigned i = 0; i < ARRAY_SIZE(states); i++) {
+        u64 qualification;
+
         states[i]();
+        assert_null(refusing(&qualification));
+        assert_int_equal(nested.due, 0); // from here on, what has been written counts
         start[i] = nested;
         efer[i] = vcpu.cur->state.efer;
     }
@@ -1138,6 +1146,7 @@ static void test_mutation(void **state)
         before = nested.vmcs;
         first = verdict();
         expected = judge();
+        nested.due |= i % 2 ? DUE_ALL : 0;
         if (first != expected || verdict() != first) {
             u64 qualification;
             const struct check_row *row = refusing(&qualification);
