@@ -362,6 +362,11 @@ static void write_tpr(struct lapic *lapic, u32 reg, u32 value)
     lapic_update_ppr(lapic);
 }
 
+void irq_end(struct vcpu *vcpu)
+{
+    lapic_eoi(vcpu->lapic);
+}
+
 static void write_eoi(struct lapic *lapic, u32 reg, u32 value)
 {
     (void)reg, (void)value;

@@ -212,5 +212,9 @@ u32 l1_stage2_access(const struct l1_stage2 *l1, u32 access)
 int l1_stage2_walk(const struct l1_stage2 *l1, const struct walk_memory *mem, gpa_t gpa, u32 access,
                    struct l1_translation *out, struct l1_fault *fault)
 {
+    if (l1->kind == L1_STAGE2_NONE) {
+        *out = (struct l1_translation){gpa, SIZE_1G, STAGE2_RWX};
+        return 0;
+    }
     return (l1->kind == L1_STAGE2_EPT ? ept_walk : npt_walk)(l1, mem, gpa, access, out, fault);
 }

@@ -19,6 +19,7 @@
 #include <nestor/tlb.h>
 
 enum { SHADOWS = 8, KNOWN = 64, POOL_SPARE = 64 };
+#define NONE_DIVERTED (~0ull)
 
 struct shadow {
     struct stage2 tables;
@@ -43,6 +44,7 @@ struct nested_stage2 {
     struct stage2_pool pool;
     struct shadow shadows[SHADOWS];
     struct known known[KNOWN];
+    gpa_t diverted, diverted_to; // NONE_DIVERTED: no page of L1's
     bool refused; // by the last nested_translate(): `exit` and `fault` say what L1 is to be told
     struct vm_exit exit;
     struct l1_fault fault;
@@ -55,6 +57,8 @@ int nested_stage2_create(struct vcpu *vcpu)
     int error = ns ? 0 : -E_NOMEM;
 
     vcpu->nested_stage2 = ns;
+    if (ns)
+        ns->diverted = NONE_DIVERTED;
     for (unsigned i = 0; i < SHADOWS && !error; i++)
         error = stage2_create(&ns->shadows[i].tables, backend->stage2_format, vm->stage2.levels,
                               vm->stage2.has_1g);
@@ -185,6 +189,18 @@ static struct shadow *shadow_for(struct vcpu *vcpu, const struct l1_stage2 *l1, 
     return shadow;
 }
 
+void nested_stage2_divert(struct vcpu *vcpu, bool on, gpa_t page, gpa_t to)
+{
+    struct nested_stage2 *ns = vcpu->nested_stage2;
+    gpa_t diverted = on ? page : NONE_DIVERTED;
+
+    if (ns->diverted == diverted && (!on || ns->diverted_to == to))
+        return;
+    ns->diverted = diverted;
+    ns->diverted_to = to;
+    nested_stage2_drop(vcpu);
+}
+
 void nested_stage2_use(struct vcpu *vcpu, const struct l1_stage2 *l1)
 {
     struct nested_stage2 *ns = vcpu->nested_stage2;
@@ -193,7 +209,7 @@ void nested_stage2_use(struct vcpu *vcpu, const struct l1_stage2 *l1)
     const struct stage2 *tables = &vcpu->vm->stage2;
 
     // EPT's mappings have no tag but the EPTP.
-    if (l1->kind != L1_STAGE2_NONE) {
+    if (l1->kind != L1_STAGE2_NONE || ns->diverted != NONE_DIVERTED) {
         shadow = shadow_for(vcpu, l1, l1->kind == L1_STAGE2_NPT ? ns->tag : 0);
         shadow->last_use = ++ns->uses;
         tables = &shadow->tables;
@@ -273,6 +289,17 @@ static int fill_at_limit(struct vcpu *vcpu, gpa_t gpa, hpa_t hpa, u64 size, unsi
     return result;
 }
 
+// The largest page that fits both tables' and does not hold the page that is diverted.
+static u64 fill_size(const struct nested_stage2 *ns, const struct l1_translation *l1, u64 own_size)
+{
+    u64 size = MIN(l1->page_size, own_size);
+
+    size = size >= SIZE_1G ? SIZE_1G : size >= SIZE_2M ? SIZE_2M : PAGE_SIZE; // NPT's 4 MiB
+    while (size > PAGE_SIZE && !((l1->gpa ^ ns->diverted) & ~(size - 1)))
+        size = size == SIZE_1G ? SIZE_2M : PAGE_SIZE;
+    return size;
+}
+
 // Whether [gpa, ...] is now mapped for `access`; if not, what is there is Nestor's to handle.
 static bool fill(struct vcpu *vcpu, gpa_t gpa, const struct l1_translation *l1, u32 access)
 {
@@ -283,13 +310,13 @@ static bool fill(struct vcpu *vcpu, gpa_t gpa, const struct l1_translation *l1, 
     u64 size;
     int result;
 
-    if (gpa >> (PAGE_SHIFT + 9 * tables->levels) || stage2_lookup(&vcpu->vm->stage2, l1->gpa, &own))
+    if (gpa >> (PAGE_SHIFT + 9 * tables->levels) || (l1->gpa & PAGE_MASK) == ns->diverted ||
+        stage2_lookup(&vcpu->vm->stage2, l1->gpa, &own))
         return false;
     rights = l1->rights & own.rights;
     if (access & STAGE2_RWX & ~rights)
         return false;
-    size = MIN(l1->page_size, own.page_size);
-    size = size >= SIZE_1G ? SIZE_1G : size >= SIZE_2M ? SIZE_2M : PAGE_SIZE; // NPT's 4 MiB
+    size = fill_size(ns, l1, own.page_size);
     result = stage2_fill(tables, &ns->pool, gpa, own.hpa, size, rights, own.type);
     if (result == -E_NOMEM)
         result = fill_at_limit(vcpu, gpa, own.hpa, size, rights, own.type);
@@ -375,7 +402,7 @@ int nested_translate(struct vcpu *vcpu, gpa_t *gpa, gva_t la, u32 access)
             return error;
         *known = (struct known){page, l1.gpa & PAGE_MASK, l1.rights};
     }
-    *gpa = known->gpa | (*gpa & ~PAGE_MASK);
+    *gpa = (known->gpa == ns->diverted ? ns->diverted_to : known->gpa) | (*gpa & ~PAGE_MASK);
     return 0;
 }
 

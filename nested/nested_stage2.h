@@ -19,6 +19,9 @@ void nested_tlb_control(struct vcpu *vcpu, u32 asid, u32 tlb_control);
 // L2's translations have this tag of L1's: VPID or ASID. 0: none, nothing of an earlier entry's
 // serves.
 void nested_tag_use(struct vcpu *vcpu, u32 tag);
+// While `on`, accesses to this page of L1's exit, with its address; Nestor's own emulation has `to`
+// in its place. Before nested_stage2_use.
+void nested_stage2_divert(struct vcpu *vcpu, bool on, gpa_t page, gpa_t to);
 // L2's stage 2 is `l1` from now on (kind NONE: L1's addresses).
 void nested_stage2_use(struct vcpu *vcpu, const struct l1_stage2 *l1);
 

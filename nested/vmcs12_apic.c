@@ -8,6 +8,9 @@
 #include "vmcs12_switch.h"
 #include <arch/x86/msr.h>
 #include <arch/x86/regs.h>
+#include <nestor/decode.h>
+#include <nestor/device.h>
+#include <nestor/page.h>
 
 enum apic_register {
     APIC_TPR = 0x80,
@@ -15,8 +18,11 @@ enum apic_register {
     APIC_EOI = 0xb0,
     APIC_ISR = 0x100,
     APIC_IRR = 0x200,
+    APIC_ICR = 0x300,
+    APIC_ICR_HIGH = 0x310,
     APIC_SELF_IPI = 0x3f0,
 };
+enum { ICR_ASSERT = BIT(14), ICR_SELF = BIT(18) };
 
 // --- the page ---
 
@@ -253,4 +259,138 @@ bool vmcs12_apic_msr(struct vcpu *vcpu, struct vm_exit *exit)
     if (msr >> 8 != MSR_X2APIC_FIRST >> 8 || !secondary_has(vcpu, SECONDARY_X2APIC))
         return false;
     return exit->kind == EXIT_RDMSR ? read_msr(vcpu, exit, offset) : write_msr(vcpu, exit, offset);
+}
+
+// --- the APIC-access page ("Virtualizing Memory-Mapped APIC Accesses") ---
+
+enum { ACCESS_VIRTUAL_READ = BIT(0), ACCESS_VIRTUAL_WRITE = BIT(1) };
+
+// With APIC-register virtualization, by offset.
+static const struct {
+    u16 first, last;
+    u8 virtual;
+} page_rows[] = {
+    {0x020, 0x020, ACCESS_VIRTUAL_READ | ACCESS_VIRTUAL_WRITE}, // ID
+    {0x030, 0x030, ACCESS_VIRTUAL_READ},                        // version
+    {0x080, 0x080, ACCESS_VIRTUAL_READ | ACCESS_VIRTUAL_WRITE}, // TPR
+    {0x0b0, 0x0b0, ACCESS_VIRTUAL_READ | ACCESS_VIRTUAL_WRITE}, // EOI
+    {0x0d0, 0x0f0, ACCESS_VIRTUAL_READ | ACCESS_VIRTUAL_WRITE}, // LDR, DFR, SVR
+    {0x100, 0x270, ACCESS_VIRTUAL_READ},                        // ISR, TMR, IRR
+    {0x280, 0x280, ACCESS_VIRTUAL_READ | ACCESS_VIRTUAL_WRITE}, // ESR
+    {0x300, 0x380, ACCESS_VIRTUAL_READ | ACCESS_VIRTUAL_WRITE}, // ICR, LVT, initial count
+    {0x3e0, 0x3e0, ACCESS_VIRTUAL_READ | ACCESS_VIRTUAL_WRITE}, // divide configuration
+};
+
+// Whether an access to this register is virtualized; else it exits.
+static bool is_virtual(const struct vcpu *vcpu, u32 offset, u8 access)
+{
+    u32 reg = offset & ~0xfu;
+
+    if (!primary_has(vcpu, PRIMARY_TPR_SHADOW) || (offset & 0xf) > 3)
+        return false;
+    if (reg == APIC_TPR)
+        return true;
+    if (access == ACCESS_VIRTUAL_WRITE && (reg == APIC_EOI || reg == APIC_ICR) &&
+        secondary_has(vcpu, SECONDARY_INTERRUPT_DELIVERY))
+        return true;
+    if (!secondary_has(vcpu, SECONDARY_APIC_REGISTERS))
+        return false;
+    for (unsigned i = 0; i < ARRAY_SIZE(page_rows); i++)
+        if (reg >= page_rows[i].first && reg <= page_rows[i].last)
+            return page_rows[i].virtual & access;
+    return false;
+}
+
+// A fixed, edge-triggered IPI to itself with a vector from 16 on.
+static bool is_self_ipi(u32 icr)
+{
+    return (icr & ~(u32)(BITS(7, 0) | ICR_ASSERT)) == ICR_SELF && (icr & 0xf0);
+}
+
+// "APIC-Write Emulation": behind an instruction that has written to the page.
+static void page_written(struct vcpu *vcpu, u32 offset)
+{
+    u32 reg = offset & ~0xfu, value = reg_read(vcpu, reg);
+    bool delivers = secondary_has(vcpu, SECONDARY_INTERRUPT_DELIVERY);
+
+    if (reg == APIC_TPR) {
+        reg_write(vcpu, APIC_TPR, value & 0xff);
+        virtualize_tpr(vcpu);
+    } else if (reg == APIC_EOI && delivers) {
+        reg_write(vcpu, APIC_EOI, 0);
+        virtualize_eoi(vcpu);
+    } else if (reg == APIC_ICR && delivers && is_self_ipi(value)) {
+        virtualize_self_ipi(vcpu, (u8)value);
+    } else if (reg == APIC_ICR_HIGH) {
+        reg_write(vcpu, APIC_ICR_HIGH, value & (u32)BITS(31, 24));
+    } else {
+        exit_after(vcpu, REASON_APIC_WRITE, offset);
+    }
+}
+
+// Table "Exit Qualification for APIC-Access VM Exits from Linear Accesses and Guest-Physical
+// Accesses": the type in bits 15:12.
+static u64 access_type(const struct vcpu *vcpu, const struct exit_stage2 *s)
+{
+    bool delivery = vcpu->events.reinject.valid;
+
+    if (!s->gla_valid || !s->gla_final)
+        return delivery ? 10 : 15;
+    return delivery ? 3 : s->execute ? 2 : s->write ? 1 : 0;
+}
+
+bool vmcs12_apic_page(struct vcpu *vcpu, struct vm_exit *exit)
+{
+    const struct exit_stage2 *s = &exit->stage2;
+    u32 offset = s->gpa & ~PAGE_MASK;
+    u8 access = s->write ? ACCESS_VIRTUAL_WRITE : ACCESS_VIRTUAL_READ;
+    u64 type;
+
+    if (!secondary_has(vcpu, SECONDARY_APIC_ACCESSES) ||
+        (s->gpa & PAGE_MASK) != vmcs12_read(vcpu->nested, APIC_ACCESS_ADDRESS))
+        return false;
+    type = access_type(vcpu, s);
+    if (type > 1 || !is_virtual(vcpu, offset, access)) {
+        struct insn insn;
+
+        if (type <= 1 && insn_decode_current(vcpu, &insn)) // as CPUs do
+            exit->insn_len = insn.length;
+        vmcs12_exit(vcpu, REASON_APIC_ACCESS, offset | type << 12, exit);
+        return true;
+    }
+    vcpu_emulate(vcpu, exit); // which finds the virtual-APIC page there
+    if (s->write && vcpu->level && !vcpu->events.exception.valid)
+        page_written(vcpu, offset);
+    return true;
+}
+
+// --- posted interrupts ("Posted-Interrupt Processing") ---
+
+// The descriptor: 256 requests, then the outstanding-notification bit.
+enum { POSTED_REQUESTS = 4, POSTED_BYTES = 40 };
+
+bool vmcs12_is_posted(const struct vcpu *vcpu, int vector)
+{
+    const struct nested *n = vcpu->nested;
+
+    return (vmcs12_read(n, PIN_BASED_CONTROLS) & PIN_POSTED_INTERRUPTS) &&
+           vector == (int)vmcs12_read(n, POSTED_INTERRUPT_VECTOR);
+}
+
+void vmcs12_take_posted(struct vcpu *vcpu)
+{
+    u64 *descriptor =
+        vm_ram_ptr(vcpu->vm, vmcs12_read(vcpu->nested, POSTED_INTERRUPT_DESCRIPTOR), POSTED_BYTES);
+
+    irq_ack(vcpu);
+    irq_end(vcpu);
+    if (!descriptor)
+        return;
+    __atomic_fetch_and(&descriptor[POSTED_REQUESTS], ~1ull, __ATOMIC_SEQ_CST);
+    for (unsigned i = 0; i < POSTED_REQUESTS; i++) {
+        u64 posted = __atomic_exchange_n(&descriptor[i], 0, __ATOMIC_SEQ_CST);
+
+        for (; posted; posted &= posted - 1)
+            virtualize_self_ipi(vcpu, (u8)(i * 64 + (unsigned)__builtin_ctzll(posted)));
+    }
 }

@@ -18,6 +18,8 @@ void vmcs12_use_stage2(struct vcpu *vcpu)
     bool ept = vmcs12_secondary(n) & SECONDARY_EPT;
 
     nested_tag_use(vcpu, vmcs12_vpid(n));
+    nested_stage2_divert(vcpu, vmcs12_secondary(n) & SECONDARY_APIC_ACCESSES,
+                         vmcs12_read(n, APIC_ACCESS_ADDRESS), vmcs12_read(n, VIRTUAL_APIC_ADDRESS));
     nested_stage2_use(vcpu, &(struct l1_stage2){
                                 .kind = ept ? L1_STAGE2_EPT : L1_STAGE2_NONE,
                                 .phys_bits = cpuid_phys_bits(vcpu->vm),

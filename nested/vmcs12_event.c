@@ -141,6 +141,10 @@ static enum nested_answer on_interrupt(struct vcpu *vcpu)
 
     if (s->activity == ACTIVITY_SHUTDOWN)
         return NESTED_BLOCKED;
+    if (vmcs12_is_posted(vcpu, irq_next(vcpu))) {
+        vmcs12_take_posted(vcpu);
+        return NESTED_BLOCKED;
+    }
     if (!(vmcs12_read(n, PIN_BASED_CONTROLS) & PIN_EXTERNAL_INTERRUPT))
         return NESTED_DELIVER;
     if ((s->rflags & RFLAGS_IF) && (s->interruptibility & (BLOCK_STI | BLOCK_MOV_SS)))

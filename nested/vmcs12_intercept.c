@@ -225,6 +225,8 @@ bool vmcs12_reflect(struct vcpu *vcpu, struct vm_exit *exit)
         return exit_if(vcpu, wants_cr(vcpu, &exit->cr), REASON_CR_ACCESS,
                        cr_qualification(&exit->cr), exit) ||
                (exit->cr.number == 8 && vmcs12_apic_cr8(vcpu, exit));
+    case EXIT_STAGE2:
+        return vmcs12_apic_page(vcpu, exit);
     case EXIT_TASK_SWITCH:
         return exit_if(vcpu, true, REASON_TASK_SWITCH,
                        exit->task.selector | (u64)exit->task.source << 30, exit);

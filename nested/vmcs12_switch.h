@@ -22,6 +22,11 @@ void vmcs12_virtual_taken(struct vcpu *vcpu);
 // An L2's access to CR8 or to an x2APIC MSR, that L1 does not intercept: true if it is done with.
 bool vmcs12_apic_cr8(struct vcpu *vcpu, struct vm_exit *exit);
 bool vmcs12_apic_msr(struct vcpu *vcpu, struct vm_exit *exit);
+// An L2's EXIT_STAGE2 with L1's address: the same for the APIC-access page.
+bool vmcs12_apic_page(struct vcpu *vcpu, struct vm_exit *exit);
+// Whether an interrupt of L1's only notifies of interrupts that are posted for its L2; takes them.
+bool vmcs12_is_posted(const struct vcpu *vcpu, int vector);
+void vmcs12_take_posted(struct vcpu *vcpu);
 
 // --- vmcs12_enter.c, vmcs12_exit.c ---
 // An entry of an MSR area.

@@ -60,6 +60,7 @@ static inline bool irq_pending(struct vcpu *vcpu)
 // Acknowledges and returns the vector, or -E_NOENT if it has gone meanwhile (PIC spurious ones
 // return their vector).
 int irq_ack(struct vcpu *vcpu);
+void irq_end(struct vcpu *vcpu); // EOI, to the local APIC
 // The CPU may deliver this vector of the local APIC by itself: until irq_offered says whether it
 // has, the vector is out of IRR, so that one that comes meanwhile is another.
 void irq_offer(struct vcpu *vcpu, u8 vector);
