@@ -74,7 +74,7 @@ static const u8 asked[INSN_OP_COUNT] = {
     [INSN_MOV_FROM_DR ... INSN_MOV_TO_DR] = EXIT_DR,
     [INSN_SGDT ... INSN_LIDT] = EXIT_GDTR_IDTR, [INSN_SLDT ... INSN_LTR] = EXIT_LDTR_TR,
     [INSN_PUSHF] = EXIT_PUSHF, [INSN_POPF] = EXIT_POPF, [INSN_IRET] = EXIT_IRET,
-    [INSN_INT] = EXIT_SOFT_INT, [INSN_INT1] = EXIT_ICEBP,
+    [INSN_INT] = EXIT_SOFT_INT, [INSN_INT1] = EXIT_ICEBP, [INSN_SMSW] = EXIT_CR,
 };
 // clang-format on
 
@@ -108,6 +108,8 @@ enum emulate_result op_intercept(struct emulate_ctx *ctx, enum emulate_point poi
         fill_io(ctx, &exit.io);
     else if (exit.kind == EXIT_DR)
         exit.dr = (struct exit_dr){ctx->insn.reg, ctx->insn.rm, op == INSN_MOV_TO_DR};
+    else if (exit.kind == EXIT_CR) // SMSW, which VMX does not intercept
+        exit.cr = (struct exit_cr){.access = CR_READ, .gpr = EXIT_GPR_UNKNOWN};
     else if (exit.kind == EXIT_GDTR_IDTR)
         exit.operand.identity = (u8)(op - INSN_SGDT);
     else if (exit.kind == EXIT_LDTR_TR)

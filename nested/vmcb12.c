@@ -9,6 +9,7 @@
 #include "vmcb12.h"
 #include <arch/x86/msr.h>
 #include <arch/x86/regs.h>
+#include <nestor/nested_stage2.h>
 #include <nestor/string.h>
 
 // --- VMLOAD, VMSAVE ---
@@ -56,31 +57,56 @@ static gpa_t operand(struct vcpu *vcpu)
     return vcpu_mode_64bit(vcpu) ? vcpu->gpr[GPR_RAX] : (u32)vcpu->gpr[GPR_RAX];
 }
 
-// #UD without SVME or outside protected mode, then #GP for CPL and, where rAX is an address, for a
-// bad one. True: go on.
-static bool may_execute(struct vcpu *vcpu, bool has_address)
+// #UD without SVME or outside protected mode, then #GP for the CPL. True: go on.
+static bool may_execute(struct vcpu *vcpu)
 {
     const struct guest_state *s = vcpu_state(vcpu, GROUP_CR | GROUP_EFER_PAT | GROUP_RIP);
-    gpa_t address = operand(vcpu);
 
     if (!(s->efer & EFER_SVME) || !(s->cr0 & CR0_PE) || (s->rflags & RFLAGS_VM)) {
         vcpu_inject_ud(vcpu);
         return false;
     }
-    if (vcpu_cpl(vcpu) || (has_address && (!IS_ALIGNED(address, PAGE_SIZE) ||
-                                           !vm_ram_ptr(vcpu->vm, address, PAGE_SIZE)))) {
+    if (vcpu_cpl(vcpu)) {
         vcpu_inject_gp0(vcpu);
         return false;
     }
     return true;
 }
 
-// The parts that VMRUN reads: a copy of the rest would be but work.
-static void read_vmcb12(struct vcpu *vcpu)
+// L2's own VMLOAD and VMSAVE are by L2's addresses with this, else by L1's (15.33.1).
+static bool by_l2_address(struct vcpu *vcpu)
 {
-    struct nested *n = vcpu->nested;
-    const struct vmcb *from = vm_ram_ptr(vcpu->vm, n->vmcb12_gpa, PAGE_SIZE);
+    const struct vmcb *v = &vcpu->nested->vmcb;
 
+    return vcpu->level && (v->lbr_control & SVM_VIRTUAL_VMLOAD) && (v->np_enable & 1) &&
+           vmcb12_has(vcpu, SVM_FEATURE_VLS) && vcpu_mode_long(vcpu);
+}
+
+// The VMCB that rAX names. NULL: the instruction is done with.
+static struct vmcb *operand_vmcb(struct vcpu *vcpu, u32 access)
+{
+    gpa_t address = operand(vcpu);
+    struct vmcb *v;
+    int error;
+
+    if (!may_execute(vcpu))
+        return NULL;
+    if (IS_ALIGNED(address, PAGE_SIZE) && by_l2_address(vcpu)) {
+        error = nested_translate(vcpu, &address, 0, access);
+        if (error == -E_FAULT)
+            nested_tell_refused(vcpu);
+        if (error)
+            return NULL;
+    }
+    v = IS_ALIGNED(address, PAGE_SIZE) ? vm_ram_ptr(vcpu->vm, address, PAGE_SIZE) : NULL;
+    if (!v)
+        vcpu_inject_gp0(vcpu);
+    return v;
+}
+
+// The parts that VMRUN reads: a copy of the rest would be but work.
+static void read_vmcb12(struct nested *n, const struct vmcb *from)
+{
     memcpy(&n->vmcb, from, offsetof(struct vmcb, reserved0e0));
     memcpy(&n->vmcb.es, &from->es, offsetof(struct vmcb, reserved698) - offsetof(struct vmcb, es));
     n->pauses_left = n->vmcb.pause_filter_count;
@@ -88,27 +114,33 @@ static void read_vmcb12(struct vcpu *vcpu)
 
 static void run_vmrun(struct vcpu *vcpu, struct vm_exit *exit)
 {
-    if (!may_execute(vcpu, true))
+    const struct vmcb *v = operand_vmcb(vcpu, L1_READ);
+
+    if (!v)
         return;
     vcpu->nested->vmcb12_gpa = operand(vcpu);
-    read_vmcb12(vcpu);
+    read_vmcb12(vcpu->nested, v);
     vcpu_finish_exit(vcpu, exit);
     vmcb12_enter(vcpu);
 }
 
 static void run_vmload(struct vcpu *vcpu, struct vm_exit *exit)
 {
-    if (!may_execute(vcpu, true))
+    const struct vmcb *v = operand_vmcb(vcpu, L1_READ);
+
+    if (!v)
         return;
-    do_vmload(vcpu, vm_ram_ptr(vcpu->vm, operand(vcpu), PAGE_SIZE));
+    do_vmload(vcpu, v);
     vcpu_finish_exit(vcpu, exit);
 }
 
 static void run_vmsave(struct vcpu *vcpu, struct vm_exit *exit)
 {
-    if (!may_execute(vcpu, true))
+    struct vmcb *v = operand_vmcb(vcpu, L1_WRITE);
+
+    if (!v)
         return;
-    do_vmsave(vcpu, vm_ram_ptr(vcpu->vm, operand(vcpu), PAGE_SIZE));
+    do_vmsave(vcpu, v);
     vcpu_finish_exit(vcpu, exit);
 }
 
@@ -118,7 +150,7 @@ static void run_gif(struct vcpu *vcpu, struct vm_exit *exit)
     bool clear = exit->kind == EXIT_CLGI;
     u8 *v_irq = &vcpu->nested->vmcb.v_irq;
 
-    if (!may_execute(vcpu, false))
+    if (!may_execute(vcpu))
         return;
     if (vcpu->level && vmcb12_vgif(vcpu))
         *v_irq = (u8)(clear ? *v_irq & ~SVM_V_GIF : *v_irq | SVM_V_GIF);
@@ -131,7 +163,7 @@ static void run_gif(struct vcpu *vcpu, struct vm_exit *exit)
 // The address may stay: a flush may always drop more.
 static void run_invlpga(struct vcpu *vcpu, struct vm_exit *exit)
 {
-    if (!may_execute(vcpu, false))
+    if (!may_execute(vcpu))
         return;
     nested_invalidate_tag(vcpu, false, (u32)vcpu->gpr[GPR_RCX]);
     vcpu_finish_exit(vcpu, exit);
@@ -222,6 +254,7 @@ static const struct {
     {SVM_FEATURE_DECODE_ASSISTS, OFFER_DECODE_ASSISTS},
     {SVM_FEATURE_PAUSE_FILTER, OFFER_PAUSE_FILTER},
     {SVM_FEATURE_VGIF, OFFER_VGIF},
+    {SVM_FEATURE_VLS, OFFER_VIRTUAL_VMLOAD},
 };
 
 static u32 features_of(const struct vm *vm)

@@ -159,7 +159,8 @@ static void merge_controls(struct vcpu *vcpu, const struct vmcb *v)
     for (unsigned i = 0; i < ARRAY_SIZE(intercept_rows); i++)
         if (v->intercept[intercept_rows[i].word] & intercept_rows[i].bits)
             ctl->intercepts |= intercept_rows[i].intercept;
-    ctl->cr_intercepts = v->intercept[SVM_WORD_CR];
+    // A trap behind the write takes an intercept of the write.
+    ctl->cr_intercepts = v->intercept[SVM_WORD_CR] | (v->intercept[SVM_WORD_4] & BITS(31, 16));
     ctl->dr_intercepts = v->intercept[SVM_WORD_DR];
     ctl->exception_bitmap |= v->intercept[SVM_WORD_EXCEPTIONS];
     ctl->tsc_offset += v->tsc_offset;

@@ -89,6 +89,18 @@ static void write_nrip(struct vcpu *vcpu, struct vmcb *v, const struct vm_exit *
         v->nrip = (u32)v->nrip;
 }
 
+// Decode assists: the instruction of an intercepted #PF, or nested page fault, on data (15.8.4).
+static void write_insn_bytes(struct vcpu *vcpu, struct vmcb *v)
+{
+    bool fault = v->exitcode == VMEXIT_EXCP0 + VECTOR_PF || v->exitcode == VMEXIT_NPF;
+
+    if (!vmcb12_has(vcpu, SVM_FEATURE_DECODE_ASSISTS))
+        return;
+    v->insn_bytes_count = 0;
+    if (fault && !(v->exitinfo1 & PF_I) && !(v->exitintinfo & SVM_EVENT_V))
+        v->insn_bytes_count = (u8)insn_peek(vcpu, v->insn_bytes);
+}
+
 // To where L1 goes on: behind its VMRUN, with the VMLOAD group that L2 had.
 static void leave(struct vcpu *vcpu)
 {
@@ -114,7 +126,7 @@ void vmcb12_exit(struct vcpu *vcpu, u64 code, u64 info1, u64 info2, const struct
     save_virtual(vcpu->nested, v);
     write_exit(v, code, info1, info2, exitintinfo(&vcpu->events.reinject));
     write_nrip(vcpu, v, exit);
-    v->insn_bytes_count = 0;
+    write_insn_bytes(vcpu, v);
     leave(vcpu);
 }
 

@@ -6,6 +6,7 @@
 // decode assists) is found by decoding the instruction, once it is known that L1 wants the exit.
 
 #include "vmcb12.h"
+#include <arch/x86/msr.h>
 #include <arch/x86/regs.h>
 #include <nestor/decode.h>
 #include <nestor/log.h>
@@ -288,6 +289,32 @@ static bool exit_cr(struct vcpu *vcpu, struct vm_exit *exit, u64 code)
     return true;
 }
 
+// The traps come behind the write, which has had its checks (15.9).
+static bool reflect_cr_trap(struct vcpu *vcpu, struct vm_exit *exit)
+{
+    u8 number = exit->cr.number;
+
+    if (exit->cr.access == CR_READ ||
+        !vmcb12_intercepts(vcpu, SVM_WORD_4, SVM_INTERCEPT_CR0_WRITE_TRAP << number))
+        return false;
+    exit_handle(vcpu, exit);
+    if (vcpu->level && !vcpu->events.exception.valid)
+        vmcb12_exit(vcpu, (u64)VMEXIT_CR0_WRITE_TRAP + number, cr_read_guest(vcpu, number), 0,
+                    NULL);
+    return true;
+}
+
+static bool reflect_efer_trap(struct vcpu *vcpu, struct vm_exit *exit)
+{
+    if (exit->kind != EXIT_WRMSR || (u32)vcpu->gpr[GPR_RCX] != MSR_EFER ||
+        !vmcb12_intercepts(vcpu, SVM_WORD_4, SVM_INTERCEPT_EFER_WRITE_TRAP))
+        return false;
+    exit_handle(vcpu, exit);
+    if (vcpu->level && !vcpu->events.exception.valid)
+        vmcb12_exit(vcpu, VMEXIT_EFER_WRITE_TRAP, vcpu_state(vcpu, GROUP_EFER_PAT)->efer, 0, NULL);
+    return true;
+}
+
 static bool reflect_cr(struct vcpu *vcpu, struct vm_exit *exit)
 {
     bool read = exit->cr.access == CR_READ;
@@ -299,7 +326,7 @@ static bool reflect_cr(struct vcpu *vcpu, struct vm_exit *exit)
     if (!read && vmcb12_intercepts(vcpu, SVM_WORD_3, SVM_INTERCEPT_CR0_SEL_WRITE) &&
         is_selective(vcpu, &exit->cr))
         return exit_cr(vcpu, exit, VMEXIT_CR0_SEL_WRITE);
-    return false;
+    return reflect_cr_trap(vcpu, exit);
 }
 
 static bool reflect_dr(struct vcpu *vcpu, struct vm_exit *exit)
@@ -344,6 +371,27 @@ static bool reflect_entry_failed(struct vcpu *vcpu)
     return true;
 }
 
+// What this guest's CPUID does not have is #UD before any intercept is looked at, whatever the CPU
+// below has.
+static bool is_undefined(struct vcpu *vcpu, u8 kind)
+{
+    static const struct {
+        u8 kind, reg, bit;
+        u32 leaf;
+    } rows[] = {
+        {EXIT_MONITOR, 2, 3, 1},          {EXIT_MWAIT, 2, 3, 1},
+        {EXIT_INVPCID, 1, 10, 7},         {EXIT_RDPRU, 1, 4, 0x80000008},
+        {EXIT_SKINIT, 2, 12, 0x80000001}, {EXIT_RDTSCP, 3, 27, 0x80000001},
+    };
+
+    if (kind == EXIT_XSETBV)
+        return !(vcpu_state(vcpu, GROUP_CR)->cr4 & CR4_OSXSAVE);
+    for (unsigned i = 0; i < ARRAY_SIZE(rows); i++)
+        if (rows[i].kind == kind)
+            return !cpuid_has(vcpu->vm, rows[i].leaf, rows[i].reg, rows[i].bit);
+    return false;
+}
+
 bool vmcb12_reflect(struct vcpu *vcpu, struct vm_exit *exit)
 {
     switch (exit->kind) {
@@ -353,7 +401,7 @@ bool vmcb12_reflect(struct vcpu *vcpu, struct vm_exit *exit)
         return reflect_io(vcpu, exit);
     case EXIT_RDMSR:
     case EXIT_WRMSR:
-        return reflect_msr(vcpu, exit);
+        return reflect_msr(vcpu, exit) || reflect_efer_trap(vcpu, exit);
     case EXIT_CR:
         return reflect_cr(vcpu, exit);
     case EXIT_DR:
@@ -378,6 +426,9 @@ bool vmcb12_reflect(struct vcpu *vcpu, struct vm_exit *exit)
     case EXIT_ENTRY_FAILED:
         return reflect_entry_failed(vcpu);
     default:
-        return reflect_by_bit(vcpu, exit);
+        if (!is_undefined(vcpu, exit->kind))
+            return reflect_by_bit(vcpu, exit);
+        vcpu_inject_ud(vcpu);
+        return true;
     }
 }

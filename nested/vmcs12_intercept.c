@@ -138,7 +138,9 @@ static bool wants_cr(struct vcpu *vcpu, const struct exit_cr *cr)
     u64 primary = vmcs12_read(vcpu->nested, PRIMARY_CONTROLS);
 
     if (cr->access == CR_READ)
-        return primary & (cr->number == 3 ? PRIMARY_CR3_STORE : PRIMARY_CR8_STORE);
+        return primary & (cr->number == 3   ? PRIMARY_CR3_STORE
+                          : cr->number == 8 ? PRIMARY_CR8_STORE
+                                            : 0); // CR0: an emulated SMSW
     return wants_cr_write(vcpu, cr);
 }
 

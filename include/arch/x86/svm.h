@@ -92,7 +92,9 @@ enum svm_intercept4 {
     SVM_INTERCEPT_MWAIT_CONDITIONAL = 1 << 12,
     SVM_INTERCEPT_XSETBV = 1 << 13,
     SVM_INTERCEPT_RDPRU = 1 << 14,
+    SVM_INTERCEPT_EFER_WRITE_TRAP = 1 << 15,
 };
+#define SVM_INTERCEPT_CR0_WRITE_TRAP ((u32)BIT(16)) // and so on to CR15
 
 enum svm_intercept5 {
     SVM_INTERCEPT_INVLPGB = 1 << 0,
@@ -216,6 +218,9 @@ enum svm_clean {
     SVM_CLEAN_LBR = 1 << 10,
     SVM_CLEAN_ALL = (1 << 11) - 1,
 };
+
+// The VMCB's lbr_control
+#define SVM_VIRTUAL_VMLOAD BIT(1)
 
 // EXITINFO1 of VMEXIT_IOIO
 #define SVM_IOIO_IN         BIT(0)
