@@ -43,9 +43,17 @@ static void take_operands(struct vcpu *vcpu, const struct insn *insn, struct vm_
     case EXIT_SOFT_INT:
         exit->event.vector = (u8)insn->imm;
         break;
-    case EXIT_RDTSC: // QEMU's RDTSCP
+    case EXIT_IO:
+        exit->io.seg = insn->op == INSN_INS ? (u8)SEG_ES : insn->seg;
+        exit->io.addr_size = insn->addr_size;
+        break;
+    case EXIT_RDTSC: // QEMU's RDTSCP comes so, and its INVD as WBINVD
         if (insn->op == INSN_RDTSCP)
             exit->kind = EXIT_RDTSCP;
+        break;
+    case EXIT_WBINVD:
+        if (insn->op == INSN_INVD)
+            exit->kind = EXIT_INVD;
         break;
     default:
         break;
@@ -63,8 +71,11 @@ static bool lacks_operands(const struct vm_exit *exit)
         return !exit->operand.known;
     case EXIT_SOFT_INT:
         return !exit->event.valid;
+    case EXIT_IO:
+        return exit->io.string && exit->io.seg == 0xff;
     case EXIT_RDTSC:
-        return !exit->next_rip;
+    case EXIT_WBINVD:
+        return !exit->next_rip && !exit->operand.known;
     default:
         return false;
     }
@@ -86,6 +97,7 @@ static bool complete(struct vcpu *vcpu, struct vm_exit *exit)
     if (!insn_decode_current(vcpu, &insn))
         return false;
     take_operands(vcpu, &insn, exit);
+    exit->operand.known = true;
     exit->insn_len = insn.length;
     return true;
 }
@@ -168,10 +180,14 @@ static bool reflect_by_bit(struct vcpu *vcpu, struct vm_exit *exit)
     return true;
 }
 
-// QEMU's RDTSCP comes as RDTSC.
-static bool reflect_rdtsc(struct vcpu *vcpu, struct vm_exit *exit)
+// Where QEMU takes one instruction for another, which of them it was.
+static bool reflect_twin(struct vcpu *vcpu, struct vm_exit *exit)
 {
-    if (vmcb12_intercepts(vcpu, SVM_WORD_4, SVM_INTERCEPT_RDTSCP) && !complete(vcpu, exit))
+    bool other = exit->kind == EXIT_RDTSC
+                     ? vmcb12_intercepts(vcpu, SVM_WORD_4, SVM_INTERCEPT_RDTSCP)
+                     : vmcb12_intercepts(vcpu, SVM_WORD_3, SVM_INTERCEPT_INVD);
+
+    if (other && !complete(vcpu, exit))
         return true;
     return reflect_by_bit(vcpu, exit);
 }
@@ -241,7 +257,8 @@ static bool reflect_io(struct vcpu *vcpu, struct vm_exit *exit)
     guest_read_gpa(vcpu, (v->iopm_base_pa & PAGE_MASK) + exit->io.port / 8, bytes, 2);
     if (!((unsigned)(bytes[0] | bytes[1] << 8) >> (exit->io.port % 8) & mask))
         return false;
-    vmcb12_exit(vcpu, VMEXIT_IOIO, io_info(vcpu, &exit->io), next_rip_of(vcpu, exit), exit);
+    if (complete(vcpu, exit))
+        vmcb12_exit(vcpu, VMEXIT_IOIO, io_info(vcpu, &exit->io), next_rip_of(vcpu, exit), exit);
     return true;
 }
 
@@ -407,7 +424,8 @@ bool vmcb12_reflect(struct vcpu *vcpu, struct vm_exit *exit)
     case EXIT_DR:
         return reflect_dr(vcpu, exit);
     case EXIT_RDTSC:
-        return reflect_rdtsc(vcpu, exit);
+    case EXIT_WBINVD:
+        return reflect_twin(vcpu, exit);
     case EXIT_INVLPG:
         return reflect_invlpg(vcpu, exit);
     case EXIT_SOFT_INT:
