@@ -502,6 +502,7 @@ static void set_cpuid(int fd, unsigned id)
 
         if (e->function == 1) {
             e->ebx = (e->ebx & 0xff00) | id << 24 | cpu_count << 16;
+            e->ecx |= 1u << 31; // there is a hypervisor: the guest looks for KVM's leaves and clock
             if (ioctl(kvm, KVM_CHECK_EXTENSION, KVM_CAP_TSC_DEADLINE_TIMER) > 0)
                 e->ecx |= 1 << 24;
         }
