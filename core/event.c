@@ -187,6 +187,14 @@ static bool init_blocked(const struct vcpu *vcpu)
     return ev->gif_clear || (vcpu->level ? ev->reinject.valid : ev->init_blocked);
 }
 
+// There is no SMM: its handler would have nothing to do. But an L1 may want to hear of it.
+static void take_smi(struct vcpu *vcpu)
+{
+    vcpu->events.smi = false;
+    if (vcpu->level)
+        nested_event(vcpu, NESTED_SMI);
+}
+
 static void take_init(struct vcpu *vcpu)
 {
     vcpu->events.init = false;
@@ -411,6 +419,8 @@ static void prepare_boundary(struct vcpu *vcpu)
 
     vcpu->cur->ctl.inject.valid = false;
     vcpu->cur->ctl.windows = controls_windows(&vcpu->cur->ctl);
+    if (unlikely(ev->smi) && !init_blocked(vcpu))
+        take_smi(vcpu);
     if (unlikely(ev->init) && !init_blocked(vcpu))
         take_init(vcpu);
     if (unlikely(ev->sipi))

@@ -50,6 +50,8 @@ static bool take_requests(struct vcpu *vcpu)
         latch_nmis(vcpu);
     if (requests & REQUEST_INIT)
         vcpu->events.init = true;
+    if (requests & REQUEST_SMI)
+        vcpu->events.smi = true;
     if (requests & REQUEST_SIPI)
         vcpu->events.sipi = true;
     vcpu->events.interrupts_check = true;

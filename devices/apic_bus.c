@@ -124,10 +124,10 @@ static bool icr_is_sendable(struct lapic *sender, u32 low)
 {
     u32 mode = low >> 8 & 7;
 
-    // INIT level de-assert has had no effect since the Pentium 4; SMI finds no SMM here.
+    // INIT level de-assert has had no effect since the Pentium 4.
     if (mode == DELIVER_INIT && (low & (ICR_LEVEL | ICR_ASSERT)) == ICR_LEVEL)
         return false;
-    if (mode == DELIVER_SMI || mode == DELIVER_RESERVED || mode == DELIVER_EXTINT)
+    if (mode == DELIVER_RESERVED || mode == DELIVER_EXTINT)
         return false;
     if (mode <= DELIVER_LOWEST && (low & 0xff) < 16) {
         lapic_error(sender, ESR_SEND_ILLEGAL_VECTOR);

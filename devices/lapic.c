@@ -144,7 +144,10 @@ bool lapic_accept(struct lapic *lapic, const struct apic_message *message, bool 
         __atomic_store_n(&lapic->s.ext_int, 1, __ATOMIC_RELEASE);
         vcpu_post(lapic->vcpu, REQUEST_EVENT);
         return true;
-    default: // SMI: there is no SMM, so its handler has nothing to do
+    case DELIVER_SMI:
+        vcpu_post(lapic->vcpu, REQUEST_SMI);
+        return true;
+    default:
         return false;
     }
 }

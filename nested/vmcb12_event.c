@@ -68,11 +68,22 @@ static enum nested_answer virtual_interrupt(struct vcpu *vcpu)
     return answer;
 }
 
+// What has made the exit stays pending for L1, until its STGI (15.13).
+static enum nested_answer init(struct vcpu *vcpu)
+{
+    enum nested_answer answer = exit_if(vcpu, SVM_INTERCEPT_INIT, VMEXIT_INIT);
+
+    vcpu->events.init = answer == NESTED_EXITED;
+    return answer;
+}
+
 enum nested_answer vmcb12_event(struct vcpu *vcpu, enum nested_event event)
 {
     switch (event) {
+    case NESTED_SMI:
+        return exit_if(vcpu, SVM_INTERCEPT_SMI, VMEXIT_SMI);
     case NESTED_INIT:
-        return exit_if(vcpu, SVM_INTERCEPT_INIT, VMEXIT_INIT);
+        return init(vcpu);
     case NESTED_NMI: // L1's handler is still at one
         if (vcpu->ctx[0].state.interruptibility & BLOCK_NMI)
             return NESTED_BLOCKED;

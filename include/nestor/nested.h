@@ -73,6 +73,7 @@ void nested_instruction(struct vcpu *vcpu, struct vm_exit *exit);
 
 // Events at a boundary while L2 runs, in DESIGN.md's order; core/event.c asks before it delivers.
 enum nested_event {
+    NESTED_SMI, // SVM
     NESTED_INIT,
     NESTED_SIPI,
     NESTED_MTF,

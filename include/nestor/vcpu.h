@@ -217,6 +217,7 @@ enum vcpu_request {         // vcpu->requests: set by any CPU with vcpu_post, ta
     REQUEST_SIPI = BIT(3),
     REQUEST_STOP = BIT(4), // leave vcpu_run (kill, reset, power-off)
     REQUEST_TLB_FLUSH = BIT(5),
+    REQUEST_SMI = BIT(6),
 };
 
 // Events on their way (core/event.c owns them).
@@ -227,7 +228,7 @@ struct vcpu_events {
     union {
         struct {
             u8 nmi_count; // 0..2: one may be latched while one is in service
-            bool init, sipi;
+            bool init : 1, sipi : 1, smi : 1;
             bool mtf_pending;
             bool gif_clear; // SVM's global interrupt flag of an L1 is 0: INIT, NMI, interrupts wait
             bool debug_check;      // pending_dbg may have become non-zero

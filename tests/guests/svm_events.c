@@ -188,6 +188,26 @@ static void test_physical(void)
     cli();
 }
 
+// --- SMI, NMI and INIT ---
+
+static void test_smi(void)
+{
+    l2_init(l2_nops);
+    vmcb->intercept[SVM_WORD_3] |= SVM_INTERCEPT_SMI;
+    clgi();
+    apic_icr(apic_id(), 2 << 8 | ICR_ASSERT);
+    report_vmexit(l2_run() == VMEXIT_SMI && l2_at(l2_nops), "an SMI that GIF held up exits");
+    l2_init(l2_nops);
+    clgi();
+    self_nmi();
+    vmcb->intercept[SVM_WORD_3] |= SVM_INTERCEPT_NMI;
+    svm_run(l2_regs, (u64)vmcb);
+    report_vmexit(vmcb->exitcode == VMEXIT_NMI && nmi_count == 0, "so does an NMI");
+    stgi();
+    pause();
+    report(nmi_count == 1, "which L1 takes at STGI");
+}
+
 // --- virtual GIF ---
 
 static void test_vgif(void)
@@ -323,6 +343,7 @@ void guest_main(void)
     test_priority();
     test_cr8();
     test_physical();
+    test_smi();
     test_vgif();
     test_nrip();
     test_breakpoints();
