@@ -34,6 +34,7 @@ static void vmcs12_reset(struct vcpu *vcpu)
     vcpu->nested->feature_control = FEATURE_CONTROL_LOCK | FEATURE_CONTROL_VMX_OUTSIDE_SMX;
     vcpu->nested->current = VMCS12_NONE;
     vmcs12_caps_reset(vcpu);
+    vmcs12_bitmap_reset(vcpu);
 }
 
 // --- how an instruction ends (SDM vol. 3 "Conventions") ---
@@ -91,7 +92,7 @@ static bool vmxon_allowed(struct vcpu *vcpu)
     const u64 needed = FEATURE_CONTROL_LOCK | FEATURE_CONTROL_VMX_OUTSIDE_SMX;
     const struct guest_state *s = vcpu_state(vcpu, GROUP_CR | GROUP_RIP);
 
-    return !vcpu_cpl(vcpu) && supports_fixed(vcpu, MSR_VMX_CR0_FIXED0, s->cr0) &&
+    return supports_fixed(vcpu, MSR_VMX_CR0_FIXED0, s->cr0) &&
            supports_fixed(vcpu, MSR_VMX_CR4_FIXED0, s->cr4) &&
            (vcpu->nested->feature_control & needed) == needed;
 }
@@ -101,12 +102,12 @@ static void run_vmxon(struct vcpu *vcpu, struct vm_exit *exit)
     struct nested *n = vcpu->nested;
     gpa_t gpa = 0;
 
-    if (!n->vmxon && !vmxon_allowed(vcpu)) {
-        vcpu_inject_gp0(vcpu);
-        return;
-    }
     if (n->vmxon) {
         vm_fail(vcpu, exit, VMX_ERROR_VMXON_ROOT);
+        return;
+    }
+    if (!vmxon_allowed(vcpu)) {
+        vcpu_inject_gp0(vcpu);
         return;
     }
     if (!vmcs12_operand_read(vcpu, exit, &gpa, 8))
@@ -116,6 +117,7 @@ static void run_vmxon(struct vcpu *vcpu, struct vm_exit *exit)
         return;
     }
     n->vmxon = vcpu->events.init_blocked = true;
+    n->long_mode = vcpu_mode_long(vcpu);
     n->vmxon_gpa = gpa;
     n->current = VMCS12_NONE;
     vm_succeed(vcpu, exit);
@@ -221,7 +223,7 @@ static u64 register_value(struct vcpu *vcpu, unsigned reg)
 {
     u64 value = vcpu_gpr(vcpu, reg);
 
-    return vcpu_mode_64bit(vcpu) ? value : (u32)value;
+    return vmcs12_l1_64bit(vcpu) ? value : (u32)value;
 }
 
 // NULL: there is no such field. Bit 0 names the high half of a 64-bit field.
@@ -248,7 +250,7 @@ static void run_vmread(struct vcpu *vcpu, struct vm_exit *exit)
 {
     struct nested *n = vcpu->nested;
     const struct exit_operand *op = &exit->operand;
-    unsigned size = vcpu_mode_64bit(vcpu) ? 8 : 4;
+    unsigned size = vmcs12_l1_64bit(vcpu) ? 8 : 4;
     u64 encoding, *slot, value;
 
     if (!vmcs12_operand(vcpu, exit))
@@ -293,7 +295,7 @@ static void run_vmwrite(struct vcpu *vcpu, struct vm_exit *exit)
     }
     if (op->is_reg)
         value = register_value(vcpu, op->reg1);
-    else if (!vmcs12_operand_read(vcpu, exit, &value, vcpu_mode_64bit(vcpu) ? 8 : 4))
+    else if (!vmcs12_operand_read(vcpu, exit, &value, vmcs12_l1_64bit(vcpu) ? 8 : 4))
         return;
     encoding = register_value(vcpu, op->reg2);
     slot = field_slot(n, encoding);
@@ -305,11 +307,9 @@ static void run_vmwrite(struct vcpu *vcpu, struct vm_exit *exit)
         vm_fail(vcpu, exit, VMX_ERROR_READ_ONLY_FIELD);
         return;
     }
-    if (encoding & 1)
-        *slot = (u32)*slot | value << 32;
-    else
-        *slot = truncated(encoding, value);
-    vmcs12_note_write(n, (u32)encoding);
+    value = encoding & 1 ? (u32)*slot | value << 32 : truncated(encoding, value);
+    vmcs12_note_write(n, (u32)encoding, *slot ^ value);
+    *slot = value;
     vm_succeed(vcpu, exit);
 }
 
@@ -375,35 +375,33 @@ static void run_invvpid(struct vcpu *vcpu, struct vm_exit *exit)
 
 // --- VMLAUNCH, VMRESUME ---
 
-// 0, or why the entry fails before VMCS12 is looked at ("Basic VM-Entry Checks").
-static enum vmx_error entry_state(struct vcpu *vcpu, bool launch)
+// "Basic VM-Entry Checks", and those of VMCS12: 0, a VM-instruction error, or exit reason 33.
+static u32 check_entry(struct vcpu *vcpu, bool launch, u64 *qualification)
 {
     if (vcpu_state(vcpu, GROUP_BLOCKING)->interruptibility & BLOCK_MOV_SS)
         return VMX_ERROR_ENTRY_MOV_SS;
     if (launch == (vcpu->nested->vmcs.launched != 0))
         return launch ? VMX_ERROR_LAUNCH_NOT_CLEAR : VMX_ERROR_RESUME_NOT_LAUNCHED;
-    if (vmcs12_check_controls(vcpu))
-        return VMX_ERROR_CONTROLS;
-    return vmcs12_check_host(vcpu) ? VMX_ERROR_HOST_STATE : 0;
+    return vmcs12_check_entry(vcpu, qualification);
 }
 
 static void run_entry(struct vcpu *vcpu, struct vm_exit *exit)
 {
     struct nested *n = vcpu->nested;
-    enum vmx_error error;
     u64 qualification;
+    u32 error;
 
     if (n->current == VMCS12_NONE || (n->vmcs.revision & VMCS12_SHADOW)) {
         finish(vcpu, exit, RFLAGS_CF);
         return;
     }
-    error = entry_state(vcpu, exit->kind == EXIT_VMLAUNCH);
-    if (error) {
+    error = check_entry(vcpu, exit->kind == EXIT_VMLAUNCH, &qualification);
+    if (error && error != REASON_INVALID_GUEST_STATE) {
         vm_fail(vcpu, exit, error);
         return;
     }
     vm_succeed(vcpu, exit); // L1's RIP is behind the instruction; the exit loads it anyway
-    if (vmcs12_check_guest(vcpu, &qualification))
+    if (error)
         vmcs12_entry_failed(vcpu, REASON_INVALID_GUEST_STATE, qualification);
     else
         vmcs12_enter(vcpu);
@@ -414,33 +412,49 @@ static void run_entry(struct vcpu *vcpu, struct vm_exit *exit)
 typedef void (*instruction_fn)(struct vcpu *vcpu, struct vm_exit *exit);
 
 static const instruction_fn instructions[EXIT_KIND_COUNT] = {
-    [EXIT_VMXON] = run_vmxon,     [EXIT_VMXOFF] = run_vmxoff,   [EXIT_VMCLEAR] = run_vmclear,
-    [EXIT_VMPTRLD] = run_vmptrld, [EXIT_VMPTRST] = run_vmptrst, [EXIT_VMREAD] = run_vmread,
-    [EXIT_VMWRITE] = run_vmwrite, [EXIT_VMLAUNCH] = run_entry,  [EXIT_VMRESUME] = run_entry,
-    [EXIT_INVEPT] = run_invept,   [EXIT_INVVPID] = run_invvpid,
+    [EXIT_VMXOFF] = run_vmxoff,   [EXIT_VMCLEAR] = run_vmclear, [EXIT_VMPTRLD] = run_vmptrld,
+    [EXIT_VMPTRST] = run_vmptrst, [EXIT_VMREAD] = run_vmread,   [EXIT_VMWRITE] = run_vmwrite,
+    [EXIT_VMLAUNCH] = run_entry,  [EXIT_VMRESUME] = run_entry,  [EXIT_INVEPT] = run_invept,
+    [EXIT_INVVPID] = run_invvpid,
 };
 
-// Whether the instruction is there: in protected mode, not in virtual-8086 or compatibility mode;
-// VMXON with CR4.VMXE, the others in VMX operation; INVEPT and INVVPID if they are supported.
-static bool recognized(struct vcpu *vcpu, u8 kind)
+// VMXON is there in protected mode, but for virtual-8086 and compatibility mode, with CR4.VMXE.
+static void vmcs12_vmxon(struct vcpu *vcpu, struct vm_exit *exit)
 {
     const struct guest_state *s = vcpu_state(vcpu, GROUP_CR | GROUP_RIP);
-    u64 cap = vmcs12_capability(vcpu, MSR_VMX_EPT_VPID_CAP);
 
-    if (!instructions[kind] || !(s->cr0 & CR0_PE) || (s->rflags & RFLAGS_VM) ||
+    if (!(s->cr0 & CR0_PE) || !(s->cr4 & CR4_VMXE) || (s->rflags & RFLAGS_VM) ||
         (vcpu_mode_long(vcpu) && !vcpu_mode_64bit(vcpu)))
+        vcpu_inject_ud(vcpu);
+    else if (vcpu_cpl(vcpu))
+        vcpu_inject_gp0(vcpu);
+    else
+        run_vmxon(vcpu, exit);
+}
+
+// The others are there in VMX operation, where CR0.PE is 1: not in those two modes; INVEPT and
+// INVVPID if they are supported.
+static bool recognized(struct vcpu *vcpu, u8 kind)
+{
+    const struct nested *n = vcpu->nested;
+
+    if (!instructions[kind] || !n->vmxon || (vcpu->cur->state.rflags & RFLAGS_VM) ||
+        (n->long_mode && !vmcs12_l1_64bit(vcpu)))
         return false;
-    if ((kind == EXIT_INVEPT && !(cap & EPT_CAP_INVEPT)) ||
-        (kind == EXIT_INVVPID && !(cap & VPID_CAP_INVVPID)))
-        return false;
-    return kind == EXIT_VMXON ? s->cr4 & CR4_VMXE : vcpu->nested->vmxon;
+    if (kind == EXIT_INVEPT)
+        return vmcs12_capability(vcpu, MSR_VMX_EPT_VPID_CAP) & EPT_CAP_INVEPT;
+    if (kind == EXIT_INVVPID)
+        return vmcs12_capability(vcpu, MSR_VMX_EPT_VPID_CAP) & VPID_CAP_INVVPID;
+    return true;
 }
 
 static void vmcs12_instruction(struct vcpu *vcpu, struct vm_exit *exit)
 {
-    if (!recognized(vcpu, exit->kind))
+    if (exit->kind == EXIT_VMXON)
+        vmcs12_vmxon(vcpu, exit);
+    else if (!recognized(vcpu, exit->kind))
         vcpu_inject_ud(vcpu);
-    else if (vcpu_cpl(vcpu))
+    else if (vcpu_state(vcpu, GROUP_CODE)->seg[SEG_SS].access & SEG_DPL)
         vcpu_inject_gp0(vcpu);
     else
         instructions[exit->kind](vcpu, exit);

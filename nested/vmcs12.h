@@ -40,6 +40,7 @@ struct vmcs12 {
 
 struct nested {
     bool vmxon;
+    bool long_mode;    // L1's, which in VMX operation does not change: CR0.PG stays 1
     bool was_launched; // before the entry that is under way
     u8 due;            // enum vmcs12_due
     bool tpr_checked;  // the TPR threshold since then
@@ -52,6 +53,8 @@ struct nested {
     // What this L1 is offered: constant after reset. By MSR, from IA32_VMX_BASIC on; fields by slot.
     u64 capability[VMCS12_CAPABILITIES];
     u64 present[3];
+    u16 passed[32]; // words of the MSR bitmap in which Nestor passes something
+    u8 passed_count;
     u16 highest_index; // of the fields, as IA32_VMX_VMCS_ENUM has it
 };
 
@@ -82,6 +85,12 @@ static inline u32 vmcs12_secondary(const struct nested *n)
     return vmcs12_read(n, PRIMARY_CONTROLS) & PRIMARY_SECONDARY
                ? (u32)vmcs12_read(n, SECONDARY_CONTROLS)
                : 0;
+}
+
+// vcpu_mode_64bit for an L1 in VMX operation: needs less of its state.
+static inline bool vmcs12_l1_64bit(struct vcpu *vcpu)
+{
+    return vcpu->nested->long_mode && (vcpu_state(vcpu, GROUP_CODE)->seg[SEG_CS].access & SEG_L);
 }
 
 // Makes sure that the exit's operand is known. False (here and below): a fault is injected, or the
@@ -116,19 +125,19 @@ enum vmx_error {
     VMX_ERROR_INVALID_OPERAND = 28,
 };
 
-// The checks of VM entry, in the order of the SDM: each returns the name of the first that fails,
-// NULL if all pass. Nothing is changed.
-const char *vmcs12_check_controls(struct vcpu *vcpu);                  // VMX_ERROR_CONTROLS
-const char *vmcs12_check_host(struct vcpu *vcpu);                      // VMX_ERROR_HOST_STATE
-const char *vmcs12_check_guest(struct vcpu *vcpu, u64 *qualification); // exit reason 33
+// The checks of VM entry, in the order of the SDM. Returns 0, VMX_ERROR_CONTROLS,
+// VMX_ERROR_HOST_STATE, or exit reason 33 with its qualification. Changes nothing of VMCS12.
+u32 vmcs12_check_entry(struct vcpu *vcpu, u64 *qualification);
 // Most rows need be looked at only where L1 has written to what they depend on since they passed:
 // what an exit saves fits them. Of each group, whether all are due; behind VMPTRLD they are.
 enum vmcs12_due { DUE_CONTROLS = BIT(0), DUE_HOST = BIT(1), DUE_GUEST = BIT(2), DUE_ALL = 7 };
-void vmcs12_note_write(struct nested *n, u32 encoding); // L1 has written to that field
+// L1 has written to that field; `changed`: the bits that are others than before.
+void vmcs12_note_write(struct nested *n, u32 encoding, u64 changed);
 // Whether an entry would take this EPTP; INVEPT asks too.
 bool vmcs12_eptp_valid(const struct vcpu *vcpu, u64 eptp);
 
 void vmcs12_enter(struct vcpu *vcpu);
+void vmcs12_bitmap_reset(struct vcpu *vcpu);
 // The exit to L1.
 void vmcs12_exit(struct vcpu *vcpu, u32 reason, u64 qualification, const struct vm_exit *exit);
 // The entry failed behind the checks that VMfail; L1 goes on at its host RIP. The vCPU is at level

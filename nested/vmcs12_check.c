@@ -8,45 +8,77 @@
 
 // --- what the groups share ---
 
-static bool counts(const struct check *c, const struct check_row *row)
+static void fill_words(struct check *c)
 {
-    return row->word == WORD_NONE || (c->word[row->word] & row->bits);
+    const struct nested *n = c->n;
+    u64 info = get(c, ENTRY_INTERRUPTION_INFO);
+
+    c->word[WORD_NONE] = 0;
+    c->word[WORD_PIN] = get(c, PIN_BASED_CONTROLS);
+    c->word[WORD_PRIMARY] = get(c, PRIMARY_CONTROLS);
+    c->word[WORD_SECONDARY] = vmcs12_secondary(n);
+    c->word[WORD_EXIT] = get(c, EXIT_CONTROLS);
+    c->word[WORD_ENTRY] = get(c, ENTRY_CONTROLS);
+    c->word[WORD_EVENT] = info & INFO_VALID ? info : 0;
+    c->word[WORD_STATE] = (c->word[WORD_EVENT] | get(c, GUEST_ACTIVITY_STATE) |
+                           get(c, GUEST_INTERRUPTIBILITY) | get(c, GUEST_PENDING_DBG)) != 0;
+    c->unrestricted = c->word[WORD_SECONDARY] & SECONDARY_UNRESTRICTED_GUEST;
+    c->ia32e = c->word[WORD_ENTRY] & ENTRY_CTL_IA32E_GUEST;
+    c->v8086 = get(c, GUEST_RFLAGS) & RFLAGS_VM;
 }
 
-const struct check_row *check_first(struct vcpu *vcpu, const struct check_table *table)
+static const struct check_row *first_failing(const struct check *c, const struct check_table *table)
 {
-    struct nested *n = vcpu->nested;
-    const struct check_row *row = table->rows + (n->due & table->due ? 0 : table->always);
-    struct check c = {
-        .vcpu = vcpu,
-        .n = n,
-        .word = {[WORD_PIN] = vmcs12_read(n, PIN_BASED_CONTROLS),
-                 [WORD_PRIMARY] = vmcs12_read(n, PRIMARY_CONTROLS),
-                 [WORD_SECONDARY] = vmcs12_secondary(n),
-                 [WORD_EXIT] = vmcs12_read(n, EXIT_CONTROLS),
-                 [WORD_ENTRY] = vmcs12_read(n, ENTRY_CONTROLS)},
-        .phys_bits = cpuid_phys_bits(vcpu->vm),
-        // by the width that the CPU has, whatever paging is in use
-        .linear_bits = vmcs12_capability(vcpu, MSR_VMX_CR4_FIXED1) & CR4_LA57 ? 57 : 48,
-        .v8086 = vmcs12_read(n, GUEST_RFLAGS) & RFLAGS_VM,
-    };
+    const struct check_row *row = table->rows + (c->n->due & table->due ? 0 : table->always);
 
-    c.unrestricted = c.word[WORD_SECONDARY] & SECONDARY_UNRESTRICTED_GUEST;
-    c.ia32e = c.word[WORD_ENTRY] & ENTRY_CTL_IA32E_GUEST;
     for (; row < table->rows + table->count; row++)
-        if (counts(&c, row) && row->fails(&c, row))
+        if ((!row->bits || (c->word[row->word] & row->bits)) && row->fails(c, row))
             return row;
-    n->due &= (u8)~table->due;
     return NULL;
 }
 
-static u8 due_after(u32 encoding)
+const struct check_row *vmcs12_refusing_row(struct vcpu *vcpu, u32 *result)
+{
+    static const struct check_table *const tables[] = {&vmcs12_control_checks, &vmcs12_host_checks,
+                                                       &vmcs12_guest_checks};
+    struct nested *n = vcpu->nested;
+    struct check c;
+
+    c.vcpu = vcpu;
+    c.n = n;
+    c.phys_bits = cpuid_phys_bits(vcpu->vm);
+    // by the width that the CPU has, whatever paging is in use
+    c.linear_bits = vmcs12_capability(vcpu, MSR_VMX_CR4_FIXED1) & CR4_LA57 ? 57 : 48;
+    fill_words(&c);
+    for (unsigned i = 0; i < ARRAY_SIZE(tables); i++) {
+        const struct check_row *row = first_failing(&c, tables[i]);
+
+        *result = tables[i]->result;
+        if (row)
+            return row;
+        n->due &= (u8)~tables[i]->due;
+    }
+    *result = 0;
+    return NULL;
+}
+
+u32 vmcs12_check_entry(struct vcpu *vcpu, u64 *qualification)
+{
+    u32 result;
+    const struct check_row *row = vmcs12_refusing_row(vcpu, &result);
+
+    *qualification = row ? row->qualification : 0;
+    return result;
+}
+
+static u8 due_after(u32 encoding, u64 changed)
 {
     static const u8 by_type[] = {DUE_CONTROLS, 0, DUE_GUEST, DUE_HOST};
 
     switch (encoding & ~1u) {
-    case PIN_BASED_CONTROLS: // other rows depend on these
     case PRIMARY_CONTROLS:
+        return changed & PRIMARY_SECONDARY ? DUE_ALL : DUE_CONTROLS;
+    case PIN_BASED_CONTROLS: // rows of other groups depend on these
     case SECONDARY_CONTROLS:
     case EXIT_CONTROLS:
     case ENTRY_CONTROLS:
@@ -60,15 +92,17 @@ static u8 due_after(u32 encoding)
     case GUEST_INTERRUPTIBILITY:
     case GUEST_ACTIVITY_STATE:
     case GUEST_PENDING_DBG:
+    case HOST_RSP: // none
         return 0;
     default:
         return by_type[encoding >> 10 & 3];
     }
 }
 
-void vmcs12_note_write(struct nested *n, u32 encoding)
+void vmcs12_note_write(struct nested *n, u32 encoding, u64 changed)
 {
-    n->due |= due_after(encoding);
+    if (changed)
+        n->due |= due_after(encoding, changed);
 }
 
 bool check_reserved(const struct check *c, const struct check_row *row)
@@ -214,21 +248,14 @@ static bool msr_area(const struct check *c, const struct check_row *row)
     return entries && (bad_address(c, start, 0xf) || bad_address(c, start + entries * 16 - 1, 0));
 }
 
-static bool injects(const struct check *c)
-{
-    return get(c, ENTRY_INTERRUPTION_INFO) & INFO_VALID;
-}
-
 static u8 injected_type(const struct check *c)
 {
-    return get(c, ENTRY_INTERRUPTION_INFO) >> INFO_TYPE_SHIFT & 7;
+    return c->word[WORD_EVENT] >> INFO_TYPE_SHIFT & 7;
 }
 
 static bool injection_type(const struct check *c, const struct check_row *row)
 {
     (void)row;
-    if (!injects(c))
-        return false;
     return injected_type(c) == 1 || (injected_type(c) == EVENT_OTHER &&
                                      !(capability(c, MSR_VMX_PROCBASED_CTLS) >> 32 & PRIMARY_MTF));
 }
@@ -237,8 +264,6 @@ static bool injection_vector(const struct check *c, const struct check_row *row)
 {
     u8 vector = (u8)field_of(c, row);
 
-    if (!injects(c))
-        return false;
     switch (injected_type(c)) {
     case EVENT_NMI:
         return vector != VECTOR_NMI;
@@ -267,18 +292,7 @@ static bool injection_error_code(const struct check *c, const struct check_row *
     bool wanted = (!c->unrestricted || (get(c, GUEST_CR0) & CR0_PE)) &&
                   injected_type(c) == EVENT_EXCEPTION && has_error_code(c, (u8)info);
 
-    return injects(c) && !!(info & INFO_ERROR_CODE) != wanted;
-}
-
-static bool injection_reserved(const struct check *c, const struct check_row *row)
-{
-    return injects(c) && check_reserved(c, row);
-}
-
-static bool error_code_reserved(const struct check *c, const struct check_row *row)
-{
-    return injects(c) && (get(c, ENTRY_INTERRUPTION_INFO) & INFO_ERROR_CODE) &&
-           check_reserved(c, row);
+    return !!(info & INFO_ERROR_CODE) != wanted;
 }
 
 static bool injection_length(const struct check *c, const struct check_row *row)
@@ -286,11 +300,12 @@ static bool injection_length(const struct check *c, const struct check_row *row)
     u64 length = field_of(c, row);
     bool software = injected_type(c) >= EVENT_SOFT_INTERRUPT && injected_type(c) != EVENT_OTHER;
 
-    return injects(c) && software &&
+    return software &&
            (length > 15 || (!length && !(capability(c, MSR_VMX_MISC) & VMX_MISC_ZERO_LENGTH)));
 }
 
 #define PAGE_LOW 0xfff
+#define INFO_BIT (u32) INFO_VALID
 
 // clang-format off
 enum { ROWS_OF_INJECTION = 8 }; // the last ones
@@ -337,21 +352,14 @@ static const struct check_row rows[] = {
     // Always looked at; the error is the same. VTPR is in L1's memory.
     {"TPR threshold: bits 31:4", tpr_threshold_bits, WORD_PRIMARY, 0, PRIMARY_TPR_SHADOW, TPR_THRESHOLD, BITS(31, 4)},
     {"TPR threshold: above VTPR", tpr_threshold_class, WORD_PRIMARY, 0, PRIMARY_TPR_SHADOW, TPR_THRESHOLD, 0},
-    {"interruption information: type", injection_type, 0, 0, 0, ENTRY_INTERRUPTION_INFO, 0},
-    {"interruption information: vector", injection_vector, 0, 0, 0, ENTRY_INTERRUPTION_INFO, 0},
-    {"interruption information: deliver error code", injection_error_code, 0, 0, 0, ENTRY_INTERRUPTION_INFO, 0},
-    {"interruption information: bits 30:12", injection_reserved, 0, 0, 0, ENTRY_INTERRUPTION_INFO, BITS(30, 12)},
-    {"exception error code: bits 31:16", error_code_reserved, 0, 0, 0, ENTRY_EXCEPTION_ERROR_CODE, BITS(31, 16)},
-    {"instruction length", injection_length, 0, 0, 0, ENTRY_INSTRUCTION_LENGTH, 0},
+    {"interruption information: type", injection_type, WORD_EVENT, 0, INFO_BIT, ENTRY_INTERRUPTION_INFO, 0},
+    {"interruption information: vector", injection_vector, WORD_EVENT, 0, INFO_BIT, ENTRY_INTERRUPTION_INFO, 0},
+    {"interruption information: deliver error code", injection_error_code, WORD_EVENT, 0, INFO_BIT, ENTRY_INTERRUPTION_INFO, 0},
+    {"interruption information: bits 30:12", check_reserved, WORD_EVENT, 0, INFO_BIT, ENTRY_INTERRUPTION_INFO, BITS(30, 12)},
+    {"exception error code: bits 31:16", check_reserved, WORD_EVENT, 0, INFO_ERROR_CODE, ENTRY_EXCEPTION_ERROR_CODE, BITS(31, 16)},
+    {"instruction length", injection_length, WORD_EVENT, 0, INFO_BIT, ENTRY_INSTRUCTION_LENGTH, 0},
 };
 // clang-format on
 
 const struct check_table vmcs12_control_checks = {
-    rows, ARRAY_SIZE(rows), ARRAY_SIZE(rows) - ROWS_OF_INJECTION, DUE_CONTROLS};
-
-const char *vmcs12_check_controls(struct vcpu *vcpu)
-{
-    const struct check_row *row = check_first(vcpu, &vmcs12_control_checks);
-
-    return row ? row->name : NULL;
-}
+    rows, ARRAY_SIZE(rows), ARRAY_SIZE(rows) - ROWS_OF_INJECTION, DUE_CONTROLS, VMX_ERROR_CONTROLS};

@@ -9,18 +9,31 @@
 #include "vmcs12.h"
 #include <arch/x86/regs.h>
 
-// The words that a row may depend on. Secondary controls count as 0 unless activated.
-enum check_word { WORD_NONE, WORD_PIN, WORD_PRIMARY, WORD_SECONDARY, WORD_EXIT, WORD_ENTRY };
+// The words that a row may depend on. Secondary controls count as 0 unless activated. WORD_EVENT is
+// the interruption information, 0 if nothing is injected; WORD_STATE is 0 where the non-register
+// state is the plain one and nothing is injected, else 1.
+enum check_word {
+    WORD_NONE,
+    WORD_PIN,
+    WORD_PRIMARY,
+    WORD_SECONDARY,
+    WORD_EXIT,
+    WORD_ENTRY,
+    WORD_EVENT,
+    WORD_STATE,
+    WORD_COUNT
+};
 
 struct check {
     struct vcpu *vcpu;
     const struct nested *n;
-    u64 word[WORD_ENTRY + 1];
+    u64 word[WORD_COUNT];
     u8 phys_bits, linear_bits;
     bool unrestricted, ia32e, v8086;
 };
 
-// A row counts if `word` is WORD_NONE or has any of `bits`; it refuses the entry if fails() is true.
+// A row counts if `word` has any of `bits`, or if that is 0; it refuses the entry if fails() is
+// true.
 struct check_row {
     const char *name; // the SDM's words for what must hold
     bool (*fails)(const struct check *c, const struct check_row *row);
@@ -35,12 +48,13 @@ struct check_table {
     const struct check_row *rows;
     unsigned count, always; // the first row that is looked at even if the group is not due
     u8 due;                 // enum vmcs12_due
+    u32 result;             // of vmcs12_check_entry
 };
 
 extern const struct check_table vmcs12_control_checks, vmcs12_host_checks, vmcs12_guest_checks;
 
-// The first row that fails, NULL if none does; then the group is no longer due.
-const struct check_row *check_first(struct vcpu *vcpu, const struct check_table *table);
+// The first row that fails; NULL if none does: then no group is due any longer.
+const struct check_row *vmcs12_refusing_row(struct vcpu *vcpu, u32 *result);
 
 static inline u64 get(const struct check *c, enum vmcs_field field)
 {

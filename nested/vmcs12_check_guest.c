@@ -258,9 +258,9 @@ static bool rip(const struct check *c, const struct check_row *row)
 
 static bool injects(const struct check *c, u8 type)
 {
-    u64 info = get(c, ENTRY_INTERRUPTION_INFO);
+    u64 info = c->word[WORD_EVENT];
 
-    return (info & INFO_VALID) && (info >> INFO_TYPE_SHIFT & 7) == type;
+    return info && (info >> INFO_TYPE_SHIFT & 7) == type;
 }
 
 static bool rflags_fixed(const struct check *c, const struct check_row *row)
@@ -323,11 +323,11 @@ static bool inactive_and_blocked(const struct check *c, const struct check_row *
 // What may be injected into a state: what would end it.
 static bool activity_injection(const struct check *c, const struct check_row *row)
 {
-    u64 info = get(c, ENTRY_INTERRUPTION_INFO);
+    u64 info = c->word[WORD_EVENT];
     bool exception = injects(c, EVENT_EXCEPTION), mc = exception && (u8)info == VECTOR_MC;
 
     (void)row;
-    if (!(info & INFO_VALID))
+    if (!info)
         return false;
     switch (activity(c)) {
     case ACTIVITY_HLT:
@@ -490,22 +490,22 @@ static const struct check_row rows[] = {
     {"guest RIP", rip, 0, 0, 0, GUEST_RIP, 0},
     {"guest RFLAGS: fixed bits", rflags_fixed, 0, 0, 0, GUEST_RFLAGS, BITS(63, 22) | BIT(15) | BIT(5) | BIT(3)},
     {"guest RFLAGS.VM", rflags_vm, 0, 0, 0, GUEST_RFLAGS, 0},
-    {"guest RFLAGS.IF", rflags_if, 0, 0, 0, GUEST_RFLAGS, 0},
+    {"guest RFLAGS.IF", rflags_if, WORD_STATE, 0, 1, GUEST_RFLAGS, 0},
     {"guest SSP", ssp, WORD_ENTRY, 0, ENTRY_CTL_LOAD_CET, GUEST_SSP, 0},
     // "Checks on Guest Non-Register State"
-    {"activity state", activity_unknown, 0, 0, 0, GUEST_ACTIVITY_STATE, 0},
-    {"activity state HLT with SS.DPL", halted_cpl, 0, 0, 0, GUEST_ACTIVITY_STATE, 0},
-    {"activity state with STI or MOV SS blocking", inactive_and_blocked, 0, 0, 0, GUEST_ACTIVITY_STATE, 0},
-    {"activity state and the event injected", activity_injection, 0, 0, 0, GUEST_ACTIVITY_STATE, 0},
-    {"interruptibility state: reserved bits", check_reserved, 0, 0, 0, GUEST_INTERRUPTIBILITY, BITS(63, 4)}, // bit 4: no SGX
-    {"STI and MOV SS blocking", both_shadows, 0, 0, 0, GUEST_INTERRUPTIBILITY, 0},
-    {"STI blocking with RFLAGS.IF 0", sti_without_if, 0, 0, 0, GUEST_INTERRUPTIBILITY, 0},
-    {"an interrupt with STI or MOV SS blocking", blocked_interrupt, 0, 0, 0, GUEST_INTERRUPTIBILITY, 0},
-    {"an NMI with MOV SS blocking", blocked_nmi, 0, 0, 0, GUEST_INTERRUPTIBILITY, BLOCK_MOV_SS},
-    {"SMI blocking outside SMM", check_reserved, 0, 0, 0, GUEST_INTERRUPTIBILITY, BLOCK_SMI},
+    {"activity state", activity_unknown, WORD_STATE, 0, 1, GUEST_ACTIVITY_STATE, 0},
+    {"activity state HLT with SS.DPL", halted_cpl, WORD_STATE, 0, 1, GUEST_ACTIVITY_STATE, 0},
+    {"activity state with STI or MOV SS blocking", inactive_and_blocked, WORD_STATE, 0, 1, GUEST_ACTIVITY_STATE, 0},
+    {"activity state and the event injected", activity_injection, WORD_STATE, 0, 1, GUEST_ACTIVITY_STATE, 0},
+    {"interruptibility state: reserved bits", check_reserved, WORD_STATE, 0, 1, GUEST_INTERRUPTIBILITY, BITS(63, 4)}, // bit 4: no SGX
+    {"STI and MOV SS blocking", both_shadows, WORD_STATE, 0, 1, GUEST_INTERRUPTIBILITY, 0},
+    {"STI blocking with RFLAGS.IF 0", sti_without_if, WORD_STATE, 0, 1, GUEST_INTERRUPTIBILITY, 0},
+    {"an interrupt with STI or MOV SS blocking", blocked_interrupt, WORD_STATE, 0, 1, GUEST_INTERRUPTIBILITY, 0},
+    {"an NMI with MOV SS blocking", blocked_nmi, WORD_STATE, 0, 1, GUEST_INTERRUPTIBILITY, BLOCK_MOV_SS},
+    {"SMI blocking outside SMM", check_reserved, WORD_STATE, 0, 1, GUEST_INTERRUPTIBILITY, BLOCK_SMI},
     {"an NMI with virtual-NMI blocking", blocked_nmi, WORD_PIN, 0, PIN_VIRTUAL_NMIS, GUEST_INTERRUPTIBILITY, BLOCK_NMI},
-    {"pending debug exceptions: reserved bits", check_reserved, 0, 0, 0, GUEST_PENDING_DBG, ~(BITS(3, 0) | BIT(12) | DR6_BS)}, // RTM: not offered
-    {"pending debug exceptions: BS", single_step, 0, 0, 0, GUEST_PENDING_DBG, 0},
+    {"pending debug exceptions: reserved bits", check_reserved, WORD_STATE, 0, 1, GUEST_PENDING_DBG, ~(BITS(3, 0) | BIT(12) | DR6_BS)}, // RTM: not offered
+    {"pending debug exceptions: BS", single_step, WORD_STATE, 0, 1, GUEST_PENDING_DBG, 0},
     {"VMCS link pointer: address", link_address, 0, QUALIFICATION_LINK, 0, VMCS_LINK_POINTER, PAGE_LOW},
     {"VMCS link pointer: revision", link_revision, 0, QUALIFICATION_LINK, 0, VMCS_LINK_POINTER, 0},
     {"VMCS link pointer: the current VMCS", link_to_current, 0, QUALIFICATION_LINK, 0, VMCS_LINK_POINTER, 0},
@@ -515,12 +515,5 @@ static const struct check_row rows[] = {
 // clang-format on
 
 const struct check_table vmcs12_guest_checks = {rows, ARRAY_SIZE(rows),
-                                                ARRAY_SIZE(rows) - ROWS_OF_EACH_ENTRY, DUE_GUEST};
-
-const char *vmcs12_check_guest(struct vcpu *vcpu, u64 *qualification)
-{
-    const struct check_row *row = check_first(vcpu, &vmcs12_guest_checks);
-
-    *qualification = row ? row->qualification : 0;
-    return row ? row->name : NULL;
-}
+                                                ARRAY_SIZE(rows) - ROWS_OF_EACH_ENTRY, DUE_GUEST,
+                                                REASON_INVALID_GUEST_STATE};

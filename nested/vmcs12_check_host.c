@@ -109,11 +109,5 @@ static const struct check_row rows[] = {
 };
 // clang-format on
 
-const struct check_table vmcs12_host_checks = {rows, ARRAY_SIZE(rows), ARRAY_SIZE(rows), DUE_HOST};
-
-const char *vmcs12_check_host(struct vcpu *vcpu)
-{
-    const struct check_row *row = check_first(vcpu, &vmcs12_host_checks);
-
-    return row ? row->name : NULL;
-}
+const struct check_table vmcs12_host_checks = {rows, ARRAY_SIZE(rows), ARRAY_SIZE(rows), DUE_HOST,
+                                               VMX_ERROR_HOST_STATE};

@@ -9,6 +9,7 @@
 #include <arch/x86/regs.h>
 #include <nestor/device.h>
 #include <nestor/log.h>
+#include <nestor/string.h>
 
 // --- guest state ---
 
@@ -97,7 +98,19 @@ bool vmcs12_load_pdptes(struct vcpu *vcpu, struct guest_state *s)
 
 // --- entry ---
 
-// L2's own MSR bitmap: what Nestor passes, less what L1 intercepts.
+// L2's own MSR bitmap: what Nestor passes, less what L1 intercepts. Nestor passes few MSRs: only
+// their words can ever differ from all ones.
+void vmcs12_bitmap_reset(struct vcpu *vcpu)
+{
+    const u64 *own = (const u64 *)vcpu->vm->msr_bitmap;
+    struct nested *n = vcpu->nested;
+
+    memset(vcpu->nested_bitmap, 0xff, PAGE_SIZE);
+    for (unsigned i = 0; i < PAGE_SIZE / sizeof(u64); i++)
+        if (~own[i] && n->passed_count < ARRAY_SIZE(n->passed))
+            n->passed[n->passed_count++] = (u16)i;
+}
+
 static void merge_msr_bitmap(struct vcpu *vcpu)
 {
     struct nested *n = vcpu->nested;
@@ -106,8 +119,11 @@ static void merge_msr_bitmap(struct vcpu *vcpu)
 
     if (vmcs12_read(n, PRIMARY_CONTROLS) & PRIMARY_MSR_BITMAPS)
         l1s = vm_ram_ptr(vcpu->vm, vmcs12_read(n, MSR_BITMAP), PAGE_SIZE);
-    for (unsigned i = 0; i < PAGE_SIZE / sizeof(u64); i++)
-        merged[i] = l1s ? own[i] | l1s[i] : ~0ull;
+    for (unsigned i = 0; i < n->passed_count; i++) {
+        unsigned word = n->passed[i];
+
+        merged[word] = l1s ? own[word] | l1s[word] : ~0ull;
+    }
     vcpu->ctx[1].ctl.msr_bitmap = merged;
 }
 

@@ -55,16 +55,23 @@ static bool segment_allows(const struct segment *s, u64 offset, unsigned size, b
     return offset > s->limit && last <= (s->access & SEG_DB ? 0xffffffff : 0xffff);
 }
 
+static bool is_64bit(struct vcpu *vcpu) // VMXON comes before VMX operation
+{
+    return vcpu->nested->vmxon ? vmcs12_l1_64bit(vcpu) : vcpu_mode_64bit(vcpu);
+}
+
 // False: a fault is injected.
 static bool linear_address(struct vcpu *vcpu, const struct exit_operand *op, unsigned size,
                            bool write, gva_t *la)
 {
-    const struct guest_state *s = vcpu_state(vcpu, GROUP_CODE | GROUP_DATA | GROUP_SYSTEM);
-    const struct segment *seg = &s->seg[op->seg];
+    static const u32 groups[SEG_COUNT] = {GROUP_DATA,   GROUP_CODE,   GROUP_CODE,   GROUP_DATA,
+                                          GROUP_SYSTEM, GROUP_SYSTEM, GROUP_SYSTEM, GROUP_SYSTEM};
+    const struct guest_state *s = vcpu_state(vcpu, groups[op->seg & 7]);
+    const struct segment *seg = &s->seg[op->seg & 7];
     u64 offset = effective_address(vcpu, op);
     bool allowed;
 
-    if (vcpu_mode_64bit(vcpu)) {
+    if (is_64bit(vcpu)) {
         *la = offset + (op->seg == SEG_FS || op->seg == SEG_GS ? seg->base : 0);
         allowed = is_canonical(vcpu, *la) && is_canonical(vcpu, *la + size - 1);
     } else {

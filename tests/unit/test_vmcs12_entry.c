@@ -287,11 +287,9 @@ static void (*const states[])(void) = {good_cpl3,      good,         good_32,   
 
 static const struct check_row *refusing(u64 *qualification)
 {
-    const struct check_row *row = check_first(&vcpu, &vmcs12_control_checks);
+    u32 result;
+    const struct check_row *row = vmcs12_refusing_row(&vcpu, &result);
 
-    row = row ?: check_first(&vcpu, &vmcs12_host_checks);
-    if (!row)
-        row = check_first(&vcpu, &vmcs12_guest_checks);
     *qualification = row ? row->qualification : 0;
     return row;
 }
@@ -1102,18 +1100,24 @@ static void mutate(void)
         field = ENTRY_INTERRUPTION_INFO;
         value = events[below(ARRAY_SIZE(events))];
     }
+    vmcs12_note_write(&nested, field, at(field) ^ value);
     put(field, value);
-    vmcs12_note_write(&nested, field);
 }
 
 static enum verdict verdict(void)
 {
     u64 qualification;
 
-    return vmcs12_check_controls(&vcpu)                ? CONTROLS
-           : vmcs12_check_host(&vcpu)                  ? HOST
-           : vmcs12_check_guest(&vcpu, &qualification) ? GUEST
-                                                       : PASSES;
+    switch (vmcs12_check_entry(&vcpu, &qualification)) {
+    case 0:
+        return PASSES;
+    case VMX_ERROR_CONTROLS:
+        return CONTROLS;
+    case VMX_ERROR_HOST_STATE:
+        return HOST;
+    default:
+        return GUEST;
+    }
 }
 
 static void test_mutation(void **state)
