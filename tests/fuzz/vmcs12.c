@@ -2,8 +2,8 @@
 // Copyright (c) 2026 The Nestor authors
 // fuzz-tests: test_vmcs12
 //
-// The checks of VM entry on a VMCS12 of which any fields hold anything: they change nothing and say
-// the same twice.
+// The checks of VM entry on a VMCS12 of which any fields hold anything: they change nothing but what
+// is still due to be checked, and say the same twice.
 
 #define main unit_main
 #include "tests/unit/test_vmcs12.c"
@@ -29,6 +29,7 @@ int LLVMFuzzerTestOneInput(const u8 *data, size_t size)
     }
     before = nested;
     first = check();
+    before.due = nested.due;
     FUZZ_CHECK(memcmp(&before, &nested, sizeof(nested)) == 0);
     FUZZ_CHECK(check() == first);
     return 0;
