@@ -10,6 +10,7 @@
 // vmm KERNEL [-i INITRD] [-a COMMAND-LINE] [-c CPUS] [-m MIB]: the status is the guest's code.
 
 #include <elf.h>
+#include <errno.h>
 #include <fcntl.h>
 #include <linux/kvm.h>
 #include <pthread.h>
@@ -532,7 +533,11 @@ static void run_cpu(int fd, struct kvm_run *run)
     uint8_t clock_index = 0;
 
     for (;;) {
-        control(fd, KVM_RUN, NULL, "KVM_RUN");
+        if (ioctl(fd, KVM_RUN, NULL) < 0) {
+            if (errno != EAGAIN && errno != EINTR) // the first is a start by INIT and SIPI
+                die("KVM_RUN: %m");
+            continue;
+        }
         switch (run->exit_reason) {
         case KVM_EXIT_IO:
             port_access(run, &clock_index);
