@@ -496,31 +496,13 @@ static void test_five_levels(void)
     report_exit(run() == REASON_EPT_VIOLATION, "whose PML5 entry is gone");
 }
 
-static bool enable(void)
-{
-    u64 lock = msr_read(MSR_FEATURE_CONTROL);
-
-    if (!(cpuid(1, 0).ecx & CPUID_VMX))
-        return false;
-    if (!(lock & FEATURE_CONTROL_LOCK))
-        msr_write(MSR_FEATURE_CONTROL,
-                  lock | FEATURE_CONTROL_LOCK | FEATURE_CONTROL_VMX_OUTSIDE_SMX);
-    basic = msr_read(MSR_VMX_BASIC);
-    vmxon_region = new_region();
-    vmcs_region = new_region();
-    write_cr4(read_cr4() | msr_read(MSR_VMX_CR4_FIXED0) | CR4_VMXE);
-    write_cr0(read_cr0() | msr_read(MSR_VMX_CR0_FIXED0));
-    return vmxon(vmxon_region) == 0 && offers(MSR_VMX_PROCBASED_CTLS, PRIMARY_SECONDARY) &&
-           offers(MSR_VMX_PROCBASED_CTLS2, SECONDARY_EPT);
-}
-
 void guest_main(void)
 {
-    if (!enable()) {
+    if (!vmx_start() || !offers(MSR_VMX_PROCBASED_CTLS, PRIMARY_SECONDARY) ||
+        !offers(MSR_VMX_PROCBASED_CTLS2, SECONDARY_EPT)) {
         report(false, "no VMX with EPT");
         return;
     }
-    put_l2_idt();
     caps = msr_read(MSR_VMX_EPT_VPID_CAP);
     report((caps & (EPT_CAP_WALK_4 | EPT_CAP_WB | EPT_CAP_2M)) ==
                (EPT_CAP_WALK_4 | EPT_CAP_WB | EPT_CAP_2M),

@@ -311,3 +311,32 @@ void put_l2_idt(void)
         l2_idt[i * 2 + 1] = handler >> 32;
     }
 }
+
+bool vmx_start(void)
+{
+    u64 lock = msr_read(MSR_FEATURE_CONTROL);
+
+    if (!(cpuid(1, 0).ecx & CPUID_VMX))
+        return false;
+    if (!(lock & FEATURE_CONTROL_LOCK))
+        msr_write(MSR_FEATURE_CONTROL,
+                  lock | FEATURE_CONTROL_LOCK | FEATURE_CONTROL_VMX_OUTSIDE_SMX);
+    basic = msr_read(MSR_VMX_BASIC);
+    vmxon_region = new_region();
+    vmcs_region = new_region();
+    write_cr4(read_cr4() | msr_read(MSR_VMX_CR4_FIXED0) | CR4_VMXE);
+    write_cr0(read_cr0() | msr_read(MSR_VMX_CR0_FIXED0));
+    put_l2_idt();
+    return vmxon(vmxon_region) == 0;
+}
+
+bool use_secondary(u32 primary, u32 secondary)
+{
+    primary |= PRIMARY_SECONDARY;
+    if ((msr_read(MSR_VMX_PROCBASED_CTLS) >> 32 & primary) != primary ||
+        (msr_read(MSR_VMX_PROCBASED_CTLS2) >> 32 & secondary) != secondary)
+        return false;
+    set_primary(PRIMARY_HLT | primary);
+    vmwrite(SECONDARY_CONTROLS, secondary);
+    return true;
+}

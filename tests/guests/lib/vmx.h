@@ -64,6 +64,11 @@ void put_host(void);
 void put_guest(const void *code);
 void put_segment(unsigned n, u16 selector, u32 access, u32 limit, u64 base);
 void put_l2_idt(void);
+// All that precedes a first VMCS; false: there is no VMX.
+bool vmx_start(void);
+// Sets these controls beside HLT exiting, of the VMCS that init() has made; false: not all of them
+// are offered.
+bool use_secondary(u32 primary, u32 secondary);
 void *new_region(void);
 // A fresh VMCS for an L2 that runs `code`.
 void init(const void *code);
