@@ -7,7 +7,7 @@
 FUZZ_CC ?= clang
 FUZZ_CFLAGS := -std=gnu11 -O1 -g -D_GNU_SOURCE -fno-omit-frame-pointer -fno-strict-aliasing -fsanitize=fuzzer,address,undefined \
 	-fno-sanitize-recover=all -w
-FUZZ_SOURCES := emulate config load vmcs12 device
+FUZZ_SOURCES := emulate config load vmcs12 vmcb12 device
 FUZZ_DEVICES := lapic ioapic pit rtc uart pci i8042 pic fwcfg machine
 fuzz_units = $(patsubst %,tests/unit/%.c,$(shell sed -n 's|^// fuzz-tests: *||p' tests/fuzz/$(1).c))
 fuzz_words = $(sort $(foreach unit,$(call fuzz_units,$(1)),$(call unit_words,$(2),$(unit))))
