@@ -12,48 +12,14 @@
 // addresses that paravirtual MSRs are given, which are led to a page kept for them.
 
 #include "guest.h"
+#include "random.h"
 
 enum { PORT_COM1 = 0x3f8, RAM_END = 0x8000000, WINDOW_EVERY = 64, PIC_BASE = 0xf0 };
 
-static u64 random_state;
 static u32 faults, nmis, interrupts;
 static u8 buffer[64] ALIGNED(64);
 static u8 *shared; // where paravirtual MSRs may point
 static u32 kinds[8];
-
-static u64 random_u64(void) // xorshift64*
-{
-    random_state ^= random_state >> 12;
-    random_state ^= random_state << 25;
-    random_state ^= random_state >> 27;
-    return random_state * 0x2545f4914f6cdd1dull;
-}
-
-static u32 below(u32 limit)
-{
-    return (u32)((random_u64() >> 32) * limit >> 32);
-}
-
-// Few bits set, few clear, small, or anything.
-static u64 random_value(void)
-{
-    u64 value = random_u64();
-
-    switch (below(6)) {
-    case 0:
-        return value & 0xff;
-    case 1:
-        return 1ull << below(64);
-    case 2:
-        return ~(1ull << below(64));
-    case 3:
-        return below(2) ? 0 : ~0ull;
-    case 4:
-        return value & random_u64() & random_u64();
-    default:
-        return value;
-    }
-}
 
 // --- ports ---
 
@@ -376,21 +342,6 @@ static void interrupt_window(void)
 
 // --- all of it ---
 
-// The digits behind `word` on the command line.
-static u64 number(const char *word, u64 otherwise)
-{
-    const char *at = command_line;
-    u64 value = 0;
-
-    while (*at && memcmp(at, word, strlen(word)) != 0)
-        at++;
-    if (!*at)
-        return otherwise;
-    for (at += strlen(word); *at >= '0' && *at <= '9'; at++)
-        value = value * 10 + (u64)(*at - '0');
-    return value;
-}
-
 static void access(void)
 {
     static void (*const fns[])(void) = {access_port,   access_port,   access_pci, access_msr,
@@ -415,7 +366,7 @@ void guest_main(void)
 {
     u64 count = number("count=", 50000), seed = number("seed=", 1), done = 0;
 
-    random_state = seed * 0x9e3779b97f4a7c15ull | 1;
+    random_seed(seed);
     shared = pages(1);
     trap_handlers[VECTOR_NMI] = on_nmi;
     for (unsigned vector = 0x30; vector < 256; vector++)

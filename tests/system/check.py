@@ -81,7 +81,7 @@ def style(log):
 def all_tests(level):
     """(name, seconds it may take about, function), the longest first."""
     tests = unit_tests() + [("style", 5, style)] + runner.tests() + guests.tests(level)
-    tests += linux.tests(level) + badinput.tests() + life.tests() + fuzz.tests()
+    tests += linux.tests(level) + badinput.tests() + life.tests(level) + fuzz.tests()
     tests += suite.tests() + nested.tests(level)
     return sorted(tests, key=lambda test: -test[1])
 

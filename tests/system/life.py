@@ -10,8 +10,8 @@ import tempfile
 from session import BUILD, Session, expect
 
 TINY = os.path.join(BUILD, "system", "tiny.elf")
-RANDOM_ACCESS = os.path.join(BUILD, "guests", "random_access.elf")
 RANDOM = {"qemu-svm": 100000, "bochs-vmx": 50000}  # accesses
+HOSTILE = {"qemu-svm": ("hostile_svm", 600), "bochs-vmx": ("hostile_vmx", 200)}  # L1, entries
 LOG_LIMIT = 64 << 10
 MACHINES = {"qemu-svm": 60, "bochs-vmx": 180}
 KILLED = 126
@@ -21,14 +21,14 @@ GUEST = '%s { memory = <%d>; vcpus = <%d>; kernel = "%s"; command-line = "%s"; %
 MEMORY = re.compile(r"memory (before guests|after a guest): (\d+) KiB in use by Nestor, (\d+) KiB")
 
 
-def start(log, directory, machine, guests, option, cpus):
+def start(log, directory, machine, guests, option, cpus, image="random_access", more=0):
     config = os.path.join(directory, "config.dts")
     with open(config, "w") as file:
         file.write(TREE % " ".join(GUEST % guest for guest in guests))
     return Session(log, ["--machine", machine, "--host-cpus", cpus, "--host-mem", 256,
                          "--config", config, "--module", "tiny=" + TINY, "--module",
-                         "random=" + RANDOM_ACCESS, "--option", option],
-                   MACHINES[machine])
+                         "random=" + os.path.join(BUILD, "guests", image + ".elf"), "--option", option],
+                   MACHINES[machine] + more)
 
 
 def log_of(session):
@@ -82,14 +82,14 @@ def resets(machine):
     return run
 
 
-def random_neighbour(machine):
-    """One guest throws random accesses at its machine; the other answers all the while."""
+def neighbour(machine, image, words, properties, vcpus, seconds=0):
+    """One guest, `random`, does its worst; the other answers all the while."""
     def run(log):
-        guests = [("random", 64, 1, "random", "count=%d seed=3" % RANDOM[machine],
-                   "test-device; pci-test-device;"),
+        guests = [("random", 64, vcpus, "random", words, properties),
                   ("stays", 32, 1, "tiny", "echo", "console;")]
         with tempfile.TemporaryDirectory() as directory, \
-                start(log, directory, machine, guests, "mitigations=auto", 2) as session:
+                start(log, directory, machine, guests, "mitigations=auto", vcpus + 1,
+                      image, seconds) as session:
             session.wait(rb"TINY: up")
             answers = 0
             while "guest random: ended" not in log_of(session):
@@ -108,11 +108,26 @@ def random_neighbour(machine):
     return run
 
 
-def tests():
+def random_neighbour(machine):
+    return neighbour(machine, "random_access", "count=%d seed=3" % RANDOM[machine],
+                     "test-device; pci-test-device;", 1)
+
+
+def hostile_neighbour(machine, words, vcpus):
+    image, count = HOSTILE[machine]
+    return neighbour(machine, image, "count=%d seed=3 %s" % (count, words), "test-device; nested;",
+                     vcpus, 60)
+
+
+def tests(level):
     out = []
     for machine, seconds in MACHINES.items():
         out += [("life-kill-%s-%s" % (word, machine), seconds / 8, kill(machine, word))
                 for word in ("hang", "spin")]
         out.append(("life-random-" + machine, seconds / 6, random_neighbour(machine)))
+        out.append(("life-hostile-" + machine, seconds / 4, hostile_neighbour(machine, "", 1)))
+        if level == "all":
+            out.append(("life-hostile-race-" + machine, seconds / 4,
+                        hostile_neighbour(machine, "race", 2)))
         out.append(("life-resets-" + machine, seconds / 4, resets(machine)))
     return out

@@ -1,0 +1,364 @@
+// SPDX-License-Identifier: BSD-2-Clause
+// Copyright (c) 2026 The Nestor authors
+//
+// A hostile SVM hypervisor: from a fixed seed it takes a good VMCB, spoils fields of it and what
+// they point at, and runs it. Each VMRUN must end as the APM says (vol. 2, 15.5, appendix C):
+// VMEXIT_INVALID or an exit code; and the good VMCB must work in between. Words on the command
+// line: count=N (300), seed=N (1); race: a second CPU overwrites the VMCB and what it points at
+// while the first one runs it; fatal=N: what ends the guest.
+//
+// L1 keeps what gets it its CPU back: the intercepts of INTR and of shutdown, see keep_control.
+
+#include "hostile.h"
+#include "l1_svm.h"
+
+enum { WATCHDOG_TICKS = 4000000, STEPS = 4, GOOD_EVERY = 16, CONTROL_END = 0xe0 };
+enum { SAVE_START = 0x400, SAVE_END = 0x698 };
+#define LLU(x) ((unsigned long long)(x))
+
+static struct vmcb good;
+static u8 *iopm, *msrpm, *spare_vmcb;
+static u32 outcomes[3]; // invalid, exits, instructions that fault
+static bool racing;     // then the exit code may be the other CPU's
+static volatile bool stop_race;
+
+extern char l2_code[], l2_code_end[];
+__asm__(".pushsection .text\n"
+        "l2_code:\n"
+        "1: cpuid\n"
+        "lea l2_code(%rip), %rbx\n"
+        "add $0x6000, %rbx\n" // scratch pages
+        "mov (%rbx), %eax\n"
+        "mov %eax, 0x1000(%rbx)\n"
+        "movb $0, 0x2002(%rbx)\n"
+        "mov $0x10, %ecx\n"
+        "rdmsr\n"
+        "mov $0x80, %dx\n"
+        "in %dx, %al\n"
+        "push %rax\n"
+        "pop %rax\n"
+        "mov %cr0, %rax\n"
+        "mov %cr8, %rax\n"
+        "pause\n"
+        "vmmcall\n"
+        "hlt\n"
+        "jmp 1b\n"
+        ".org l2_code + 2048\n" // its IDT's gates
+        "vmmcall\n"
+        "jmp 1b\n"
+        "l2_code_end:\n"
+        ".popsection\n");
+
+static bool has_npt(void)
+{
+    return cpuid(0x8000000a, 0).edx & SVM_FEATURE_NP;
+}
+
+static void make_good(void)
+{
+    struct vmcb *v = l1_vmcb;
+
+    l1_svm_init(l2.code);
+    v->intercept[SVM_WORD_EXCEPTIONS] = ~0u & ~BIT(VECTOR_NMI);
+    v->intercept[SVM_WORD_3] |=
+        SVM_INTERCEPT_IOIO | SVM_INTERCEPT_MSR | SVM_INTERCEPT_INVLPGA | SVM_INTERCEPT_TASK_SWITCH;
+    v->intercept[SVM_WORD_4] |= SVM_INTERCEPT_VMLOAD | SVM_INTERCEPT_VMSAVE | SVM_INTERCEPT_STGI |
+                                SVM_INTERCEPT_CLGI | SVM_INTERCEPT_SKINIT;
+    v->iopm_base_pa = (u64)iopm;
+    v->msrpm_base_pa = (u64)msrpm;
+    v->cr3 = (u64)l2.paging;
+    v->rsp = (u64)l2.stack;
+    v->gdtr.base = (u64)l2.gdt;
+    v->idtr.base = (u64)l2.idt;
+    v->tr.base = (u64)l2.tss;
+    v->rflags = RFLAGS_FIXED | RFLAGS_IF;
+    if (has_npt()) {
+        v->np_enable = SVM_NP_ENABLE;
+        v->n_cr3 = (u64)l2.nested;
+    }
+    good = *v;
+}
+
+// --- spoiling it ---
+
+static const u16 addresses[] = {
+    offsetof(struct vmcb, iopm_base_pa),  offsetof(struct vmcb, msrpm_base_pa),
+    offsetof(struct vmcb, n_cr3),         offsetof(struct vmcb, cr3),
+    offsetof(struct vmcb, avic_apic_bar), offsetof(struct vmcb, ghcb_pa)};
+
+// What the hardware below would do without it only another CPU could end; and without nested
+// paging L2's own is what keeps it away from L1.
+static void keep_control(struct vmcb *v)
+{
+    v->intercept[SVM_WORD_3] |= SVM_INTERCEPT_INTR | SVM_INTERCEPT_SHUTDOWN;
+    if (!(v->v_ctl & SVM_V_INTR_MASKING))
+        v->rflags |= RFLAGS_IF;
+    if (v->np_enable & SVM_NP_ENABLE)
+        return;
+    v->cr0 |= CR0_PG;
+    v->cr3 = hostile_root(v->cr3);
+}
+
+static void spoil_field(struct vmcb *v)
+{
+    u16 offset = (u16)(below(2) ? below(CONTROL_END / 4) * 4
+                                : SAVE_START + below((SAVE_END - SAVE_START) / 4) * 4);
+    u64 value, *at = (u64 *)((u8 *)v + (offset & (below(2) ? ~7 : ~3)));
+
+    switch (below(6)) {
+    case 0:
+    case 1:
+        value = *at ^ BIT(below(64));
+        break;
+    case 2:
+        value = *at + below(16) - 8;
+        break;
+    case 3:
+        *(u64 *)((u8 *)v + addresses[below(ARRAY_SIZE(addresses))]) = hostile_address();
+        return;
+    default:
+        value = random_value();
+    }
+    *at = value;
+}
+
+static void spoil(struct vmcb *v)
+{
+    *v = good;
+    for (u32 n = below(3) ? 1 : 1 + below(4); n; n--)
+        spoil_field(v);
+    if (below(8) == 0)
+        v->np_enable ^= SVM_NP_ENABLE;
+    if (below(8) == 0)
+        v->clean = (u32)random_value();
+    if (below(4) == 0)
+        hostile_l2_spoil();
+    if (below(4) == 0)
+        msrpm[below(2 * PAGE_SIZE)] = (u8)random_u64();
+    keep_control(v);
+}
+
+// --- running it ---
+
+static bool known_code(u64 code)
+{
+    return code <= VMEXIT_IDLE_HLT || code == VMEXIT_NPF;
+}
+
+// The length of the instruction that exited, of those in l2_code.
+static u64 length_of(u64 code)
+{
+    return code == VMEXIT_CPUID || code == VMEXIT_MSR || code == VMEXIT_PAUSE ? 2
+           : code == VMEXIT_VMMCALL || code < VMEXIT_DR0_READ                 ? 3
+           : code == VMEXIT_IOIO || code == VMEXIT_HLT                        ? 1
+                                                                              : 0;
+}
+
+static void l1_again(void)
+{
+    msr_write(MSR_PAT, 0x0007040600070406);
+    msr_write(MSR_EFER, EFER_LME | EFER_LMA | EFER_SVME);
+}
+
+static bool run_spoiled(u64 number)
+{
+    struct vmcb *v = l1_vmcb;
+
+    for (u32 step = 0; step < STEPS; step++) {
+        v->exitcode = 0xdead;
+        watchdog_arm(WATCHDOG_TICKS);
+        l1_svm_enter((u64)v);
+        watchdog_quiet();
+        if (v->exitcode == VMEXIT_INVALID) {
+            outcomes[0]++;
+            return true;
+        }
+        outcomes[1]++;
+        if (!known_code(v->exitcode) && !racing) {
+            report(false, "case %llu: EXITCODE %#llx", LLU(number), LLU(v->exitcode));
+            return false;
+        }
+        v->rip += length_of(v->exitcode);
+        keep_control(v);
+    }
+    return true;
+}
+
+static bool run_good(void)
+{
+    hostile_l2_again();
+    memset(msrpm, 0xff, 2 * PAGE_SIZE);
+    memset(iopm, 0xff, 3 * PAGE_SIZE);
+    *l1_vmcb = good;
+    l1_vmcb->tlb_control = SVM_TLB_FLUSH_ALL; // L2's tables were elsewhere
+    do {                                      // the last case's interrupt may still come
+        l1_svm_enter((u64)l1_vmcb);
+        watchdog_quiet();
+    } while (l1_vmcb->exitcode == VMEXIT_INTR);
+    return l1_vmcb->exitcode == VMEXIT_CPUID && l1_vmcb->rip == (u64)l2.code;
+}
+
+// --- SVM's instructions on anything ---
+
+static void do_address(void *address)
+{
+    switch (below(4)) {
+    case 0:
+        __asm__ volatile("vmload" : : "a"(address) : "memory");
+        break;
+    case 1:
+        __asm__ volatile("vmsave" : : "a"(address) : "memory");
+        break;
+    case 2:
+        __asm__ volatile("invlpga" : : "a"(address), "c"(random_value()) : "memory");
+        break;
+    default:
+        l1_svm_enter((u64)address);
+    }
+}
+
+static void do_gif(void *unused)
+{
+    (void)unused;
+    clgi();
+    if (below(2))
+        clgi();
+    stgi();
+    if (below(2))
+        stgi();
+}
+
+static void do_msr(void *address)
+{
+    static const u32 msrs[] = {MSR_VM_HSAVE_PA, MSR_VM_CR, MSR_EFER};
+    u32 msr = msrs[below(ARRAY_SIZE(msrs))];
+    u64 before = msr_read(msr);
+
+    if (msr == MSR_VM_HSAVE_PA)
+        msr_write(msr, (u64)address);
+    else if (msr == MSR_VM_CR)
+        msr_write(msr, random_value() & ~(u64)VM_CR_LOCK);
+    else
+        msr_write(msr, before ^ EFER_SVME);
+    msr_write(msr, before);
+}
+
+static void do_skinit(void *unused)
+{
+    (void)unused;
+    __asm__ volatile("skinit" : : "a"(random_value()) : "memory");
+}
+
+// VMLOAD of anything would change L1's own; so that is put back.
+static void instructions(void)
+{
+    static void (*const fns[])(void *) = {do_address, do_address, do_address,
+                                          do_gif,     do_msr,     do_skinit};
+    static u8 own[PAGE_SIZE] ALIGNED(PAGE_SIZE);
+
+    __asm__ volatile("vmsave" : : "a"(own) : "memory");
+    for (u32 n = below(16); n; n--) {
+        void *address = below(8) ? (void *)hostile_address() : spare_vmcb;
+
+        memcpy(spare_vmcb, &good, PAGE_SIZE);
+        spoil_field((struct vmcb *)spare_vmcb);
+        keep_control((struct vmcb *)spare_vmcb);
+        watchdog_arm(WATCHDOG_TICKS);
+        outcomes[2] += try(fns[below(ARRAY_SIZE(fns))], address) != NO_TRAP;
+        stgi();
+        __asm__ volatile("vmload" : : "a"(own) : "memory");
+        l1_again();
+        watchdog_quiet();
+    }
+}
+
+// --- the second CPU ---
+
+static void race(void *unused)
+{
+    u8 *const at[] = {(u8 *)l1_vmcb, msrpm, iopm, spare_vmcb};
+
+    (void)unused;
+    for (u64 state = 88172645463325252ull; !stop_race;) {
+        u16 offset = (u16)(state >> 16 & 0xfff);
+        u32 which = (state >> 8 & 0xff) % ARRAY_SIZE(at);
+
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        if (which || offset > offsetof(struct vmcb, intercept[SVM_WORD_4]))
+            at[which][offset] ^= (u8)(state >> 32);
+        keep_control(l1_vmcb);
+        if (!(state & 0xf))
+            l2.nested_leaves[state >> 48 & 15] ^= BIT(state >> 24 & 7);
+    }
+}
+
+// --- all of it ---
+
+static bool start(void)
+{
+    if (!l1_svm_start()) {
+        report_skip("no SVM");
+        return false;
+    }
+    hostile_l2_make(l2_code, l2_code_end, 7, 7);
+    iopm = pages(3);
+    msrpm = pages(2);
+    spare_vmcb = pages(1);
+    pages(1);
+    hostile_add_target(iopm);
+    hostile_add_target(msrpm);
+    hostile_add_target(spare_vmcb);
+    watchdog_start();
+    make_good();
+    report(run_good(), "the good VMCB");
+    return true;
+}
+
+static void fatal(u64 which)
+{
+    if (which == 0) { // a shutdown that nobody intercepts
+        l1_vmcb->intercept[SVM_WORD_3] &= ~SVM_INTERCEPT_SHUTDOWN;
+        l1_vmcb->intercept[SVM_WORD_EXCEPTIONS] = 0;
+        l1_vmcb->idtr.limit = 0;
+        l1_vmcb->rip = 0x5000000000;
+    }
+    l1_svm_enter((u64)l1_vmcb);
+    report(false, "fatal=%llu was none", LLU(which));
+}
+
+void guest_main(void)
+{
+    u64 count = number("count=", 300), seed = number("seed=", 1), done, works = 0, end = 0;
+
+    random_seed(seed);
+    if (!start())
+        return;
+    if (number("fatal=", ~0ull) != ~0ull) {
+        *l1_vmcb = good;
+        fatal(number("fatal=", 0));
+        return;
+    }
+    racing = option("race");
+    if (racing) {
+        report(smp_start(2), "two CPUs");
+        smp_call(1, race, NULL);
+    }
+    for (done = 0; done < count; done++) {
+        if (done % GOOD_EVERY == 0) {
+            instructions();
+            works += run_good() || racing;
+        }
+        spoil(l1_vmcb);
+        end += run_spoiled(done);
+        hostile_l2_again();
+    }
+    stop_race = true;
+    report(end == count, "%llu spoiled VMCBs from seed %llu, %llu ended as the manual says",
+           LLU(count), LLU(seed), LLU(end));
+    report(works == (count + GOOD_EVERY - 1) / GOOD_EVERY, "the good one worked %llu times",
+           LLU(works));
+    report(outcomes[0] && outcomes[1], "%u invalid, %u exits, %u faults, %u interrupts",
+           outcomes[0], outcomes[1], outcomes[2], watchdog_count);
+}
