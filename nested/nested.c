@@ -67,7 +67,6 @@ void nested_base_controls(struct vcpu *vcpu)
 
 void nested_enter_l2(struct vcpu *vcpu)
 {
-    vcpu->ctx[1].valid = vcpu->ctx[1].dirty = GROUP_ALL_CTX;
     irq_take_back(vcpu); // what L2's exits ask for are L1's interrupts
     backend->select(vcpu, 1);
     vcpu->events.interrupts_check = true;

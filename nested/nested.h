@@ -35,8 +35,8 @@ struct nested_ops {
 extern const struct nested_ops vmcs12_ops; // VMX for guests
 extern const struct nested_ops vmcb12_ops; // SVM for guests
 
-// The level changes. The caller has filled ctx[1]'s state (enter) or is about to correct ctx[0]'s
-// (leave).
+// The level changes. The caller has filled ctx[1]'s state, and its valid and dirty groups (enter),
+// or is about to correct ctx[0]'s (leave).
 void nested_enter_l2(struct vcpu *vcpu);
 void nested_leave_l2(struct vcpu *vcpu);
 // Starts an L2 context's controls from what Nestor needs for itself; the front end adds L1's.

@@ -290,6 +290,7 @@ void vmcb12_enter(struct vcpu *vcpu)
     merge_controls(vcpu, v);
     use_stage2(vcpu, v);
     vcpu->events.gif_clear = false;
+    vcpu->ctx[1].valid = vcpu->ctx[1].dirty = GROUP_ALL_CTX;
     nested_enter_l2(vcpu);
     take_eventinj(vcpu, v->eventinj);
     vmcb12_note_virtual(vcpu);

@@ -15,36 +15,15 @@
 
 static void segments_from_vmcs12(struct nested *n, struct guest_state *s)
 {
-    // The segments stand in the same order in every width, and so does enum segment_index.
-    for (unsigned i = 0; i < SEG_COUNT; i++) {
-        struct segment *seg = &s->seg[i];
+    const struct vmcs12_segments from = vmcs12_segments(n);
 
-        seg->selector = (u16)vmcs12_read(n, (enum vmcs_field)(GUEST_ES_SELECTOR + 2 * i));
-        seg->limit = (u32)vmcs12_read(n, (enum vmcs_field)(GUEST_ES_LIMIT + 2 * i));
-        seg->access = (u32)vmcs12_read(n, (enum vmcs_field)(GUEST_ES_ACCESS + 2 * i));
-        seg->base = vmcs12_read(n, (enum vmcs_field)(GUEST_ES_BASE + 2 * i));
+    for (unsigned i = 0; i < SEG_COUNT; i++) {
+        s->seg[i].selector = (u16)from.selector[i];
+        s->seg[i].limit = (u32)from.limit[i];
+        s->seg[i].access = (u32)from.access[i];
+        s->seg[i].base = from.base[i];
     }
 }
-
-const struct vmcs12_plain vmcs12_plain[VMCS12_PLAIN] = {
-#define PLAIN(field, member)                        \
-    {                                               \
-        field, offsetof(struct guest_state, member) \
-    }
-    PLAIN(GUEST_RIP, rip),
-    PLAIN(GUEST_RSP, rsp),
-    PLAIN(GUEST_RFLAGS, rflags),
-    PLAIN(GUEST_CR0, cr0),
-    PLAIN(GUEST_CR3, cr3),
-    PLAIN(GUEST_CR4, cr4),
-    PLAIN(GUEST_GDTR_BASE, gdtr.base),
-    PLAIN(GUEST_IDTR_BASE, idtr.base),
-    PLAIN(GUEST_SYSENTER_CS, sysenter_cs),
-    PLAIN(GUEST_SYSENTER_ESP, sysenter_esp),
-    PLAIN(GUEST_SYSENTER_EIP, sysenter_eip),
-    PLAIN(GUEST_PENDING_DBG, pending_dbg),
-#undef PLAIN
-};
 
 // Without "load IA32_EFER" an entry sets LMA, and LME where paging is on ("Loading Guest Control
 // Registers, Debug Registers, and MSRs").
@@ -62,8 +41,9 @@ static void load_guest_state(struct vcpu *vcpu)
     struct guest_state *s = &vcpu->ctx[1].state;
     u64 entry = vmcs12_read(n, ENTRY_CONTROLS);
 
-    for (unsigned i = 0; i < VMCS12_PLAIN; i++)
-        *vmcs12_plain_at(s, i) = vmcs12_read(n, vmcs12_plain[i].field);
+#define LOAD(field, member) s->member = vmcs12_read(n, field);
+    VMCS12_PLAIN(LOAD)
+#undef LOAD
     segments_from_vmcs12(n, s);
     // CR0.ET is fixed; CD and NW are not loaded by an entry ("Loading Guest Control Registers").
     s->cr0 = (s->cr0 & ~(CR0_CD | CR0_NW)) | (l1->cr0 & (CR0_CD | CR0_NW)) | CR0_ET;
@@ -289,13 +269,66 @@ static bool load_guest_pdptes(struct vcpu *vcpu)
     return true;
 }
 
+// The groups lie one behind the other in guest_state, in pieces of 8 bytes.
+static const struct {
+    u32 group;
+    u16 offset, end;
+} pieces[] = {
+#define PIECE(group, first, last)                                                           \
+    {                                                                                       \
+        group, offsetof(struct guest_state, first),                                         \
+            offsetof(struct guest_state, last) + sizeof(((struct guest_state *)NULL)->last) \
+    }
+    PIECE(GROUP_RIP, rip, rflags),
+    PIECE(GROUP_CR, cr0, cr4),
+    PIECE(GROUP_PDPTE, pdpte, pdpte),
+    PIECE(GROUP_DATA, seg[SEG_ES], seg[SEG_ES]),
+    PIECE(GROUP_CODE, seg[SEG_CS], seg[SEG_SS]),
+    PIECE(GROUP_DATA, seg[SEG_DS], seg[SEG_DS]),
+    PIECE(GROUP_SYSTEM, seg[SEG_FS], seg[SEG_TR]),
+    PIECE(GROUP_TABLES, gdtr, idtr),
+    PIECE(GROUP_SYSENTER, sysenter_cs, sysenter_eip),
+    PIECE(GROUP_EFER_PAT, efer, pat),
+    PIECE(GROUP_DEBUG, dr7, debugctl),
+    PIECE(GROUP_CET, s_cet, interrupt_ssp_table),
+    PIECE(GROUP_BLOCKING, interruptibility, activity),
+    PIECE(GROUP_PENDING_DBG, pending_dbg, pending_dbg),
+#undef PIECE
+};
+
+static u32 changed_groups(const struct guest_state *before, const struct guest_state *now)
+{
+    u32 changed = 0;
+
+    for (unsigned i = 0; i < ARRAY_SIZE(pieces); i++)
+        for (unsigned at = pieces[i].offset; at < pieces[i].end; at += 8)
+            if (*(const u64 *)((const u8 *)before + at) != *(const u64 *)((const u8 *)now + at)) {
+                changed |= pieces[i].group;
+                break;
+            }
+    return changed;
+}
+
+// L2's state from VMCS12. What it has of that already since its last exit is not written again.
+static bool load_l2(struct vcpu *vcpu)
+{
+    struct vcpu_ctx *l2 = &vcpu->ctx[1];
+    const struct guest_state before = l2->state;
+    bool loaded;
+
+    load_guest_state(vcpu);
+    loaded = load_guest_pdptes(vcpu);
+    l2->dirty |= (GROUP_ALL_CTX & ~l2->valid) | changed_groups(&before, &l2->state);
+    l2->valid = GROUP_ALL_CTX;
+    return loaded;
+}
+
 void vmcs12_enter(struct vcpu *vcpu)
 {
     struct nested *n = vcpu->nested;
     u32 failed;
 
-    load_guest_state(vcpu);
-    if (!load_guest_pdptes(vcpu)) {
+    if (!load_l2(vcpu)) {
         vmcs12_entry_failed(vcpu, REASON_INVALID_GUEST_STATE, 2); // qualification 2: PDPTE loading
         return;
     }

@@ -12,13 +12,13 @@
 
 static void segments_to_vmcs12(struct nested *n, const struct guest_state *s)
 {
-    for (unsigned i = 0; i < SEG_COUNT; i++) {
-        const struct segment *seg = &s->seg[i];
+    const struct vmcs12_segments to = vmcs12_segments(n);
 
-        vmcs12_write(n, (enum vmcs_field)(GUEST_ES_SELECTOR + 2 * i), seg->selector);
-        vmcs12_write(n, (enum vmcs_field)(GUEST_ES_LIMIT + 2 * i), seg->limit);
-        vmcs12_write(n, (enum vmcs_field)(GUEST_ES_ACCESS + 2 * i), seg->access);
-        vmcs12_write(n, (enum vmcs_field)(GUEST_ES_BASE + 2 * i), seg->base);
+    for (unsigned i = 0; i < SEG_COUNT; i++) {
+        to.selector[i] = s->seg[i].selector;
+        to.limit[i] = s->seg[i].limit;
+        to.access[i] = s->seg[i].access;
+        to.base[i] = s->seg[i].base;
     }
 }
 
@@ -38,8 +38,9 @@ static void save_guest_state(struct vcpu *vcpu)
         (s->cr0 & CR0_PG))
         save_pdptes(n, vcpu_state(vcpu, GROUP_PDPTE));
 
-    for (unsigned i = 0; i < VMCS12_PLAIN; i++)
-        vmcs12_write(n, vmcs12_plain[i].field, *vmcs12_plain_at(s, i));
+#define SAVE(field, member) vmcs12_write(n, field, s->member);
+    VMCS12_PLAIN(SAVE)
+#undef SAVE
     segments_to_vmcs12(n, s);
     vmcs12_write(n, GUEST_GDTR_LIMIT, s->gdtr.limit);
     vmcs12_write(n, GUEST_IDTR_LIMIT, s->idtr.limit);

@@ -46,13 +46,24 @@ bool vmcs12_load_pdptes(struct vcpu *vcpu, struct guest_state *s);
 void vmcs12_use_stage2(struct vcpu *vcpu);
 
 // Fields whose place in the model is a u64 of guest_state, both ways alike.
-struct vmcs12_plain {
-    u16 field, offset;
-};
-enum { VMCS12_PLAIN = 12 };
-extern const struct vmcs12_plain vmcs12_plain[VMCS12_PLAIN];
+// clang-format off
+#define VMCS12_PLAIN(X)                                                                          \
+    X(GUEST_RIP, rip) X(GUEST_RSP, rsp) X(GUEST_RFLAGS, rflags)                                  \
+    X(GUEST_CR0, cr0) X(GUEST_CR3, cr3) X(GUEST_CR4, cr4)                                        \
+    X(GUEST_GDTR_BASE, gdtr.base) X(GUEST_IDTR_BASE, idtr.base)                                  \
+    X(GUEST_SYSENTER_CS, sysenter_cs) X(GUEST_SYSENTER_ESP, sysenter_esp)                        \
+    X(GUEST_SYSENTER_EIP, sysenter_eip) X(GUEST_PENDING_DBG, pending_dbg)
+// clang-format on
 
-static inline u64 *vmcs12_plain_at(struct guest_state *s, unsigned i)
+// The fields of the segments stand in one order in every width, which is enum segment_index's.
+struct vmcs12_segments {
+    u64 *selector, *limit, *access, *base;
+};
+static inline struct vmcs12_segments vmcs12_segments(struct nested *n)
 {
-    return (u64 *)((u8 *)s + vmcs12_plain[i].offset);
+    u64 *field = n->vmcs.field;
+
+    return (struct vmcs12_segments){
+        field + vmcs12_slot(GUEST_ES_SELECTOR), field + vmcs12_slot(GUEST_ES_LIMIT),
+        field + vmcs12_slot(GUEST_ES_ACCESS), field + vmcs12_slot(GUEST_ES_BASE)};
 }
