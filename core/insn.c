@@ -33,6 +33,7 @@ _Static_assert(!(CR0_TRANSLATION & CR4_TRANSLATION) &&
 struct translation {
     u64 tag; // tag_of(); 0: nothing
     u64 cr3, mode;
+    u64 world; // vcpu->world
     struct {
         const u64 *at;
         u64 value;
@@ -215,30 +216,28 @@ static inline bool still_true(const struct translation *t)
     return !(changed(t, 0) | changed(t, 1) | changed(t, 2) | changed(t, 3));
 }
 
-// What the cache knows of the page of `la`, NULL if nothing that is still true. An L2's addresses
-// are translated twice and not remembered.
+// What the cache knows of the page of `la`, NULL if nothing that is still true.
 static ALWAYS_INLINE struct translation *cached(struct vcpu *vcpu, const struct guest_state *s,
                                                 gva_t la, u32 access)
 {
     struct translation *t = slot_of(vcpu, la, access);
 
     if (likely(t->tag == tag_of(s, la, access) && t->cr3 == s->cr3 && t->mode == paging_mode(s) &&
-               !vcpu->level && still_true(t)))
+               t->world == vcpu->world && still_true(t)))
         return t;
     return NULL;
 }
 
 // Whether all that the walk has read is in the record. The PDPTEs that a CPU holds and PKRS are not.
-static bool is_whole(const struct vcpu *vcpu, const struct paging_state *ps,
-                     const struct translation *t)
+static bool is_whole(const struct paging_state *ps, const struct translation *t)
 {
     bool held = !ps->pdpte_from_memory && (ps->cr0 & CR0_PG) && (ps->cr4 & CR4_PAE) &&
                 !(ps->efer & EFER_LMA);
 
-    return t->entries <= CACHE_ENTRIES && !vcpu->level && !held && !(ps->cr4 & CR4_PKS);
+    return t->entries <= CACHE_ENTRIES && !held && !(ps->cr4 & CR4_PKS);
 }
 
-static void remember(struct translation *t, const struct guest_state *s, u64 tag)
+static void remember(struct translation *t, const struct guest_state *s, u64 world, u64 tag)
 {
     static const u64 nothing;
 
@@ -248,6 +247,7 @@ static void remember(struct translation *t, const struct guest_state *s, u64 tag
     }
     t->cr3 = s->cr3;
     t->mode = paging_mode(s);
+    t->world = world;
     t->tag = tag;
 }
 
@@ -288,8 +288,8 @@ static int translate(struct vcpu *vcpu, gva_t la, u32 access, const struct trans
             return error;
     }
     t->host = vm_ram_ptr(vcpu->vm, t->gpa, PAGE_SIZE);
-    if (is_whole(vcpu, &ps, t))
-        remember(t, s, tag_of(s, la, access));
+    if (is_whole(&ps, t))
+        remember(t, s, vcpu->world, tag_of(s, la, access));
     return 0;
 }
 

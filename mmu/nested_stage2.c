@@ -10,23 +10,19 @@
 #include <arch/x86/vmx.h>
 #include <nestor/nested_stage2.h>
 
-#define EPT_PRESENT  BITS(2, 0)
-#define EPT_TYPE     BITS(5, 3)
-#define EPT_LEAF     BIT(7)
-#define EPT_A        BIT(8)
-#define EPT_D        BIT(9)
-#define EPT_ADDRESS  BITS(51, 12)
-#define EPT_TYPE_UC  0u
-#define EPT_TYPE_WC  1u
-#define EPT_TYPE_WT  4u
-#define EPT_TYPE_MAX 6u
+#define EPT_PRESENT BITS(2, 0)
+#define EPT_TYPE    BITS(5, 3)
+#define EPT_LEAF    BIT(7)
+#define EPT_A       BIT(8)
+#define EPT_D       BIT(9)
+#define EPT_ADDRESS BITS(51, 12)
 
 // What of L1's CR4 and EFER tells how its NPT looks. No bit is in both.
 #define NPT_CR4  (CR4_PAE | CR4_PSE | CR4_LA57 | CR4_SMEP)
 #define NPT_EFER (EFER_LMA | EFER_NX)
 _Static_assert(!(NPT_CR4 & NPT_EFER), "the mode is one word");
 
-enum { LEVELS_MAX = 5, TRIES = 64 };
+enum { LEVELS_MAX = 5, TRIES = 64, EPT_TYPE_SHIFT = 3 };
 
 struct ept_walk {
     const struct l1_stage2 *l1;
@@ -47,28 +43,26 @@ static bool is_leaf(u64 entry, unsigned level)
     return level == 1 || (level <= 3 && (entry & EPT_LEAF));
 }
 
-// SDM "EPT Misconfigurations", by the tables "Format of an EPT ... Entry".
-static u64 reserved_bits(const struct l1_stage2 *l1, u64 entry, unsigned level)
+// SDM "EPT Misconfigurations", by the tables "Format of an EPT ... Entry". `beyond`: the address
+// bits that L1 has not got.
+static u64 reserved_bits(const struct l1_stage2 *l1, u64 beyond, u64 entry, unsigned level)
 {
-    u64 bits = l1->phys_bits < 52 ? BITS(51, l1->phys_bits) : 0;
-
+    if (level == 1)
+        return beyond;
     if (level > 3 || (level == 3 && !l1->page1g))
-        return bits | BITS(7, 3);
-    if (!is_leaf(entry, level))
-        return bits | BITS(6, 3);
-    return level > 1 ? bits | BITS(shift_of(level) - 1, 12) : bits;
+        return beyond | BITS(7, 3);
+    return beyond | (entry & EPT_LEAF ? BITS(shift_of(level) - 1, 12) : BITS(6, 3));
 }
 
-static bool is_misconfigured(const struct l1_stage2 *l1, u64 entry, unsigned level)
+static bool is_misconfigured(const struct l1_stage2 *l1, u64 beyond, u64 entry, unsigned level)
 {
-    u64 type = (entry & EPT_TYPE) >> 3;
+    static const bool types[8] = {[0] = true, [1] = true, [4] = true, [5] = true, [6] = true};
 
     if ((entry & STAGE2_RW) == STAGE2_W || ((entry & EPT_PRESENT) == STAGE2_X && !l1->execute_only))
         return true;
-    if (entry & reserved_bits(l1, entry, level))
+    if (entry & reserved_bits(l1, beyond, entry, level))
         return true;
-    return is_leaf(entry, level) && type != EPT_TYPE_UC && type != EPT_TYPE_WC &&
-           (type < EPT_TYPE_WT || type > EPT_TYPE_MAX);
+    return is_leaf(entry, level) && !types[(entry & EPT_TYPE) >> EPT_TYPE_SHIFT];
 }
 
 static int ept_fault(const struct ept_walk *w, bool misconfigured, u8 access,
@@ -82,9 +76,9 @@ static int ept_fault(const struct ept_walk *w, bool misconfigured, u8 access,
 // Reads the entries down to the leaf.
 static int ept_walk_down(struct ept_walk *w, gpa_t gpa, u8 access, struct l1_fault *fault)
 {
+    u64 beyond = w->l1->phys_bits < 52 ? BITS(51, w->l1->phys_bits) : 0;
     u64 table = w->l1->root & EPT_ADDRESS, entry;
 
-    w->rights = STAGE2_RWX;
     for (w->level = EPTP_WALK_LENGTH(w->l1->root);; w->level--) {
         w->gpa[w->level] = table + (gpa >> shift_of(w->level) & 511) * sizeof(entry);
         if (w->mem->read(w->mem->ctx, w->gpa[w->level], &entry, sizeof(entry)))
@@ -93,7 +87,7 @@ static int ept_walk_down(struct ept_walk *w, gpa_t gpa, u8 access, struct l1_fau
         w->rights &= (u8)(entry & EPT_PRESENT);
         if (!(entry & EPT_PRESENT))
             return ept_fault(w, false, access, fault);
-        if (is_misconfigured(w->l1, entry, w->level))
+        if (is_misconfigured(w->l1, beyond, entry, w->level))
             return ept_fault(w, true, access, fault);
         if (is_leaf(entry, w->level))
             return 0;
@@ -120,13 +114,17 @@ static int ept_set_flags(struct ept_walk *w, u8 access)
 static int ept_walk_once(const struct l1_stage2 *l1, const struct walk_memory *mem, gpa_t gpa,
                          u8 access, struct l1_translation *out, struct l1_fault *fault)
 {
-    struct ept_walk w = {.l1 = l1, .mem = mem};
+    struct ept_walk w;
     bool ad = l1->root & EPTP_AD;
     u64 size, entry;
     int error;
 
+    w.l1 = l1;
+    w.mem = mem;
+    w.rights = 0;
     if (gpa >> shift_of(EPTP_WALK_LENGTH(l1->root) + 1)) // beyond the tables' reach
         return ept_fault(&w, false, access, fault);
+    w.rights = STAGE2_RWX;
     error = ept_walk_down(&w, gpa, access, fault);
     if (!error && (access & EPT_PRESENT & ~w.rights))
         error = ept_fault(&w, false, access, fault);

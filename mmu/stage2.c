@@ -391,7 +391,7 @@ int stage2_lookup(const struct stage2 *s2, gpa_t gpa, struct stage2_entry *out)
     }
     out->page_size = span_of(level);
     out->hpa = (entry & ENTRY_ADDR) | (gpa & (out->page_size - 1));
-    out->rights = decode(format->rights, entry & format->rights_mask, 0);
+    out->rights = decode(format->rights, entry & format->rights_mask, STAGE2_RWX);
     out->type = decode(format->types, entry & format->type_mask, format->type_first);
     return 0;
 }
@@ -468,7 +468,6 @@ int stage2_fill(struct stage2 *s2, struct stage2_pool *pool, gpa_t gpa, hpa_t hp
     unsigned level;
     bool below;
 
-    ASSERT(!page_is_own(hpa & ~offset, page_size));
     for (level = s2->levels;; level--) {
         entry = &table[gpa / span_of(level) % ENTRIES];
         old = *entry;

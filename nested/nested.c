@@ -69,6 +69,7 @@ void nested_enter_l2(struct vcpu *vcpu)
 {
     irq_take_back(vcpu); // what L2's exits ask for are L1's interrupts
     backend->select(vcpu, 1);
+    vcpu->world = nested_stage2_world(vcpu);
     vcpu->events.interrupts_check = true;
 }
 
@@ -77,6 +78,7 @@ void nested_leave_l2(struct vcpu *vcpu)
     if (vcpu->l2_timer.armed)
         timer_cancel(&vcpu->l2_timer);
     backend->select(vcpu, 0);
+    vcpu->world = 0;
     vcpu->events.interrupts_check = true;
     vcpu->events.mtf_pending = vcpu->events.nested_check = false;
 }

@@ -41,6 +41,7 @@ struct nested_stage2 {
     struct shadow *current; // its tables; NULL: it uses Nestor's own as L1 does
     u32 tag;                // of L2's translations in the CPU; 0: they serve no further entry
     u64 uses;
+    u64 world; // counts what is forgotten, from 1 on
     struct stage2_pool pool;
     struct shadow shadows[SHADOWS];
     struct known known[KNOWN];
@@ -57,6 +58,8 @@ int nested_stage2_create(struct vcpu *vcpu)
     int error = ns ? 0 : -E_NOMEM;
 
     vcpu->nested_stage2 = ns;
+    if (ns)
+        ns->world = 1;
     if (ns)
         ns->diverted = NONE_DIVERTED;
     for (unsigned i = 0; i < SHADOWS && !error; i++)
@@ -90,6 +93,22 @@ static void flush_l2(struct vcpu *vcpu, unsigned kinds)
     vcpu->ctx[1].flush |= kinds;
 }
 
+// Nothing that Nestor remembers of L2's addresses, here or in core/insn.c, holds any longer.
+static void forget(struct vcpu *vcpu)
+{
+    struct nested_stage2 *ns = vcpu->nested_stage2;
+
+    memset(ns->known, 0, sizeof(ns->known));
+    ns->world++;
+    if (vcpu->level)
+        vcpu->world = ns->world;
+}
+
+u64 nested_stage2_world(const struct vcpu *vcpu)
+{
+    return vcpu->nested_stage2->world;
+}
+
 static void shadow_drop(struct vcpu *vcpu, struct shadow *shadow)
 {
     struct nested_stage2 *ns = vcpu->nested_stage2;
@@ -99,7 +118,7 @@ static void shadow_drop(struct vcpu *vcpu, struct shadow *shadow)
     if (shadow != ns->current)
         return;
     flush_l2(vcpu, TLB_FLUSH_STAGE2);
-    memset(ns->known, 0, sizeof(ns->known));
+    forget(vcpu);
 }
 
 void nested_stage2_drop(struct vcpu *vcpu)
@@ -215,7 +234,7 @@ void nested_stage2_use(struct vcpu *vcpu, const struct l1_stage2 *l1)
         tables = &shadow->tables;
     }
     if (shadow != ns->current)
-        memset(ns->known, 0, sizeof(ns->known));
+        forget(vcpu);
     ns->current = shadow;
     ns->l1 = *l1;
     ctl->stage2_root = tables->root;
@@ -235,13 +254,12 @@ static int table_read(void *ctx, gpa_t gpa, void *value, unsigned size)
     const struct vm *vm = ctx;
     const void *from = vm_ram_ptr(vm, gpa, size);
 
-    *(u64 *)value = 0;
-    if (!from)
+    if (unlikely(!from))
         memset(value, 0xff, size);
-    else if (size == sizeof(u32))
-        *(u32 *)value = __atomic_load_n((const u32 *)from, __ATOMIC_RELAXED);
-    else
+    else if (likely(size == sizeof(u64)))
         *(u64 *)value = __atomic_load_n((const u64 *)from, __ATOMIC_RELAXED);
+    else
+        *(u32 *)value = __atomic_load_n((const u32 *)from, __ATOMIC_RELAXED);
     return 0;
 }
 

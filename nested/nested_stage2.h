@@ -35,6 +35,8 @@ void nested_invalidate_tag(struct vcpu *vcpu, bool all, u32 tag);
 
 // --- for nested.c ---
 
+// vcpu->world of the L2 that nested_stage2_use() was told of.
+u64 nested_stage2_world(const struct vcpu *vcpu);
 int nested_stage2_create(struct vcpu *vcpu);
 void nested_stage2_destroy(struct vcpu *vcpu);
 // The exit to L1 because its tables refuse what `exit` says.

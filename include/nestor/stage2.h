@@ -70,7 +70,8 @@ struct stage2_pool {
 int stage2_pool_create(struct stage2_pool *pool, u32 limit); // 0 or -E_NOMEM
 void stage2_pool_destroy(struct stage2_pool *pool);          // all must have come back
 
-// Maps the page of `page_size` bytes (4 KiB, 2 MiB, 1 GiB) at `gpa`; replaces what is there. The
+// Maps the page of `page_size` bytes (4 KiB, 2 MiB, 1 GiB) at `gpa` to what another stage 2 has at
+// `hpa` (it is not checked to be no page of Nestor's); replaces what is there. The
 // rights must be such as the format can say, and the size one that the hardware has. Returns as
 // stage2_map does; STAGE2_FLUSH means that tables have gone back to the pool. -E_NOMEM: the pool is
 // at its limit.
