@@ -155,7 +155,7 @@ static void run_gif(struct vcpu *vcpu, struct vm_exit *exit)
     if (vcpu->level && vmcb12_vgif(vcpu))
         *v_irq = (u8)(clear ? *v_irq & ~SVM_V_GIF : *v_irq | SVM_V_GIF);
     else
-        vcpu->events.gif_clear = clear;
+        vmcb12_set_gif(vcpu, !clear);
     vcpu->events.interrupts_check = true;
     vcpu_finish_exit(vcpu, exit);
 }
@@ -281,7 +281,7 @@ static void vmcb12_cpuid(const struct vm *vm, u32 leaf, u32 regs[4])
 
 static void vmcb12_reset(struct vcpu *vcpu)
 {
-    vcpu->events.gif_clear = false;
+    vmcb12_set_gif(vcpu, true);
     vcpu->nested->features = features_of(vcpu->vm);
     vmcb12_prepare_msrpm(vcpu);
 }

@@ -40,6 +40,13 @@ static inline bool vmcb12_vgif(const struct vcpu *vcpu)
     return (vcpu->nested->vmcb.v_ctl & SVM_V_GIF_ENABLE) && vmcb12_has(vcpu, SVM_FEATURE_VGIF);
 }
 
+// L1's. Where the hardware keeps it, it is written with the controls.
+static inline void vmcb12_set_gif(struct vcpu *vcpu, bool gif)
+{
+    vcpu->events.gif_clear = !gif;
+    vcpu->ctx[0].ctl_dirty |= CTL_GIF;
+}
+
 // --- vmcb12_check.c: pure ---
 struct vmcb12_limits {
     u64 cr4, efer; // the bits that this guest may set

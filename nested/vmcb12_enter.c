@@ -289,7 +289,7 @@ void vmcb12_enter(struct vcpu *vcpu)
     vmcb12_hand_over(l1, &vcpu->ctx[1].state);
     merge_controls(vcpu, v);
     use_stage2(vcpu, v);
-    vcpu->events.gif_clear = false;
+    vmcb12_set_gif(vcpu, true);
     vcpu->ctx[1].valid = vcpu->ctx[1].dirty = GROUP_ALL_CTX;
     nested_enter_l2(vcpu);
     take_eventinj(vcpu, v->eventinj);

@@ -114,7 +114,7 @@ static void leave(struct vcpu *vcpu)
     vmcb12_hand_over(&vcpu->ctx[1].state, l1);
     l1->dr7 = DR7_FIXED;
     vcpu->gpr[GPR_RAX] = vcpu->nested->vmcb12_gpa;
-    vcpu->events.gif_clear = true;
+    vmcb12_set_gif(vcpu, false);
     vcpu->events.debug_check |= l1->pending_dbg != 0; // the single step of VMRUN itself
 }
 
@@ -134,7 +134,7 @@ void vmcb12_exit_invalid(struct vcpu *vcpu)
 {
     write_exit(in_memory(vcpu), VMEXIT_INVALID, 0, 0, 0);
     vcpu_modify(vcpu, GROUP_DEBUG)->dr7 = DR7_FIXED;
-    vcpu->events.gif_clear = true;
+    vmcb12_set_gif(vcpu, false);
 }
 
 // A nested page fault (15.25.6): what L1's tables lack; bits 33:32 say for what they were walked.

@@ -5,7 +5,7 @@
 // 15.4 "Enabling SVM", 15.30 "SVM Related MSRs"), and the back end's table.
 //
 // Not supported, because no test machine runs it: LBR and DEBUGCTL virtualization, TSC ratio, pause
-// filter, AVIC, virtual GIF and VMLOAD, SPEC_CTRL virtualization, shadow stacks.
+// filter, AVIC, virtual VMLOAD and VMSAVE, SPEC_CTRL virtualization, shadow stacks.
 
 #include <arch/x86/insn.h>
 #include <arch/x86/msr.h>
@@ -46,6 +46,7 @@ static const struct {
     {SVM_FEATURE_VMCB_CLEAN, "vmcb-clean", "VMCB clean bits"},
     {SVM_FEATURE_FLUSH_BY_ASID, "flush-by-asid", "flush by ASID"},
     {SVM_FEATURE_DECODE_ASSISTS, "decode-assists", "decode assists"},
+    {SVM_FEATURE_VGIF, "vgif", "virtual GIF"},
 };
 
 static bool need(bool there, const char *what)

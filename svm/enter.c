@@ -106,9 +106,9 @@ static void inject(struct vcpu *vcpu, const struct event *event)
     vmcb->rip += length;
 }
 
-static void set_virtual_interrupt(struct backend_ctx *hw, bool window, u8 offer)
+static void set_virtual_interrupt(struct backend_ctx *hw, bool window, u8 offer, bool gif)
 {
-    u8 v_irq = window || offer ? SVM_V_IRQ : 0;
+    u8 v_irq = (window || offer ? SVM_V_IRQ : 0) | (gif ? SVM_V_GIF : 0);
 
     if (hw->vmcb->v_irq == v_irq && hw->vmcb->v_intr_vector == offer)
         return;
@@ -164,6 +164,24 @@ static void prepare_intercepts(struct vcpu_ctx *ctx)
         hw->prepare = true; // look again at the next entry
 }
 
+// An L1's STGI and CLGI act on a GIF of its own, where the CPU has one (15.33). STGI exits only
+// while something waits for it. Without EFER.SVME both are #UD, which takes an exit.
+static void prepare_gif(const struct vcpu *vcpu, struct backend_ctx *hw)
+{
+    const struct vcpu_events *ev = &vcpu->events;
+    bool waits = ev->nmi_count || ev->init || ev->smi || ev->interrupts_check;
+    u32 intercepts = SVM_INTERCEPT_STGI | SVM_INTERCEPT_CLGI, *word = &hw->vmcb->intercept[4];
+
+    hw->vgif = svm_has(SVM_FEATURE_VGIF) && !vcpu->level && !(hw->efer_added & EFER_SVME);
+    if (hw->vgif)
+        intercepts = ev->gif_clear && waits ? SVM_INTERCEPT_STGI : 0;
+    hw->vmcb->v_ctl = SVM_V_INTR_MASKING | (hw->vgif ? SVM_V_GIF_ENABLE : 0);
+    if ((*word & (SVM_INTERCEPT_STGI | SVM_INTERCEPT_CLGI)) == intercepts)
+        return;
+    *word = (*word & ~(u32)(SVM_INTERCEPT_STGI | SVM_INTERCEPT_CLGI)) | intercepts;
+    hw->vmcb->clean &= ~(u32)(SVM_CLEAN_I | SVM_CLEAN_TPR);
+}
+
 // Everything that an entry does not need every time.
 static __attribute__((noinline)) void prepare(struct vcpu *vcpu, struct svm_cpu *cpu)
 {
@@ -181,7 +199,10 @@ static __attribute__((noinline)) void prepare(struct vcpu *vcpu, struct svm_cpu 
     hw->prepare = ctx->ctl.interrupt_window || ctx->ctl.offer; // to close it again
     if (ctx->ctl.inject.valid)
         inject(vcpu, &ctx->ctl.inject);
-    set_virtual_interrupt(hw, ctx->ctl.interrupt_window, ctx->ctl.offer);
+    if (vcpu->nested)
+        prepare_gif(vcpu, hw);
+    set_virtual_interrupt(hw, ctx->ctl.interrupt_window, ctx->ctl.offer,
+                          hw->vgif && !vcpu->events.gif_clear);
     prepare_intercepts(ctx);
     hw->adjust = true;
     hw->blocking = (u8)(ctx->state.interruptibility & (BLOCK_NMI | BLOCK_SMI));
@@ -291,6 +312,10 @@ static __attribute__((noinline)) void adjust_exit(struct vcpu *vcpu, struct vm_e
         hw->vmcb->tlb_control = SVM_TLB_NOTHING;
         ctx->state.interruptibility |= hw->blocking;
     }
+    if (hw->vgif) {
+        vcpu->events.gif_clear = !(hw->vmcb->v_irq & SVM_V_GIF);
+        hw->prepare |= vcpu->events.gif_clear; // to see what begins to wait
+    }
     exit->offer_taken = offer_taken(ctx, exit);
     if (exit->interrupted.valid)
         take_back_injection(ctx, exit);
@@ -362,6 +387,6 @@ void svm_enter(struct vcpu *vcpu, struct vm_exit *exit)
     todo = svm_fill_exit(vmcb, exit);
     if (todo & INSN)
         svm_see_mode(ctx);
-    if (unlikely((todo & ADJUST) | hw->adjust))
+    if (unlikely((todo & ADJUST) | hw->after))
         adjust_exit(vcpu, exit);
 }

@@ -53,9 +53,15 @@ struct backend_ctx {
     u64 efer_added; // SVME, where the guest's EFER is without it
     u64 cr4_held;   // UMIP, where the guest's CR4 has it and the CPU does not know it
     bool prepare;   // the next entry must look at events and windows although core asks for nothing
-    bool adjust;    // prepare() ran for this entry: its traces go
-    u8 blocking;    // BLOCK_NMI, BLOCK_SMI over the entry
-    bool at_iret;   // the IRET that ends NMI blocking is at iret_rip, not yet executed
+    union {
+        struct {
+            bool adjust; // prepare() ran for this entry: its traces go
+            bool vgif;   // GIF is the hardware's: the model follows it
+        };
+        u16 after; // any of these: adjust_exit() has something to do
+    };
+    u8 blocking;  // BLOCK_NMI, BLOCK_SMI over the entry
+    bool at_iret; // the IRET that ends NMI blocking is at iret_rip, not yet executed
     u64 iret_rip;
     u8 step; // enum svm_step, during one entry
     u64 step_rflags, step_dr6;

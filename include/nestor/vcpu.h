@@ -156,7 +156,8 @@ enum control_group {         // which part of the controls the back end must wri
     CTL_STAGE2 = BIT(1),
     CTL_TSC = BIT(2),
     CTL_BITMAPS = BIT(3),
-    CTL_ALL = BITS(3, 0),
+    CTL_GIF = BIT(4), // events.gif_clear, where the hardware keeps an L1's GIF
+    CTL_ALL = BITS(4, 0),
 };
 
 struct controls {
