@@ -7,7 +7,8 @@
 // the ACPI registers for power-off. (Documentation/virt/kvm/api.rst, Documentation/arch/x86/boot.rst
 // and zero-page.rst of Linux; ACPI 6.4 chapter 5; Multiboot 0.6.96; National PC16550D.)
 //
-// vmm KERNEL [-i INITRD] [-a COMMAND-LINE] [-c CPUS] [-m MIB]: the status is the guest's code.
+// vmm [-i INITRD] [-a COMMAND-LINE] [-c CPUS] [-m MIB] [-s] KERNEL: the status is the guest's code.
+// Its memory is large pages where L1 has any; with -s small ones only.
 
 #include <elf.h>
 #include <errno.h>
@@ -36,6 +37,7 @@ static int kvm, vm;
 static uint8_t *ram;
 static uint64_t ram_size = 128 * MIB;
 static unsigned cpu_count = 1;
+static int small_pages;
 static const char *command_line = "console=ttyS0";
 static struct termios terminal;
 static int terminal_changed;
@@ -582,9 +584,13 @@ static void create_vm(void)
     if (kvm < 0)
         die("/dev/kvm: %m");
     vm = control(kvm, KVM_CREATE_VM, NULL, "KVM_CREATE_VM");
-    ram = mmap(NULL, ram_size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    ram =
+        mmap(NULL, ram_size + 2 * MIB, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (ram == MAP_FAILED)
         die("memory: %m");
+    ram += -(uintptr_t)ram & (2 * MIB - 1);
+    if (!small_pages && madvise(ram, ram_size, MADV_HUGEPAGE))
+        die("large pages: %m");
     region.userspace_addr = (uintptr_t)ram;
     control(vm, KVM_SET_TSS_ADDR, (void *)0xfffbd000, "KVM_SET_TSS_ADDR");
     control(vm, KVM_SET_IDENTITY_MAP_ADDR, &identity, "KVM_SET_IDENTITY_MAP_ADDR");
@@ -625,17 +631,19 @@ int main(int argc, char **argv)
     const char *initrd = NULL;
     int option;
 
-    while ((option = getopt(argc, argv, "i:a:c:m:")) >= 0) {
+    while ((option = getopt(argc, argv, "i:a:c:m:s")) >= 0) {
         if (option == 'i')
             initrd = optarg;
         else if (option == 'a')
             command_line = optarg;
         else if (option == 'c')
             cpu_count = (unsigned)atoi(optarg);
+        else if (option == 's')
+            small_pages = 1;
         else if (option == 'm')
             ram_size = strtoull(optarg, NULL, 10) * MIB;
         else
-            die("usage: vmm [-i INITRD] [-a COMMAND-LINE] [-c CPUS] [-m MIB] KERNEL");
+            die("usage: vmm [-i INITRD] [-a COMMAND-LINE] [-c CPUS] [-m MIB] [-s] KERNEL");
     }
     if (optind != argc - 1 || !cpu_count || cpu_count > MAX_CPUS || ram_size < 2 * MIB)
         die("one kernel, 1 to %d CPUs, 2 MiB or more", MAX_CPUS);

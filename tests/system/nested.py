@@ -44,11 +44,11 @@ def ends_well(session):
                "%s", line)
 
 
-def kvm(machine, parameter, cpus, limit, l2_cpus=1):
+def kvm(machine, parameter, cpus, limit, l2_cpus=1, **more):
     """A Linux in KVM in Linux, to its shell, and some commands typed there."""
     def run(log):
         options = l1(machine, cpus, {"kvm": parameter, "l2": "linux", "l2_cpus": l2_cpus,
-                                     "l2_mem": 128, "l2_append": "console=ttyS0,quiet"})
+                                     "l2_mem": 128, "l2_append": "console=ttyS0,quiet", **more})
         with Session(log, options, limit) as session:
             session.wait(rb"L1: kvm-\w+, nested paging [YN]\n", limit)
             session.wait(rb"guest: up, (\d+) CPU", limit)
@@ -153,6 +153,7 @@ TESTS = [
 
 # More of them, for make check-all.
 MORE_TESTS = [
+    ("nested-kvm-svm-npt-small", 200, kvm("qemu-svm", "npt=1", 1, 200, l2_pages="-s")),
     ("nested-kvm-svm-npt-2cpu", 200, kvm("qemu-svm", "npt=1", 2, 200, 2)),
     ("nested-kvm-svm-shadow-1cpu", 200, kvm("qemu-svm", "npt=0", 1, 200)),
     ("nested-kvm-svm-shadow-2cpu", 300, kvm("qemu-svm", "npt=0", 2, 300, 2)),
