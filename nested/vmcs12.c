@@ -5,6 +5,7 @@
 // "Operation" sections have (SDM vol. 3 "VMX Instruction Reference").
 
 #include "nested_stage2.h"
+#include "vmcs12_check.h"
 #include "vmcs12_switch.h"
 #include <arch/x86/msr.h>
 #include <arch/x86/regs.h>
@@ -66,7 +67,7 @@ static void vm_fail(struct vcpu *vcpu, struct vm_exit *exit, enum vmx_error erro
 
 // --- regions ---
 
-static bool bad_address(struct vcpu *vcpu, gpa_t gpa)
+static bool bad_region(struct vcpu *vcpu, gpa_t gpa)
 {
     return !IS_ALIGNED(gpa, PAGE_SIZE) || gpa >> cpuid_phys_bits(vcpu->vm);
 }
@@ -112,7 +113,7 @@ static void run_vmxon(struct vcpu *vcpu, struct vm_exit *exit)
     }
     if (!vmcs12_operand_read(vcpu, exit, &gpa, 8))
         return;
-    if (bad_address(vcpu, gpa) || first_word(vcpu, gpa) != VMCS12_REVISION) {
+    if (bad_region(vcpu, gpa) || first_word(vcpu, gpa) != VMCS12_REVISION) {
         finish(vcpu, exit, RFLAGS_CF);
         return;
     }
@@ -147,7 +148,7 @@ static void run_vmclear(struct vcpu *vcpu, struct vm_exit *exit)
 
     if (!vmcs12_operand_read(vcpu, exit, &gpa, 8))
         return;
-    if (bad_address(vcpu, gpa)) {
+    if (bad_region(vcpu, gpa)) {
         vm_fail(vcpu, exit, VMX_ERROR_VMCLEAR_ADDRESS);
         return;
     }
@@ -176,7 +177,7 @@ static void run_vmptrld(struct vcpu *vcpu, struct vm_exit *exit)
 
     if (!vmcs12_operand_read(vcpu, exit, &gpa, 8))
         return;
-    if (bad_address(vcpu, gpa)) {
+    if (bad_region(vcpu, gpa)) {
         vm_fail(vcpu, exit, VMX_ERROR_VMPTRLD_ADDRESS);
         return;
     }
@@ -375,6 +376,17 @@ static void run_invvpid(struct vcpu *vcpu, struct vm_exit *exit)
 
 // --- VMLAUNCH, VMRESUME ---
 
+// For who writes the hypervisor in L1: `loglevel=debug` says what it has got wrong.
+static u32 check_vmcs12(struct vcpu *vcpu, u64 *qualification)
+{
+    u32 result = vmcs12_check_entry(vcpu, qualification);
+
+    if (result)
+        log_debug("guest %s: VM entry refused (%u): %s", vcpu->vm->config->name, result,
+                  vmcs12_refusing_row(vcpu, &result)->name);
+    return result;
+}
+
 // "Basic VM-Entry Checks", and those of VMCS12: 0, a VM-instruction error, or exit reason 33.
 static u32 check_entry(struct vcpu *vcpu, bool launch, u64 *qualification)
 {
@@ -382,7 +394,7 @@ static u32 check_entry(struct vcpu *vcpu, bool launch, u64 *qualification)
         return VMX_ERROR_ENTRY_MOV_SS;
     if (launch == (vcpu->nested->vmcs.launched != 0))
         return launch ? VMX_ERROR_LAUNCH_NOT_CLEAR : VMX_ERROR_RESUME_NOT_LAUNCHED;
-    return vmcs12_check_entry(vcpu, qualification);
+    return check_vmcs12(vcpu, qualification);
 }
 
 static void run_entry(struct vcpu *vcpu, struct vm_exit *exit)
