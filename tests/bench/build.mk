@@ -8,7 +8,7 @@
 bench-files: $(BUILD)/bench/guest.elf $(BUILD)/bench/init $(BUILD)/bench/stamp
 	+@$(MAKE) --no-print-directory COUNT=1 BUILD=$(BUILD)/count CONFIG= $(BUILD)/count/nestor
 
-$(BUILD)/bench/guest.elf: $(GUEST_OBJ)/tests/bench/guest.c.o $(GUEST_LIB) tests/guests/lib/guest.ld
+$(BUILD)/bench/guest.elf: $(GUEST_OBJ)/tests/bench/guest.c.o $(GUEST_OBJ)/tests/bench/nested.c.o $(GUEST_LIB) tests/guests/lib/guest.ld
 	@mkdir -p $(@D)
 	$(CROSS_COMPILE)ld -m elf_x86_64 -nostdlib -static -z max-page-size=4096 -z noexecstack --build-id=none \
 		-T tests/guests/lib/guest.ld -o $@64 $(filter %.o,$^)
@@ -24,7 +24,7 @@ $(BUILD)/bench/stamp: tests/bench/stamp.S
 	$(CC) -m32 -c -o $@.o $<
 	$(CROSS_COMPILE)objcopy -O binary -j .text $@.o $@
 
--include $(GUEST_OBJ)/tests/bench/guest.c.d
+-include $(GUEST_OBJ)/tests/bench/guest.c.d $(GUEST_OBJ)/tests/bench/nested.c.d
 
 # core/idt.c and core/trap.S are left out: their RDMSR and WRMSR have places in the exception table.
 ifdef COUNT

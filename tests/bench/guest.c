@@ -10,6 +10,7 @@
 
 #include "guest.h"
 
+#include "bench.h"
 #include "count.h"
 
 enum { ROUNDS = 200, TRIES = 3, VECTOR = 0xe0, DEADLINE_AHEAD = 30000 };
@@ -65,11 +66,11 @@ static void sti_nop(void)
 
 // --- the rows ---
 
-static void row_nothing(void)
+void row_nothing(void)
 {
 }
 
-static void row_cpuid(void)
+void row_cpuid(void)
 {
     u32 a = 0, b, c = 0, d;
 
@@ -90,7 +91,7 @@ static void row_vmcall(void)
     __asm__ volatile("vmcall" : "+a"(a) : : "memory");
 }
 
-static void row_pic_read(void)
+void row_pic_read(void)
 {
     in8(PIC_IMR);
 }
@@ -120,7 +121,7 @@ static void row_pm_timer(void)
     in32(pm_timer_port);
 }
 
-static void row_rdmsr(void)
+void row_rdmsr(void)
 {
     msr_read(MSR_TSC_ADJUST);
 }
@@ -267,7 +268,7 @@ static void print_counts(const char *name, const struct measure *m)
     print("\n");
 }
 
-static void bench(const char *name, void (*row)(void), bool there)
+void bench(const char *name, void (*row)(void), bool there)
 {
     struct measure m;
 
@@ -282,6 +283,11 @@ static void bench(const char *name, void (*row)(void), bool there)
         print("BENCH %s-latency %llu\n", name, (unsigned long long)(m.latency / ROUNDS));
     if (counting())
         print_counts(name, &m);
+}
+
+void bench_empty(void)
+{
+    empty = run_row(row_nothing);
 }
 
 // --- the machine ---
@@ -350,11 +356,15 @@ void guest_main(void)
 {
     if (option("quit"))
         return;
+    if (option("nested")) {
+        bench_nested();
+        return;
+    }
     cr0 = read_cr0();
     cr4 = read_cr4();
     tsc_adjust = cpuid(7, 0).ebx & BIT(1) ? msr_read(MSR_TSC_ADJUST) : 0;
     pm_timer_port = find_pm_timer();
-    empty = run_row(row_nothing);
+    bench_empty();
     bench_instructions();
     bench("ioapic-read", row_ioapic_read, true);
     bench_apic("xapic");

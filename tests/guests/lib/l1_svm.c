@@ -10,15 +10,10 @@ u64 l1_registers_svm[16];
 static u8 *iopm, *msrpm, *own;
 static u8 l2_stack[4096] ALIGNED(16);
 
-// L2's registers in and out; `own`: a VMCB that holds L1's VMLOAD state.
-void l1_svm_switch(u64 *registers, u64 vmcb, u64 own_vmcb);
 __asm__(".globl l1_svm_switch\n"
         "l1_svm_switch:\n"
         "push %rbx; push %rbp; push %r12; push %r13; push %r14; push %r15\n"
-        "push %rdx; push %rdi\n"
-        "mov %rdx, %rax; vmsave %rax\n"
-        "clgi\n"
-        "sti\n"
+        "push %rdi\n"
         "mov %rsi, %rax\n"
         "mov 8(%rdi), %rcx; mov 16(%rdi), %rdx; mov 24(%rdi), %rbx\n"
         "mov 40(%rdi), %rbp; mov 48(%rdi), %rsi; mov 64(%rdi), %r8\n"
@@ -26,16 +21,13 @@ __asm__(".globl l1_svm_switch\n"
         "mov 96(%rdi), %r12; mov 104(%rdi), %r13; mov 112(%rdi), %r14\n"
         "mov 120(%rdi), %r15; mov 56(%rdi), %rdi\n"
         "vmrun %rax\n"
-        "cli\n"
         "xchg %rdi, (%rsp)\n"
         "mov %rcx, 8(%rdi); mov %rdx, 16(%rdi); mov %rbx, 24(%rdi)\n"
         "mov %rbp, 40(%rdi); mov %rsi, 48(%rdi); mov %r8, 64(%rdi)\n"
         "mov %r9, 72(%rdi); mov %r10, 80(%rdi); mov %r11, 88(%rdi)\n"
         "mov %r12, 96(%rdi); mov %r13, 104(%rdi); mov %r14, 112(%rdi)\n"
         "mov %r15, 120(%rdi); pop 56(%rdi)\n"
-        "pop %rax; vmload %rax\n"
         "pop %r15; pop %r14; pop %r13; pop %r12; pop %rbp; pop %rbx\n"
-        "stgi\n"
         "ret\n");
 
 bool l1_svm_start(void)
@@ -94,5 +86,7 @@ void l1_svm_init(const void *code)
 
 void l1_svm_enter(u64 vmcb)
 {
-    l1_svm_switch(l1_registers_svm, vmcb, (u64)own);
+    __asm__ volatile("vmsave; clgi; sti" : : "a"(own) : "memory");
+    l1_svm_switch(l1_registers_svm, vmcb);
+    __asm__ volatile("cli; vmload; stgi" : : "a"(own) : "memory");
 }

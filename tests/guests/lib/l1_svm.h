@@ -16,6 +16,8 @@ extern u64 l1_registers_svm[16]; // L2's in the CPU's order; RAX and RSP are in 
 bool l1_svm_start(void);
 // The whole VMCB, for an L2 that runs `code` until it halts.
 void l1_svm_init(const void *code);
+// VMRUN with L2's registers in and out, and nothing else: GIF is 0 afterwards.
+void l1_svm_switch(u64 *registers, u64 vmcb);
 // VMRUN of the VMCB at that address, with GIF clear and RFLAGS.IF set around it, and all of L1's
 // state that it leaves to VMLOAD put back.
 void l1_svm_enter(u64 vmcb);

@@ -12,14 +12,19 @@ void *l1_vmcs;
 static void *vmxon_region;
 static u8 l2_stack[4096] ALIGNED(16);
 
-// RFLAGS & (CF | ZF) if VMLAUNCH or VMRESUME failed, ~0 after an exit.
-u64 l1_vmx_switch(u64 resume);
 extern u64 l1_saved[7]; // RSP, CR3, CR4, GDTR, IDTR
-extern char l1_vmx_fail[];
 u64 l1_saved[7];
 
 // HOST_RSP and the host's tables may hold anything: nothing is pushed before RSP is back.
-__asm__(".globl l1_vmx_switch, l1_vmx_exit\n"
+#define SAVE_REGISTERS                                                                 \
+    "mov %rdi, l1_registers + 40(%rip)\n"                                              \
+    "lea l1_registers(%rip), %rdi\n"                                                   \
+    "mov %rax, 0(%rdi); mov %rbx, 8(%rdi); mov %rcx, 16(%rdi); mov %rdx, 24(%rdi)\n"   \
+    "mov %rsi, 32(%rdi); mov %rbp, 48(%rdi); mov %r8, 56(%rdi); mov %r9, 64(%rdi)\n"   \
+    "mov %r10, 72(%rdi); mov %r11, 80(%rdi); mov %r12, 88(%rdi); mov %r13, 96(%rdi)\n" \
+    "mov %r14, 104(%rdi); mov %r15, 112(%rdi)\n"                                       \
+    "mov l1_saved(%rip), %rsp\n"
+__asm__(".globl l1_vmx_switch, l1_vmx_exit, l1_vmx_quick_exit\n"
         "l1_vmx_switch:\n"
         "push %rbx; push %rbp; push %r12; push %r13; push %r14; push %r15\n"
         "mov %rsp, l1_saved(%rip)\n"
@@ -38,23 +43,16 @@ __asm__(".globl l1_vmx_switch, l1_vmx_exit\n"
         "1: vmresume\n"
         "2: pushfq; pop %rax; and $0x41, %eax\n"
         "jmp 3f\n"
-        "l1_vmx_exit:\n"
-        "mov %rdi, l1_registers + 40(%rip)\n"
-        "lea l1_registers(%rip), %rdi\n"
-        "mov %rax, 0(%rdi); mov %rbx, 8(%rdi); mov %rcx, 16(%rdi); mov %rdx, 24(%rdi)\n"
-        "mov %rsi, 32(%rdi); mov %rbp, 48(%rdi); mov %r8, 56(%rdi); mov %r9, 64(%rdi)\n"
-        "mov %r10, 72(%rdi); mov %r11, 80(%rdi); mov %r12, 88(%rdi); mov %r13, 96(%rdi)\n"
-        "mov %r14, 104(%rdi); mov %r15, 112(%rdi)\n"
-        "mov l1_saved(%rip), %rsp\n"
-        "lgdt l1_saved + 24(%rip); lidt l1_saved + 40(%rip)\n"
+        "l1_vmx_exit:\n" SAVE_REGISTERS "lgdt l1_saved + 24(%rip); lidt l1_saved + 40(%rip)\n"
         "mov $0x10, %eax; mov %eax, %ds; mov %eax, %es; mov %eax, %ss\n"
         "xor %eax, %eax; mov %eax, %fs; mov %eax, %gs\n"
         "push $8; lea 4f(%rip), %rax; push %rax; lretq\n"
         "4: mov l1_saved + 8(%rip), %rax; mov %rax, %cr3\n"
         "mov l1_saved + 16(%rip), %rax; mov %rax, %cr4\n"
-        "mov $-1, %rax\n"
+        "5: mov $-1, %rax\n"
         "3: pop %r15; pop %r14; pop %r13; pop %r12; pop %rbp; pop %rbx\n"
-        "ret\n");
+        "ret\n"
+        "l1_vmx_quick_exit:\n" SAVE_REGISTERS "jmp 5b\n");
 
 u32 l1_vmx_control(u32 msr, u32 wanted)
 {

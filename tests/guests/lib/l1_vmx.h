@@ -15,13 +15,17 @@ enum { L1_FAILED = 0x10000, L1_REGISTERS = 15 }; // VMfail: | CF or ZF
 // RAX, RBX, RCX, RDX, RSI, RDI, RBP, R8 .. R15 of L2; RSP is in the VMCS.
 extern u64 l1_registers[L1_REGISTERS];
 extern void *l1_vmcs;
-extern char l1_vmx_exit[];
+extern char l1_vmx_exit[]; // HOST_RIP
+extern char
+    l1_vmx_quick_exit[]; // the same for an L2 that does no harm: L1's state is as VMX made it
 
 // VMXON and a VMCS; false: no VMX.
 bool l1_vmx_start(void);
 void *l1_vmx_region(void); // another VMCS region
 // All fields of the VMCS, for an L2 that runs `code` until it halts.
 void l1_vmx_init(const void *code);
+// RFLAGS & (CF | ZF) if VMLAUNCH or VMRESUME failed, ~0 after an exit.
+u64 l1_vmx_switch(u64 resume);
 // VMLAUNCH or VMRESUME: the exit reason, or L1_FAILED.
 u64 l1_vmx_enter(bool resume);
 // What the capability MSRs make of wanted controls.

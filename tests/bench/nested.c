@@ -1,0 +1,210 @@
+// SPDX-License-Identifier: BSD-2-Clause
+// Copyright (c) 2026 The Nestor authors
+//
+// What nesting costs, by a minimal hypervisor as L1 and an L2 that is the bench guest's own code:
+// it shares L1's memory and paging, behind nested paging that is the identity. Rows called l1- are
+// measured by L1, the others by L2 itself. One round holds L1's handler, too, of some sixty
+// instructions, or as many as the row says.
+
+#include "bench.h"
+#include "l1_svm.h"
+#include "l1_vmx.h"
+
+enum { RAM_2M = 32, FRESH_PAGES = 1024, ENTRIES = 512 };
+enum { FRESH = 32 << 20, MISSING = 40 << 20 }; // GPAs of pages that L1 maps, and does not map yet
+
+static bool intel;
+static u64 *root, *directory, *leaves; // of both regions, in the order of their addresses
+static u64 leaf_bits;
+static u8 l2_stack[16384] ALIGNED(16);
+static u32 fresh_at, missing_at;
+
+// Also for an entry that fails.
+static u64 enter(bool resume)
+{
+    if (intel)
+        return l1_vmx_switch(resume);
+    l1_svm_switch(l1_registers_svm, (u64)l1_vmcb);
+    return 0;
+}
+
+// --- nested paging: 2 MiB pages, and 4 KiB ones in the two regions ---
+
+static void make_tables(u64 bits, u64 leaf, u64 large)
+{
+    u64 *pointers;
+
+    root = pages(1);
+    pointers = pages(1);
+    directory = pages(1);
+    leaves = pages(2 * FRESH_PAGES / ENTRIES);
+    leaf_bits = leaf;
+    root[0] = (u64)pointers | bits;
+    pointers[0] = (u64)directory | bits;
+    for (u64 i = 0; i < RAM_2M; i++)
+        directory[i] = i << 21 | leaf | large;
+    for (u64 i = 0; i < FRESH_PAGES / ENTRIES; i++) {
+        directory[(FRESH >> 21) + i] = (u64)(leaves + i * ENTRIES) | bits;
+        directory[(MISSING >> 21) + i] = (u64)(leaves + FRESH_PAGES + i * ENTRIES) | bits;
+    }
+    for (u64 i = 0; i < FRESH_PAGES; i++)
+        leaves[i] = (FRESH + i * PAGE_SIZE) | leaf;
+}
+
+static void map_missing(u64 gpa)
+{
+    leaves[FRESH_PAGES + (gpa - MISSING) / PAGE_SIZE] = (gpa & PAGE_MASK) | leaf_bits;
+}
+
+// --- rows of L2 ---
+
+static void row_fresh(void)
+{
+    *(volatile u8 *)(FRESH + (u64)(fresh_at++ % FRESH_PAGES) * PAGE_SIZE) = 1;
+}
+
+static void row_missing(void)
+{
+    *(volatile u8 *)(MISSING + (u64)(missing_at++ % FRESH_PAGES) * PAGE_SIZE) = 1;
+}
+
+static void l2_main(void)
+{
+    bench_empty();
+    bench("l2-cpuid-emulated", row_cpuid, true);
+    bench("l2-port-l0", row_pic_read, true);
+    bench("l2-msr-l0", row_rdmsr, cpuid(7, 0).ebx & BIT(1));
+    bench("l2-stage2-l0", row_fresh, true);
+    bench("l2-stage2-l1", row_missing, true);
+    if (intel)
+        __asm__ volatile("vmcall");
+    else
+        __asm__ volatile("vmmcall");
+}
+
+// --- L1 ---
+
+static void emulate_cpuid(u64 *rax, u64 *rbx, u64 *rcx, u64 *rdx)
+{
+    struct cpuid_regs r = cpuid((u32)*rax, (u32)*rcx);
+
+    *rax = r.eax;
+    *rbx = r.ebx;
+    *rcx = r.ecx;
+    *rdx = r.edx;
+}
+
+// Until L2 ends by VMCALL; false: by something else.
+static bool run_vmx(void)
+{
+    for (bool resume = false;; resume = true) {
+        u64 *r = l1_registers, reason;
+
+        if (l1_vmx_switch(resume) != ~0ull)
+            return false;
+        reason = vmread(EXIT_REASON);
+        if (reason == REASON_CPUID) {
+            emulate_cpuid(&r[0], &r[1], &r[2], &r[3]);
+            vmwrite(GUEST_RIP, vmread(GUEST_RIP) + 2);
+        } else if (reason == REASON_EPT_VIOLATION) {
+            map_missing(vmread(GUEST_PHYSICAL_ADDRESS));
+        } else {
+            return reason == REASON_VMCALL;
+        }
+    }
+}
+
+static bool run_svm(void)
+{
+    struct vmcb *v = l1_vmcb;
+    u64 *r = l1_registers_svm;
+
+    for (;;) {
+        l1_svm_switch(r, (u64)v);
+        if (v->exitcode == VMEXIT_CPUID) {
+            emulate_cpuid(&v->rax, &r[3], &r[1], &r[2]);
+            v->rip += 2;
+        } else if (v->exitcode == VMEXIT_NPF) {
+            map_missing(v->exitinfo2);
+        } else {
+            return v->exitcode == VMEXIT_VMMCALL;
+        }
+    }
+}
+
+extern char l2_cpuid[];
+__asm__(".pushsection .text; l2_cpuid: cpuid; jmp l2_cpuid; .popsection");
+
+// L2 executes the same CPUID again, as L1 changes nothing.
+static void row_round_trip(void)
+{
+    enter(true);
+}
+
+static void init(const void *code)
+{
+    if (intel) {
+        l1_vmx_init(code);
+        vmwrite(HOST_RIP, (u64)l1_vmx_quick_exit);
+        vmwrite(GUEST_RSP, (u64)(l2_stack + sizeof(l2_stack) - 8));
+        return;
+    }
+    l1_svm_init(code);
+    l1_vmcb->rsp = (u64)(l2_stack + sizeof(l2_stack) - 8);
+}
+
+static void nested_paging(void)
+{
+    if (intel) {
+        vmwrite(PRIMARY_CONTROLS, vmread(PRIMARY_CONTROLS) | PRIMARY_SECONDARY);
+        vmwrite(SECONDARY_CONTROLS,
+                l1_vmx_control(MSR_VMX_PROCBASED_CTLS2, SECONDARY_EPT | SECONDARY_VPID));
+        vmwrite(EPT_POINTER, (u64)root | EPTP_TYPE_WB | 3ull << EPTP_LEVELS_SHIFT);
+        vmwrite(VPID, 1);
+        return;
+    }
+    l1_vmcb->np_enable = SVM_NP_ENABLE;
+    l1_vmcb->n_cr3 = (u64)root;
+}
+
+static void bench_refused(void)
+{
+    if (!intel) {
+        l1_vmcb->guest_asid = 0;
+        bench("l1-refused-controls", row_round_trip, true);
+        report(l1_vmcb->exitcode == VMEXIT_INVALID, "VMRUN was refused");
+        return;
+    }
+    vmwrite(ENTRY_MSR_LOAD_COUNT, 1);
+    vmwrite(ENTRY_MSR_LOAD_ADDRESS, 1); // the last check of the controls
+    bench("l1-refused-controls", row_round_trip, true);
+    report(vmread(VM_INSTRUCTION_ERROR) == 7, "VMRESUME was refused");
+    vmwrite(ENTRY_MSR_LOAD_COUNT, 0);
+    vmwrite(VMCS_LINK_POINTER, 1);
+    bench("l1-refused-guest", row_round_trip, true);
+    report(vmread(EXIT_REASON) ==
+               (REASON_INVALID_GUEST_STATE | (u64)(u32)EXIT_REASON_ENTRY_FAILURE),
+           "L2's state was refused");
+}
+
+void bench_nested(void)
+{
+    intel = cpuid(0, 0).ecx == 0x6c65746e; // "ntel"
+    if (!(intel ? l1_vmx_start() : l1_svm_start())) {
+        report_skip("no VMX, no SVM");
+        return;
+    }
+    make_tables(7, intel ? 7 | 6 << 3 : 7, BIT(7));
+    init(l2_cpuid);
+    enter(false);
+    bench_empty();
+    bench("l1-cpuid-plain", row_round_trip, true); // without nested paging
+    nested_paging();
+    bench("l1-cpuid", row_round_trip, true);
+    bench_refused();
+    init(l2_main);
+    nested_paging();
+    report(intel ? run_vmx() : run_svm(), "L2 ran to its end");
+    if (!intel)
+        stgi();
+}
