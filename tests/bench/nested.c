@@ -156,7 +156,9 @@ static void init(const void *code)
 static void nested_paging(void)
 {
     if (intel) {
-        vmwrite(PRIMARY_CONTROLS, vmread(PRIMARY_CONTROLS) | PRIMARY_SECONDARY);
+        vmwrite(PRIMARY_CONTROLS,
+                vmread(PRIMARY_CONTROLS) | PRIMARY_SECONDARY | PRIMARY_MSR_BITMAPS);
+        vmwrite(MSR_BITMAP, (u64)pages(1));
         vmwrite(SECONDARY_CONTROLS,
                 l1_vmx_control(MSR_VMX_PROCBASED_CTLS2, SECONDARY_EPT | SECONDARY_VPID));
         vmwrite(EPT_POINTER, (u64)root | EPTP_TYPE_WB | 3ull << EPTP_LEVELS_SHIFT);

@@ -133,6 +133,8 @@ static void spoil(struct vmcb *v)
         v->clean = (u32)random_value();
     if (below(4) == 0)
         hostile_l2_spoil();
+    if (hostile_l2_stale()) // an L2 whose code is not the same for all ends the guest
+        v->tlb_control = SVM_TLB_FLUSH_ALL;
     if (below(4) == 0)
         msrpm[below(2 * PAGE_SIZE)] = (u8)random_u64();
     keep_control(v);

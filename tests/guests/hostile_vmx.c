@@ -233,6 +233,14 @@ static void spare_memory(void)
     vmwrite(GUEST_CR0, vmread(GUEST_CR0) | CR0_PG | CR0_PE);
 }
 
+static void invalidate(u64 type, u64 first, u64 second)
+{
+    u64 descriptor[2] = {first, second};
+
+    __asm__ volatile("invept %0, %1" : : "m"(descriptor), "r"(type) : "cc", "memory");
+    __asm__ volatile("invvpid %0, %1" : : "m"(descriptor), "r"(type) : "cc", "memory");
+}
+
 static void spoil(void)
 {
     restore_good();
@@ -246,6 +254,8 @@ static void spoil(void)
                 vmread(SECONDARY_CONTROLS) ^ (SECONDARY_EPT | SECONDARY_UNRESTRICTED_GUEST));
     if (below(4) == 0)
         hostile_l2_spoil();
+    if (hostile_l2_stale()) // an L2 whose code is not the same for all ends the guest
+        invalidate(2, 0, 0);
     if (below(8) == 0) { // an entry list of anything
         u64 *list = (u64 *)(lists + 2 * PAGE_SIZE);
 
@@ -324,14 +334,6 @@ static void load_vmcs(void)
         *(u32 *)l1_vmcs = *(u32 *)vmxon_spare;
         vmclear((u64)l1_vmcs);
     } while (vmptrld((u64)l1_vmcs));
-}
-
-static void invalidate(u64 type, u64 first, u64 second)
-{
-    u64 descriptor[2] = {first, second};
-
-    __asm__ volatile("invept %0, %1" : : "m"(descriptor), "r"(type) : "cc", "memory");
-    __asm__ volatile("invvpid %0, %1" : : "m"(descriptor), "r"(type) : "cc", "memory");
 }
 
 // The fields that are not as they were.

@@ -13,7 +13,8 @@ static u64 targets[TARGETS];
 static u32 target_count;
 static u8 *first;      // of L2's pages, tables included
 static u32 page_count; // of them
-static u8 *original;   // a copy
+static bool spoiled;
+static u8 *original; // a copy
 static const u64 PAGE_P_W_U = 7;
 
 void hostile_add_target(void *page)
@@ -74,6 +75,7 @@ void hostile_l2_make(const char *code, const char *code_end, u64 nested_bits, u6
 
 void hostile_l2_again(void)
 {
+    spoiled |= memcmp(first, original, (page_count - HOSTILE_SCRATCH) * PAGE_SIZE) != 0;
     memcpy(first, original, (page_count - HOSTILE_SCRATCH) * PAGE_SIZE);
 }
 
@@ -81,6 +83,7 @@ void hostile_l2_again(void)
 // pages that it but reads and writes may lead to anything.
 void hostile_l2_spoil(void)
 {
+    spoiled = true;
     for (u32 n = 1 + below(3); n; n--) {
         u32 page = below(page_count);
         u64 *entry = l2.nested_leaves + page;
@@ -103,6 +106,14 @@ void hostile_l2_spoil(void)
             *entry = anywhere ? hostile_address() : hostile_target();
         }
     }
+}
+
+bool hostile_l2_stale(void)
+{
+    bool stale = spoiled;
+
+    spoiled = false;
+    return stale;
 }
 
 u64 hostile_root(u64 value)

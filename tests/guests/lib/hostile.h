@@ -29,6 +29,8 @@ void hostile_l2_make(const char *code, const char *code_end, u64 nested_bits, u6
 void hostile_l2_again(void);
 // Some flags of some nested entries, or where they lead.
 void hostile_l2_spoil(void);
+// Whether the nested paging has changed since this was asked, so that there is something to flush.
+bool hostile_l2_stale(void);
 // L2's CR3 where its paging alone keeps it away from L1: its own, or one that no entry takes.
 u64 hostile_root(u64 value);
 // An address of a page that may be overwritten.
