@@ -1,0 +1,220 @@
+// SPDX-License-Identifier: BSD-2-Clause
+// Copyright (c) 2026 The Nestor authors
+//
+// What VMRUN refuses and what it does not (APM vol. 2, 15.5.1, 15.20, 15.25.3, 15.25.4): fields at
+// their limits, nested paging's own checks, PAE's pointers; and VM_CR against EFER.SVME (15.30.1).
+
+#include "svm.h"
+
+L2(l2_vmmcall, "vmmcall");
+L2(l2_vmmcall_32, ".code32; vmmcall; .code64");
+
+static u64 address_limit;
+
+enum { LEGAL = VMEXIT_VMMCALL };
+
+static void check(u64 expected, const char *what)
+{
+    u64 code = l2_run();
+
+    // QEMU 7.2 stores the low half only, and lacks most checks
+    report_known(MACHINE_QEMU, code == expected, "%s: EXITCODE %#llx", what, LLU(code));
+}
+
+static void test_maps(void)
+{
+    static const struct {
+        bool msrpm;
+        u32 below; // the physical addresses' end
+        u64 expected;
+        const char *what;
+    } rows[] = {
+        {true, 0x1000, VMEXIT_INVALID, "MSRPM one page below the end"},
+        {true, 0, VMEXIT_INVALID, "MSRPM at the end"},
+        {false, 0x3000, LEGAL, "IOPM just fits"},
+        {false, 0x2001, LEGAL, "IOPM just fits, with low bits, which are ignored"},
+        {false, 0x2000, VMEXIT_INVALID, "IOPM's third page is at the end"},
+        {false, 0, VMEXIT_INVALID, "IOPM at the end"},
+    };
+
+    for (unsigned i = 0; i < ARRAY_SIZE(rows); i++) {
+        l2_init(l2_vmmcall);
+        *(rows[i].msrpm ? &vmcb->msrpm_base_pa : &vmcb->iopm_base_pa) =
+            address_limit - rows[i].below;
+        check(rows[i].expected, rows[i].what);
+    }
+    l2_init(l2_vmmcall);
+    vmcb->msrpm_base_pa |= 0xfff;
+    vmcb->iopm_base_pa |= 0xfff;
+    check(LEGAL, "maps' low bits are ignored");
+}
+
+static void test_registers(void)
+{
+    l2_init(l2_vmmcall);
+    vmcb->cr3 |= address_limit;
+    check(VMEXIT_INVALID, "CR3 beyond the physical addresses");
+    l2_init(l2_vmmcall);
+    vmcb->cr0 |= CR0_CD;
+    check(LEGAL, "CR0.CD");
+    l2_init(l2_vmmcall);
+    vmcb->efer |= BIT(63);
+    check(VMEXIT_INVALID, "EFER[63]");
+    l2_init(l2_vmmcall);
+    vmcb->efer &= ~EFER_LMA;
+    check(LEGAL, "EFER.LMA is not looked at where LME and PG say the same");
+    l2_init(l2_vmmcall);
+    vmcb->rflags = 0;
+    check(LEGAL, "RFLAGS without its fixed bit");
+    l2_init(l2_vmmcall);
+    vmcb->guest_asid = 0xffffffff;
+    check(LEGAL, "any ASID but 0");
+    l2_init(l2_vmmcall);
+    vmcb->tlb_control = 0xff;
+    vmcb->clean = 0xffffffff;
+    check(LEGAL, "reserved TLB_CONTROL and clean bits");
+}
+
+static void test_events(void)
+{
+    for (unsigned type = 0; type < 8; type++) {
+        bool legal = type == SVM_EVENT_INTR || type == SVM_EVENT_NMI ||
+                     type == SVM_EVENT_EXCEPTION || type == SVM_EVENT_SOFT_INT;
+
+        l2_init(l2_vmmcall);
+        vmcb->eventinj = SVM_EVENT_V | type << SVM_EVENT_TYPE_SHIFT | VECTOR_UD;
+        report_known(MACHINE_QEMU, (l2_run() == VMEXIT_INVALID) == !legal, "EVENTINJ type %u",
+                     type);
+    }
+    for (unsigned vector = 0; vector < 256; vector += vector < 34 ? 1 : 37) {
+        bool legal = vector < 32 && vector != VECTOR_NMI;
+
+        l2_init(l2_vmmcall);
+        vmcb->eventinj = SVM_EVENT_V | SVM_EVENT_EXCEPTION << SVM_EVENT_TYPE_SHIFT | vector;
+        // QEMU 7.2 itself refuses 31
+        if ((l2_run() == VMEXIT_INVALID) != !legal)
+            report_cpu(MACHINE_QEMU, false, "EVENTINJ exception %u", vector);
+    }
+    report(true, "EVENTINJ's exceptions by vector");
+}
+
+// --- nested paging ---
+
+static u64 *tables;
+
+static void init_nested(void)
+{
+    l2_init(l2_vmmcall);
+    vmcb->np_enable = 1;
+    vmcb->n_cr3 = (u64)tables;
+}
+
+static void test_nested_paging(void)
+{
+    if (!(cpuid(0x8000000a, 0).edx & SVM_FEATURE_NP)) {
+        report_skip("no nested paging");
+        return;
+    }
+    tables = pages(3);
+    memcpy(tables + 1024, directories, PAGE_SIZE); // the first GiB
+    tables[512] = (u64)(tables + 1024) | 7;
+    tables[0] = (u64)(tables + 512) | 7;
+    init_nested();
+    check(LEGAL, "nested paging");
+    init_nested();
+    vmcb->n_cr3 |= address_limit;
+    check(VMEXIT_INVALID, "nCR3 beyond the physical addresses");
+    for (unsigned i = 0; i < 8; i++) {
+        init_nested();
+        vmcb->g_pat = (vmcb->g_pat & ~(0xffull << 8 * i)) | (i & 1 ? 2ull : 9ull) << 8 * i;
+        check(VMEXIT_INVALID, "G_PAT with a type that does not exist");
+    }
+    l2_init(l2_vmmcall);
+    vmcb->n_cr3 = vmcb->g_pat = ~0ull;
+    check(LEGAL, "neither counts without nested paging");
+}
+
+// --- PAE without nested paging: VMRUN loads the pointers ---
+
+static void init_pae(u64 *pointers)
+{
+    l2_init(l2_vmmcall_32);
+    set_segment(&vmcb->cs, CODE32, 0xc9b);
+    vmcb->efer &= ~(EFER_LME | EFER_LMA);
+    vmcb->cr3 = (u64)pointers;
+    pointers[0] = (u64)directories | 1;
+    pointers[1] = pointers[2] = pointers[3] = 0;
+}
+
+static void test_pae(void)
+{
+    u64 *pointers = pages(1);
+
+    init_pae(pointers);
+    check(LEGAL, "PAE");
+    for (unsigned i = 0; i < 4; i++) {
+        init_pae(pointers);
+        pointers[i] |= BIT(52) | 1;
+        check(VMEXIT_INVALID, "PAE, a pointer with a reserved bit");
+        init_pae(pointers);
+        pointers[i] = i ? BIT(52) : pointers[0];
+        check(LEGAL, "PAE, the same not present");
+    }
+}
+
+// --- VM_CR ---
+
+static void write_vm_cr(void *value)
+{
+    msr_write(MSR_VM_CR, (u64)value);
+}
+
+static void write_efer(void *value)
+{
+    msr_write(MSR_EFER, (u64)value);
+}
+
+static void test_vm_cr(void)
+{
+    u64 efer = msr_read(MSR_EFER);
+
+    if (msr_read(MSR_VM_CR) & VM_CR_LOCK) {
+        report_skip("VM_CR is locked");
+        return;
+    }
+    report_known(MACHINE_QEMU, try(write_vm_cr, (void *)VM_CR_SVMDIS) == VECTOR_GP,
+                 "VM_CR.SVMDIS can't be set while EFER.SVME is: #GP");
+    report_known(MACHINE_QEMU, try(write_vm_cr, (void *)BIT(5)) == VECTOR_GP,
+                 "VM_CR's reserved bits: #GP");
+    msr_write(MSR_EFER, efer & ~EFER_SVME);
+    if (try(write_vm_cr, (void *)VM_CR_SVMDIS) != NO_TRAP ||
+        !(msr_read(MSR_VM_CR) & VM_CR_SVMDIS)) {
+        report_known(MACHINE_QEMU, false, "VM_CR.SVMDIS can be set");
+        return;
+    }
+    report(try(write_efer, (void *)efer) == VECTOR_GP, "then EFER.SVME can't: #GP");
+    msr_write(MSR_VM_CR, 0);
+    report(try(write_efer, (void *)efer) == NO_TRAP, "and can when it is clear");
+    msr_write(MSR_VM_CR, VM_CR_LOCK);
+    msr_write(MSR_EFER, efer & ~EFER_SVME);
+    msr_write(MSR_VM_CR, VM_CR_SVMDIS);
+    report(msr_read(MSR_VM_CR) == VM_CR_LOCK, "VM_CR.LOCK holds SVMDIS and itself: %#llx",
+           LLU(msr_read(MSR_VM_CR)));
+    msr_write(MSR_EFER, efer);
+}
+
+void guest_main(void)
+{
+    if (!svm_enable()) {
+        report_skip("no SVM");
+        return;
+    }
+    address_limit = BIT(cpuid(0x80000008, 0).eax & 0xff);
+    l2_prepare();
+    test_maps();
+    test_registers();
+    test_events();
+    test_nested_paging();
+    test_pae();
+    test_vm_cr();
+}
