@@ -61,6 +61,11 @@ static bool high_rip_of_32bit_host(const struct check *c, const struct check_row
     return !host64(c) && field_of(c, row) >> 32;
 }
 
+static bool high_cet_of_32bit_host(const struct check *c, const struct check_row *row)
+{
+    return !host64(c) && (field_of(c, row) | get(c, HOST_SSP)) >> 32;
+}
+
 static bool no_pae(const struct check *c, const struct check_row *row)
 {
     return host64(c) && !(field_of(c, row) & CR4_PAE);
@@ -104,6 +109,7 @@ static const struct check_row rows[] = {
     {"IA-32e mode guest of a 32-bit host", ia32e_guest_of_32bit_host, 0, 0, 0, 0, 0},
     {"host CR4.PCIDE of a 32-bit host", pcid_of_32bit_host, 0, 0, 0, HOST_CR4, 0},
     {"host RIP of a 32-bit host", high_rip_of_32bit_host, 0, 0, 0, HOST_RIP, 0},
+    {"host IA32_S_CET and SSP of a 32-bit host", high_cet_of_32bit_host, WORD_EXIT, 0, EXIT_CTL_LOAD_CET, HOST_S_CET, 0},
     {"host CR4.PAE of a 64-bit host", no_pae, 0, 0, 0, HOST_CR4, 0},
     {"host RIP", rip, 0, 0, 0, HOST_RIP, 0},
 };

@@ -398,6 +398,8 @@ static const struct spoiled {
      0},
     {"host CR4.PCIDE of a 32-bit host", good_host_32, HOST_CR4, 0, CR4_PCIDE, 0},
     {"host RIP of a 32-bit host", good_host_32, HOST_RIP, 0, BIT(32), 0},
+    {"host IA32_S_CET and SSP of a 32-bit host", good_host_32, HOST_S_CET, 0, BIT(32), 0},
+    {"host IA32_S_CET and SSP of a 32-bit host", good_host_32, HOST_SSP, 0, BIT(40), 0},
     {"host CR4.PAE of a 64-bit host", good, HOST_CR4, CR4_PAE, 0, 0},
     {"host RIP", good, HOST_RIP, BIT(63), 0, 0},
     {"guest CR0: fixed bits", good, GUEST_CR0, CR0_PE | CR0_PG, 0, 0},
@@ -835,6 +837,8 @@ static bool host_right(void)
         return false;
     if (wide != !!(vcpu.cur->state.efer & EFER_LMA))
         return false;
+    if (!wide && (exit & EXIT_CTL_LOAD_CET) && (at(HOST_S_CET) >> 32 || at(HOST_SSP) >> 32))
+        return false;
     if (wide)
         return (cr4 & CR4_PAE) && canonical(at(HOST_RIP));
     return !(at(ENTRY_CONTROLS) & ENTRY_CTL_IA32E_GUEST) && !(cr4 & CR4_PCIDE) &&
@@ -1083,9 +1087,24 @@ static u64 mutated(u64 value)
         return values[below(ARRAY_SIZE(values))];
     case 2:
         return value + (next() & 0xff);
+    case 3:
+        return value ^ SEG_UNUSABLE;
     default:
         return value ^ BIT(below(below(3) ? 32 : 64));
     }
+}
+
+static u16 any_field(void)
+{
+    static const u16 of_segments[] = {GUEST_ES_SELECTOR, GUEST_ES_LIMIT, GUEST_ES_ACCESS,
+                                      GUEST_ES_ACCESS, GUEST_ES_BASE};
+    static u16 segment; // mostly the same one again: rules are about several of its fields
+
+    if (below(3))
+        return encodings[below(encoding_count)];
+    if (below(4) == 0)
+        segment = (u16)below(SEG_COUNT);
+    return (u16)(of_segments[below(ARRAY_SIZE(of_segments))] + 2 * segment);
 }
 
 static void mutate(void)
@@ -1093,7 +1112,7 @@ static void mutate(void)
     static const u64 widths[] = {0xffff, ~0ull, 0xffffffff, ~0ull};
     static const u64 events[] = {INFO(0, 0x40), INFO(2, 2), INFO(3, 13) | INFO_ERROR_CODE,
                                  INFO(3, 1),    INFO(6, 3), INFO(7, 0)};
-    u32 field = encodings[below(encoding_count)];
+    u32 field = any_field();
     u64 value = mutated(at(field)) & widths[field >> 13 & 3];
 
     if (below(16) == 0) {
