@@ -97,6 +97,8 @@ static int ept_walk_down(struct ept_walk *w, gpa_t gpa, u8 access, struct l1_fau
 
 static int ept_set_flags(struct ept_walk *w, u8 access)
 {
+    int error;
+
     for (unsigned level = EPTP_WALK_LENGTH(w->l1->root); level >= w->level; level--) {
         u64 old = w->entry[level], bits = EPT_A;
 
@@ -104,8 +106,9 @@ static int ept_set_flags(struct ept_walk *w, u8 access)
             bits |= EPT_D;
         if ((old & bits) == bits)
             continue;
-        if (w->mem->cmpxchg(w->mem->ctx, w->gpa[level], old, old | bits, sizeof(old)))
-            return -E_AGAIN;
+        error = w->mem->cmpxchg(w->mem->ctx, w->gpa[level], old, old | bits, sizeof(old));
+        if (error)
+            return error;
         w->entry[level] |= bits;
     }
     return 0;

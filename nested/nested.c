@@ -70,6 +70,7 @@ void nested_enter_l2(struct vcpu *vcpu)
     irq_take_back(vcpu); // what L2's exits ask for are L1's interrupts
     backend->select(vcpu, 1);
     vcpu->world = nested_stage2_world(vcpu);
+    nested_stage2_prefetch(vcpu);
     vcpu->events.interrupts_check = true;
 }
 

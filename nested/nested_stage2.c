@@ -11,6 +11,7 @@
 
 #include "nested_stage2.h"
 #include "nested.h"
+#include <arch/x86/regs.h>
 #include <arch/x86/svm.h>
 #include <arch/x86/vmx.h>
 #include <nestor/log.h>
@@ -46,6 +47,10 @@ struct nested_stage2 {
     struct shadow shadows[SHADOWS];
     struct known known[KNOWN];
     gpa_t diverted, diverted_to; // NONE_DIVERTED: no page of L1's
+    // What L1's tables lacked at the last exit to it, and in which shadow; NULL: nothing.
+    struct shadow *wanted_in;
+    gpa_t wanted;
+    u32 wanted_access;
     bool refused; // by the last nested_translate(): `exit` and `fault` say what L1 is to be told
     struct vm_exit exit;
     struct l1_fault fault;
@@ -357,6 +362,37 @@ static u32 access_of(const struct exit_stage2 *s)
            (s->execute ? (u32)L1_EXECUTE : 0) | (s->gla_final ? 0 : (u32)L1_TABLE);
 }
 
+// A page that is missing. (By a misconfigured entry L1 marks a device, and won't map it.)
+static void want(struct nested_stage2 *ns, gpa_t gpa, u32 access, const struct l1_fault *fault)
+{
+    if (fault->misconfigured || (fault->error_code & PF_RSVD))
+        return;
+    ns->wanted_in = ns->current;
+    ns->wanted = gpa;
+    ns->wanted_access = access;
+}
+
+static int no_cmpxchg(void *ctx, gpa_t gpa, u64 old, u64 new_value, unsigned size)
+{
+    (void)ctx, (void)gpa, (void)old, (void)new_value, (void)size;
+    return -E_FAULT;
+}
+
+// What L1 was asked for L2 asks for at once: it saves an exit to have it mapped. A CPU may do so,
+// too, where no flag is to be set for it.
+void nested_stage2_prefetch(struct vcpu *vcpu)
+{
+    struct nested_stage2 *ns = vcpu->nested_stage2;
+    const struct walk_memory memory = {table_read, no_cmpxchg, vcpu->vm};
+    bool wanted = ns->wanted_in && ns->wanted_in == ns->current;
+    struct l1_translation l1;
+    struct l1_fault fault;
+
+    ns->wanted_in = NULL;
+    if (wanted && !l1_stage2_walk(&ns->l1, &memory, ns->wanted, ns->wanted_access, &l1, &fault))
+        fill(vcpu, ns->wanted, &l1, ns->wanted_access);
+}
+
 bool nested_stage2_exit(struct vcpu *vcpu, struct vm_exit *exit)
 {
     struct nested_stage2 *ns = vcpu->nested_stage2;
@@ -370,8 +406,10 @@ bool nested_stage2_exit(struct vcpu *vcpu, struct vm_exit *exit)
         return false;
     access = l1_stage2_access(&ns->l1, access_of(&exit->stage2));
     error = walk(vcpu, gpa, access, &l1, &fault);
-    if (error == -E_FAULT)
+    if (error == -E_FAULT) {
+        want(ns, gpa, access, &fault);
         nested_stage2_fault(vcpu, exit, &fault);
+    }
     if (error)
         return true;
     exit->stage2.gpa = l1.gpa;

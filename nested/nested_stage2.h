@@ -41,6 +41,8 @@ int nested_stage2_create(struct vcpu *vcpu);
 void nested_stage2_destroy(struct vcpu *vcpu);
 // The exit to L1 because its tables refuse what `exit` says.
 void nested_stage2_fault(struct vcpu *vcpu, struct vm_exit *exit, const struct l1_fault *fault);
+// At the end of an entry.
+void nested_stage2_prefetch(struct vcpu *vcpu);
 // An L2's EXIT_STAGE2: true if it is done with, by an entry that was missing or an exit to L1; else
 // it is for Nestor, with L1's address in exit->stage2.gpa.
 bool nested_stage2_exit(struct vcpu *vcpu, struct vm_exit *exit);

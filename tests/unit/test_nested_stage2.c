@@ -42,6 +42,7 @@ static u64 rng(u64 below)
 
 static u64 tables[6][512];
 static u32 exchanges, races; // the exchanges that another CPU is to win
+static bool read_only;       // flags can't be set
 static gpa_t no_memory;      // a table that is not in RAM
 
 static u8 *at(gpa_t gpa)
@@ -68,6 +69,8 @@ static int mem_cmpxchg(void *ctx, gpa_t gpa, u64 old, u64 new_value, unsigned si
 {
     assert_null(ctx);
     exchanges++;
+    if (read_only)
+        return -E_FAULT;
     if (races) {
         races--;
         return -E_AGAIN;
@@ -95,6 +98,7 @@ static int setup(void **state)
     memset(tables, 0, sizeof(tables));
     exchanges = races = 0;
     no_memory = 0;
+    read_only = false;
     return 0;
 }
 
@@ -451,6 +455,28 @@ static void test_npt_short(void **state)
     assert_int_equal(result.page_size, 4 << 20);
 }
 
+// A walk that may set no flag finds only what has them.
+static void test_no_flags(void **state)
+{
+    struct l1_stage2 with_ept = ept(4, true), with_npt = npt(4);
+
+    (void)state;
+    build(4, 1, RWX);
+    read_only = true;
+    assert_int_equal(walk(&with_ept, GPA, W), -E_FAULT);
+    assert_int_equal(exchanges, 1);
+    read_only = false;
+    walk(&with_ept, GPA, W);
+    read_only = true;
+    assert_int_equal(walk(&with_ept, GPA, W), 0);
+    build_npt(4, 1);
+    assert_int_equal(walk(&with_npt, GPA, W), -E_FAULT);
+    read_only = false;
+    walk(&with_npt, GPA, W);
+    read_only = true;
+    assert_int_equal(walk(&with_npt, GPA, W), 0);
+}
+
 static void test_npt_not_in_ram(void **state)
 {
     struct l1_stage2 l1 = npt(4);
@@ -478,6 +504,7 @@ int main(void)
         cmocka_unit_test_setup(test_npt_reserved_bits, setup),
         cmocka_unit_test_setup(test_npt_short, setup),
         cmocka_unit_test_setup(test_npt_not_in_ram, setup),
+        cmocka_unit_test_setup(test_no_flags, setup),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);
