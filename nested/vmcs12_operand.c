@@ -91,10 +91,22 @@ bool vmcs12_operand_read(struct vcpu *vcpu, struct vm_exit *exit, void *value, u
            !guest_read_linear(vcpu, la, value, size, 0);
 }
 
+// Nothing is written if the end of the operand lies in a page that faults: that fault comes first.
+static bool end_is_writable(struct vcpu *vcpu, gva_t la, const u8 *value, unsigned size)
+{
+    unsigned before = (unsigned)(PAGE_SIZE - (la & ~PAGE_MASK));
+    struct walk_fault fault;
+    gpa_t gpa;
+    u8 *host;
+
+    return before >= size || !guest_translate(vcpu, la + before, WALK_WRITE, &gpa, &host, &fault) ||
+           !guest_write_linear(vcpu, la + before, value + before, size - before, 0);
+}
+
 bool vmcs12_operand_write(struct vcpu *vcpu, struct vm_exit *exit, const void *value, unsigned size)
 {
     gva_t la;
 
     return vmcs12_operand(vcpu, exit) && linear_address(vcpu, &exit->operand, size, true, &la) &&
-           !guest_write_linear(vcpu, la, value, size, 0);
+           end_is_writable(vcpu, la, value, size) && !guest_write_linear(vcpu, la, value, size, 0);
 }

@@ -230,7 +230,9 @@ static void test_faults(bool in_operation)
         check_fault(i, (u8 *)NOT_CANONICAL - 4, VECTOR_GP, "its end not canonical");
         check_fault(i, NOT_MAPPED, VECTOR_PF, "not mapped");
         report(last_cr2 == (u64)NOT_MAPPED, "... CR2 %#llx", LLU(last_cr2));
+        memset(half + PAGE_SIZE - 4, 0x5a, 4);
         check_fault(i, half + PAGE_SIZE - 4, VECTOR_PF, "its end not mapped");
+        report(*(u32 *)(half + PAGE_SIZE - 4) == 0x5a5a5a5a, "... nothing is written");
         report(last_cr2 == (u64)half + PAGE_SIZE, "... CR2 %#llx", LLU(last_cr2));
     }
     map_half(NULL);

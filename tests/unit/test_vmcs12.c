@@ -123,6 +123,13 @@ void vcpu_inject_exception(struct vcpu *v, u8 vector, bool has_error, u32 error)
     (void)v, (void)vector, (void)has_error, (void)error;
     UNUSED(vcpu_inject_exception);
 }
+int guest_translate(struct vcpu *v, gva_t la, u32 access, gpa_t *gpa, u8 **host,
+                    struct walk_fault *fault)
+{
+    (void)v, (void)la, (void)access, (void)gpa, (void)host, (void)fault;
+    UNUSED(guest_translate);
+    return 0;
+}
 bool insn_decode_current(struct vcpu *v, struct insn *insn)
 {
     (void)v, (void)insn;
