@@ -34,6 +34,8 @@ L2(l2_put32, "mov %eax, (%rdi); vmcall");
 L2(l2_go, "call *%rdi; l2_returned: vmcall");
 L2(l2_copy, "movsl; l2_copied: vmcall");
 L2(l2_walk, "1: add (%rdi), %rax; add %rdx, %rdi; loop 1b; vmcall");
+// Port E4h of the test device drops all that is known of guest-physical addresses.
+L2(l2_drop, "mov (%rdi), %rax; mov $0xe4, %edx; out %eax, %dx; mov (%rdi), %rbx; vmcall");
 extern char l2_got[], l2_was_put[], l2_returned[], l2_copied[];
 
 static u64 eptp_of(const u64 *top, bool ad)
@@ -422,6 +424,21 @@ static void test_invept(void)
            "INVEPT of an EPTP that no entry takes: error 28");
 }
 
+static void test_dropped_below(void)
+{
+    if (!has_test_device()) {
+        report_skip("no test device");
+        return;
+    }
+    window[5] = (u64)data | EPT_WB | EPT_RWX;
+    data[0] = 0xd0d0;
+    start(l2_drop, WINDOW + 5 * PAGE_SIZE, 0);
+    invept(1, eptp_of(ept_root, false));
+    report_exit(run() == REASON_VMCALL && l2_registers[RAX] == 0xd0d0 &&
+                    l2_registers[RBX] == 0xd0d0,
+                "an L2 goes on when the hypervisor below flushes");
+}
+
 enum { ROOTS = 12 };
 
 // Each ept_root maps the same address to another page.
@@ -519,6 +536,7 @@ void guest_main(void)
     test_paging_structures();
     test_flags();
     test_invept();
+    test_dropped_below();
     test_roots();
     test_five_levels();
     test_many_tables();

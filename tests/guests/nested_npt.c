@@ -34,6 +34,8 @@ L2(l2_copy, "movsl; l2_copied: vmmcall");
 L2(l2_walk, "1: add (%rdi), %rax; add %rdx, %rdi; loop 1b; vmmcall");
 L2(l2_unpaged, ".code32; mov (%edi), %eax; vmmcall; .code64");
 L2(l2_write_pat, "mov $0x277, %ecx; mov %esi, %edx; wrmsr; vmmcall");
+// Port E4h of the test device drops all that is known of guest-physical addresses.
+L2(l2_drop, "mov (%rdi), %rax; mov $0xe4, %edx; out %eax, %dx; mov (%rdi), %rbx; vmmcall");
 extern char l2_got[], l2_was_put[], l2_returned[], l2_copied[];
 
 static void make_tables(void)
@@ -388,6 +390,19 @@ static void test_flushes(void)
     check_flush(SVM_TLB_NOTHING, 3, "another ASID");
 }
 
+static void test_dropped_below(void)
+{
+    if (!has_test_device()) {
+        report_skip("no test device");
+        return;
+    }
+    window[6] = (u64)data | ALL;
+    data[0] = 0xd0d0;
+    start(l2_drop, WINDOW + 6 * PAGE_SIZE, 0);
+    report_vmexit(l2_run() == VMEXIT_VMMCALL && vmcb->rax == 0xd0d0 && l2_regs[RBX] == 0xd0d0,
+                  "an L2 goes on when the hypervisor below flushes");
+}
+
 enum { ROOTS = 12 };
 
 // Each root maps the same address to another page.
@@ -461,6 +476,7 @@ void guest_main(void)
     test_pat();
     test_flags();
     test_flushes();
+    test_dropped_below();
     test_roots();
     test_many_tables();
 }
