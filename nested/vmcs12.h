@@ -3,8 +3,9 @@
 //
 // VMCS12: the VMCS of a guest hypervisor, as Nestor keeps it (fields by encoding, SDM vol. 3
 // appendix B), the controls that Nestor offers, and what vmcs12's files share.
-// nested/vmcs12.c: instructions; vmcs12_operand.c: their operands; vmcs12_fields.c: which fields there are; vmcs12_caps.c: the
-// capability MSRs; vmcs12_check*.c: the checks of VM entry; the rest: vmcs12_switch.h.
+// nested/vmcs12.c: instructions; vmcs12_operand.c: their operands; vmcs12_fields.c: which fields
+// there are; vmcs12_caps.c: the capability MSRs; vmcs12_check*.c: the checks of VM entry;
+// vmcs12_switch.h and its files: entering L2 and the exit to L1.
 
 #pragma once
 
@@ -50,7 +51,8 @@ struct nested {
     gpa_t vmxon_gpa;
     gpa_t current; // VMCS12_NONE = no current VMCS
     struct vmcs12 vmcs;
-    // What this L1 is offered: constant after reset. By MSR, from IA32_VMX_BASIC on; fields by slot.
+    // What this L1 is offered: constant after reset. By MSR, from IA32_VMX_BASIC on; fields by
+    // slot.
     u64 capability[VMCS12_CAPABILITIES];
     u64 present[3];
     u16 passed[32]; // words of the MSR bitmap in which Nestor passes something

@@ -429,7 +429,6 @@ static bool pdptes(const struct check *c, const struct check_row *row)
 
 enum { QUALIFICATION_PDPTE = 2, QUALIFICATION_LINK = 4 };
 
-// clang-format off
 enum { ROWS_OF_EACH_ENTRY = 23 }; // the last ones
 static const struct check_row rows[] = {
     // "Checks on Guest Control Registers, Debug Registers, and MSRs"
@@ -437,7 +436,8 @@ static const struct check_row rows[] = {
     {"guest CR0.PG without PE", paging_without_protection, 0, 0, 0, GUEST_CR0, 0},
     {"guest CR4: fixed bits", check_cr4, 0, 0, 0, GUEST_CR4, 0},
     {"guest CR4.CET without CR0.WP", cet_without_wp, 0, 0, 0, GUEST_CR4, 0},
-    {"guest IA32_DEBUGCTL", check_reserved, WORD_ENTRY, 0, ENTRY_CTL_LOAD_DEBUG, GUEST_DEBUGCTL, ~(u64)DEBUGCTL_BTF},
+    {"guest IA32_DEBUGCTL", check_reserved, WORD_ENTRY, 0, ENTRY_CTL_LOAD_DEBUG, GUEST_DEBUGCTL,
+     ~(u64)DEBUGCTL_BTF},
     {"IA-32e mode guest without CR0.PG or CR4.PAE", ia32e_without_paging, 0, 0, 0, GUEST_CR4, 0},
     {"guest CR4.PCIDE outside IA-32e mode", pcid_without_ia32e, 0, 0, 0, GUEST_CR4, 0},
     {"guest CR3", check_address, 0, 0, 0, GUEST_CR3, 0},
@@ -445,10 +445,13 @@ static const struct check_row rows[] = {
     {"guest IA32_SYSENTER_ESP", check_canonical, 0, 0, 0, GUEST_SYSENTER_ESP, 0},
     {"guest IA32_SYSENTER_EIP", check_canonical, 0, 0, 0, GUEST_SYSENTER_EIP, 0},
     {"guest IA32_S_CET", check_s_cet, WORD_ENTRY, 0, ENTRY_CTL_LOAD_CET, GUEST_S_CET, 0},
-    {"guest IA32_INTERRUPT_SSP_TABLE_ADDR", check_canonical, WORD_ENTRY, 0, ENTRY_CTL_LOAD_CET, GUEST_INTERRUPT_SSP_TABLE, 0},
-    {"guest IA32_PERF_GLOBAL_CTRL", check_reserved, WORD_ENTRY, 0, ENTRY_CTL_LOAD_PERF_GLOBAL, GUEST_PERF_GLOBAL_CTRL, ~0ull},
+    {"guest IA32_INTERRUPT_SSP_TABLE_ADDR", check_canonical, WORD_ENTRY, 0, ENTRY_CTL_LOAD_CET,
+     GUEST_INTERRUPT_SSP_TABLE, 0},
+    {"guest IA32_PERF_GLOBAL_CTRL", check_reserved, WORD_ENTRY, 0, ENTRY_CTL_LOAD_PERF_GLOBAL,
+     GUEST_PERF_GLOBAL_CTRL, ~0ull},
     {"guest IA32_PAT", check_pat, WORD_ENTRY, 0, ENTRY_CTL_LOAD_PAT, GUEST_PAT, 0},
-    {"guest IA32_PKRS", check_reserved, WORD_ENTRY, 0, ENTRY_CTL_LOAD_PKRS, GUEST_PKRS, BITS(63, 32)},
+    {"guest IA32_PKRS", check_reserved, WORD_ENTRY, 0, ENTRY_CTL_LOAD_PKRS, GUEST_PKRS,
+     BITS(63, 32)},
     // "Checks on Guest Segment Registers"
     {"TI flag: TR", table_indicator, 0, 0, 0, SEG_TR, 0},
     {"TI flag: LDTR", table_indicator, 0, 0, 0, SEG_LDTR, 0},
@@ -488,31 +491,41 @@ static const struct check_row rows[] = {
     {"guest IA32_EFER", efer, WORD_ENTRY, 0, ENTRY_CTL_LOAD_EFER, GUEST_EFER, 0},
     // "Checks on Guest RIP, RFLAGS, and SSP"
     {"guest RIP", rip, 0, 0, 0, GUEST_RIP, 0},
-    {"guest RFLAGS: fixed bits", rflags_fixed, 0, 0, 0, GUEST_RFLAGS, BITS(63, 22) | BIT(15) | BIT(5) | BIT(3)},
+    {"guest RFLAGS: fixed bits", rflags_fixed, 0, 0, 0, GUEST_RFLAGS,
+     BITS(63, 22) | BIT(15) | BIT(5) | BIT(3)},
     {"guest RFLAGS.VM", rflags_vm, 0, 0, 0, GUEST_RFLAGS, 0},
     {"guest RFLAGS.IF", rflags_if, WORD_STATE, 0, 1, GUEST_RFLAGS, 0},
     {"guest SSP", ssp, WORD_ENTRY, 0, ENTRY_CTL_LOAD_CET, GUEST_SSP, 0},
     // "Checks on Guest Non-Register State"
     {"activity state", activity_unknown, WORD_STATE, 0, 1, GUEST_ACTIVITY_STATE, 0},
     {"activity state HLT with SS.DPL", halted_cpl, WORD_STATE, 0, 1, GUEST_ACTIVITY_STATE, 0},
-    {"activity state with STI or MOV SS blocking", inactive_and_blocked, WORD_STATE, 0, 1, GUEST_ACTIVITY_STATE, 0},
-    {"activity state and the event injected", activity_injection, WORD_STATE, 0, 1, GUEST_ACTIVITY_STATE, 0},
-    {"interruptibility state: reserved bits", check_reserved, WORD_STATE, 0, 1, GUEST_INTERRUPTIBILITY, BITS(63, 4)}, // bit 4: no SGX
+    {"activity state with STI or MOV SS blocking", inactive_and_blocked, WORD_STATE, 0, 1,
+     GUEST_ACTIVITY_STATE, 0},
+    {"activity state and the event injected", activity_injection, WORD_STATE, 0, 1,
+     GUEST_ACTIVITY_STATE, 0},
+    {"interruptibility state: reserved bits", check_reserved, WORD_STATE, 0, 1,
+     GUEST_INTERRUPTIBILITY, BITS(63, 4)}, // bit 4: no SGX
     {"STI and MOV SS blocking", both_shadows, WORD_STATE, 0, 1, GUEST_INTERRUPTIBILITY, 0},
     {"STI blocking with RFLAGS.IF 0", sti_without_if, WORD_STATE, 0, 1, GUEST_INTERRUPTIBILITY, 0},
-    {"an interrupt with STI or MOV SS blocking", blocked_interrupt, WORD_STATE, 0, 1, GUEST_INTERRUPTIBILITY, 0},
-    {"an NMI with MOV SS blocking", blocked_nmi, WORD_STATE, 0, 1, GUEST_INTERRUPTIBILITY, BLOCK_MOV_SS},
-    {"SMI blocking outside SMM", check_reserved, WORD_STATE, 0, 1, GUEST_INTERRUPTIBILITY, BLOCK_SMI},
-    {"an NMI with virtual-NMI blocking", blocked_nmi, WORD_PIN, 0, PIN_VIRTUAL_NMIS, GUEST_INTERRUPTIBILITY, BLOCK_NMI},
-    {"pending debug exceptions: reserved bits", check_reserved, WORD_STATE, 0, 1, GUEST_PENDING_DBG, ~(BITS(3, 0) | BIT(12) | DR6_BS)}, // RTM: not offered
+    {"an interrupt with STI or MOV SS blocking", blocked_interrupt, WORD_STATE, 0, 1,
+     GUEST_INTERRUPTIBILITY, 0},
+    {"an NMI with MOV SS blocking", blocked_nmi, WORD_STATE, 0, 1, GUEST_INTERRUPTIBILITY,
+     BLOCK_MOV_SS},
+    {"SMI blocking outside SMM", check_reserved, WORD_STATE, 0, 1, GUEST_INTERRUPTIBILITY,
+     BLOCK_SMI},
+    {"an NMI with virtual-NMI blocking", blocked_nmi, WORD_PIN, 0, PIN_VIRTUAL_NMIS,
+     GUEST_INTERRUPTIBILITY, BLOCK_NMI},
+    {"pending debug exceptions: reserved bits", check_reserved, WORD_STATE, 0, 1, GUEST_PENDING_DBG,
+     ~(BITS(3, 0) | BIT(12) | DR6_BS)}, // RTM: not offered
     {"pending debug exceptions: BS", single_step, WORD_STATE, 0, 1, GUEST_PENDING_DBG, 0},
-    {"VMCS link pointer: address", link_address, 0, QUALIFICATION_LINK, 0, VMCS_LINK_POINTER, PAGE_LOW},
+    {"VMCS link pointer: address", link_address, 0, QUALIFICATION_LINK, 0, VMCS_LINK_POINTER,
+     PAGE_LOW},
     {"VMCS link pointer: revision", link_revision, 0, QUALIFICATION_LINK, 0, VMCS_LINK_POINTER, 0},
-    {"VMCS link pointer: the current VMCS", link_to_current, 0, QUALIFICATION_LINK, 0, VMCS_LINK_POINTER, 0},
+    {"VMCS link pointer: the current VMCS", link_to_current, 0, QUALIFICATION_LINK, 0,
+     VMCS_LINK_POINTER, 0},
     // "Checks on Guest Page-Directory-Pointer-Table Entries"
     {"PDPTEs", pdptes, WORD_SECONDARY, QUALIFICATION_PDPTE, SECONDARY_EPT, GUEST_PDPTE0, 0},
 };
-// clang-format on
 
 const struct check_table vmcs12_guest_checks = {rows, ARRAY_SIZE(rows),
                                                 ARRAY_SIZE(rows) - ROWS_OF_EACH_ENTRY, DUE_GUEST,

@@ -77,7 +77,6 @@ static bool rip(const struct check *c, const struct check_row *row)
     return host64(c) && !is_sign_extended(field_of(c, row), get(c, HOST_CR4) & CR4_LA57 ? 57 : 48);
 }
 
-// clang-format off
 static const struct check_row rows[] = {
     // "Checks on Host Control Registers, MSRs, and SSP"
     {"host CR0: fixed bits", check_cr0, 0, 0, 0, HOST_CR0, 0},
@@ -86,11 +85,13 @@ static const struct check_row rows[] = {
     {"host CR3", check_address, 0, 0, 0, HOST_CR3, 0},
     {"host IA32_SYSENTER_ESP", check_canonical, 0, 0, 0, HOST_SYSENTER_ESP, 0},
     {"host IA32_SYSENTER_EIP", check_canonical, 0, 0, 0, HOST_SYSENTER_EIP, 0},
-    {"host IA32_PERF_GLOBAL_CTRL", check_reserved, WORD_EXIT, 0, EXIT_CTL_LOAD_PERF_GLOBAL, HOST_PERF_GLOBAL_CTRL, ~0ull},
+    {"host IA32_PERF_GLOBAL_CTRL", check_reserved, WORD_EXIT, 0, EXIT_CTL_LOAD_PERF_GLOBAL,
+     HOST_PERF_GLOBAL_CTRL, ~0ull},
     {"host IA32_PAT", check_pat, WORD_EXIT, 0, EXIT_CTL_LOAD_PAT, HOST_PAT, 0},
     {"host IA32_EFER", efer, WORD_EXIT, 0, EXIT_CTL_LOAD_EFER, HOST_EFER, 0},
     {"host IA32_S_CET", check_s_cet, WORD_EXIT, 0, EXIT_CTL_LOAD_CET, HOST_S_CET, 0},
-    {"host IA32_INTERRUPT_SSP_TABLE_ADDR", check_canonical, WORD_EXIT, 0, EXIT_CTL_LOAD_CET, HOST_INTERRUPT_SSP_TABLE, 0},
+    {"host IA32_INTERRUPT_SSP_TABLE_ADDR", check_canonical, WORD_EXIT, 0, EXIT_CTL_LOAD_CET,
+     HOST_INTERRUPT_SSP_TABLE, 0},
     {"host SSP: bits 1:0", check_reserved, WORD_EXIT, 0, EXIT_CTL_LOAD_CET, HOST_SSP, 3},
     {"host SSP", check_canonical, WORD_EXIT, 0, EXIT_CTL_LOAD_CET, HOST_SSP, 0},
     {"host IA32_PKRS", check_reserved, WORD_EXIT, 0, EXIT_CTL_LOAD_PKRS, HOST_PKRS, BITS(63, 32)},
@@ -109,11 +110,11 @@ static const struct check_row rows[] = {
     {"IA-32e mode guest of a 32-bit host", ia32e_guest_of_32bit_host, 0, 0, 0, 0, 0},
     {"host CR4.PCIDE of a 32-bit host", pcid_of_32bit_host, 0, 0, 0, HOST_CR4, 0},
     {"host RIP of a 32-bit host", high_rip_of_32bit_host, 0, 0, 0, HOST_RIP, 0},
-    {"host IA32_S_CET and SSP of a 32-bit host", high_cet_of_32bit_host, WORD_EXIT, 0, EXIT_CTL_LOAD_CET, HOST_S_CET, 0},
+    {"host IA32_S_CET and SSP of a 32-bit host", high_cet_of_32bit_host, WORD_EXIT, 0,
+     EXIT_CTL_LOAD_CET, HOST_S_CET, 0},
     {"host CR4.PAE of a 64-bit host", no_pae, 0, 0, 0, HOST_CR4, 0},
     {"host RIP", rip, 0, 0, 0, HOST_RIP, 0},
 };
-// clang-format on
 
 const struct check_table vmcs12_host_checks = {rows, ARRAY_SIZE(rows), ARRAY_SIZE(rows), DUE_HOST,
                                                VMX_ERROR_HOST_STATE};

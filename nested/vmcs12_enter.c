@@ -233,8 +233,8 @@ static void take_injection(struct vcpu *vcpu)
 
 // --- the MSR areas (SDM vol. 3 "Loading MSRs", "Saving MSRs") ---
 
-// MSRs that the areas can't load: FS_BASE and GS_BASE, which have fields, the x2APIC's, and those of
-// microcode updates, for "model-specific reasons".
+// MSRs that the areas can't load: FS_BASE and GS_BASE, which have fields, the x2APIC's, and those
+// of microcode updates, for "model-specific reasons".
 static bool is_barred(u32 msr)
 {
     return msr == MSR_FS_BASE || msr == MSR_GS_BASE || msr >> 8 == MSR_X2APIC_FIRST >> 8 ||
