@@ -5,9 +5,8 @@
 // 15.5, 15.6; 15.13.3 interrupt shadows; 15.15 clean bits; 15.16 ASIDs; 15.20 event injection;
 // 15.21 virtual interrupts).
 //
-// Interrupt window: V_IRQ with an intercepted VINTR. QEMU forgets the VMCB's interrupt shadow at
-// VMRUN, so there it opens at once. An offered interrupt is a V_IRQ with its vector that is not
-// intercepted: it costs no exit (V_IRQ is 0 behind an exit when the guest has taken it).
+// Interrupt window: V_IRQ with an intercepted VINTR. An offered interrupt is a V_IRQ with its vector
+// that is not intercepted: it costs no exit (V_IRQ is 0 behind an exit when the guest has taken it).
 //
 // NMI blocking (SVM of the test machines has no virtual NMI): the model's BLOCK_NMI is set when an
 // NMI is injected. While it is set, IRET is intercepted. The exit comes before IRET has executed,
@@ -127,6 +126,17 @@ static void begin_step(struct vcpu_ctx *ctx, enum svm_step step)
     hw->vmcb->rflags |= RFLAGS_TF | RFLAGS_RF; // a breakpoint on this instruction was taken before
 }
 
+// A window behind an interrupt shadow that the CPU would forget (QEMU, at VMRUN): one instruction
+// is stepped over instead.
+static bool shadow_is_lost(const struct vcpu_ctx *ctx)
+{
+    u32 blocking = ctx->state.interruptibility;
+
+    return svm_forgets_shadow && ctx->ctl.interrupt_window && !ctx->ctl.inject.valid &&
+           (ctx->state.rflags & RFLAGS_IF) && (blocking & (BLOCK_STI | BLOCK_MOV_SS)) &&
+           !(blocking & BLOCK_NMI);
+}
+
 static enum svm_step wanted_step(const struct vcpu_ctx *ctx)
 {
     const struct backend_ctx *hw = ctx->hw;
@@ -136,7 +146,7 @@ static enum svm_step wanted_step(const struct vcpu_ctx *ctx)
         return SVM_STEP_NONE;
     if (blocked)
         return hw->at_iret && hw->iret_rip == ctx->state.rip ? SVM_STEP_IRET : SVM_STEP_NONE;
-    return ctx->ctl.nmi_window ? SVM_STEP_SHADOW : SVM_STEP_NONE;
+    return ctx->ctl.nmi_window || shadow_is_lost(ctx) ? SVM_STEP_SHADOW : SVM_STEP_NONE;
 }
 
 static void prepare_intercepts(struct vcpu_ctx *ctx)
@@ -201,10 +211,12 @@ static __attribute__((noinline)) void prepare(struct vcpu *vcpu, struct svm_cpu 
         inject(vcpu, &ctx->ctl.inject);
     if (vcpu->nested)
         prepare_gif(vcpu, hw);
-    set_virtual_interrupt(hw, ctx->ctl.interrupt_window, ctx->ctl.offer,
+    set_virtual_interrupt(hw, ctx->ctl.interrupt_window && !shadow_is_lost(ctx), ctx->ctl.offer,
                           hw->vgif && !vcpu->events.gif_clear);
     prepare_intercepts(ctx);
     hw->adjust = true;
+    hw->shadow = svm_forgets_shadow ? ctx->state.interruptibility & (BLOCK_STI | BLOCK_MOV_SS) : 0;
+    hw->shadow_rip = hw->vmcb->rip;
     hw->blocking = (u8)(ctx->state.interruptibility & (BLOCK_NMI | BLOCK_SMI));
     // The immediate exit: an interrupt to itself, taken as soon as the injection is done. An NMI that
     // waits for no more than this injection comes then.
@@ -311,6 +323,8 @@ static __attribute__((noinline)) void adjust_exit(struct vcpu *vcpu, struct vm_e
         hw->vmcb->eventinj = 0;
         hw->vmcb->tlb_control = SVM_TLB_NOTHING;
         ctx->state.interruptibility |= hw->blocking;
+        if (unlikely(hw->shadow) && ctx->state.rip == hw->shadow_rip) // it has not executed
+            ctx->state.interruptibility |= hw->shadow;
     }
     if (hw->vgif) {
         vcpu->events.gif_clear = !(hw->vmcb->v_irq & SVM_V_GIF);

@@ -60,7 +60,9 @@ struct backend_ctx {
         };
         u16 after; // any of these: adjust_exit() has something to do
     };
-    u8 blocking;  // BLOCK_NMI, BLOCK_SMI over the entry
+    u8 blocking; // BLOCK_NMI, BLOCK_SMI over the entry
+    u8 shadow;   // the interrupt shadow that the CPU forgets, of the instruction at shadow_rip
+    u64 shadow_rip;
     bool at_iret; // the IRET that ends NMI blocking is at iret_rip, not yet executed
     u64 iret_rip;
     u8 step; // enum svm_step, during one entry
@@ -71,8 +73,9 @@ struct backend_ctx {
 
 // enum SVM_FEATURE_*: what every CPU has and no option turned off.
 extern u32 svm_features;
-extern u64 svm_cr4_supplied; // UMIP, where the CPUs lack it: by intercepts
-extern u32 svm_clean_after;  // what the VMCB's clean field may say after an exit
+extern u64 svm_cr4_supplied;    // UMIP, where the CPUs lack it: by intercepts
+extern bool svm_forgets_shadow; // QEMU: VMRUN does not load the VMCB's interrupt shadow
+extern u32 svm_clean_after;     // what the VMCB's clean field may say after an exit
 
 static inline bool svm_has(u32 feature)
 {

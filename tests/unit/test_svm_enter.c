@@ -24,6 +24,7 @@
 #include "svm/svm.h"
 
 u32 svm_features, svm_clean_after;
+bool svm_forgets_shadow;
 u64 svm_cr4_supplied;
 
 static struct svm_cpu cpu_part;
