@@ -9,6 +9,7 @@
 #include "vmcb12.h"
 #include <arch/x86/regs.h>
 #include <nestor/breakpoint.h>
+#include <nestor/log.h>
 #include <nestor/string.h>
 
 struct segment vmcb12_get_segment(const struct vmcb_segment *v)
@@ -234,7 +235,8 @@ static bool bad_msrpm(struct vcpu *vcpu, const struct vmcb *v)
            !vm_ram_ptr(vcpu->vm, v->msrpm_base_pa & PAGE_MASK, MSRPM_SIZE);
 }
 
-static bool is_illegal(struct vcpu *vcpu, const struct vmcb *v)
+// NULL: legal.
+static const char *what_is_illegal(struct vcpu *vcpu, const struct vmcb *v)
 {
     const struct guest_state *l1 = vcpu_state(vcpu, GROUP_CR);
     struct vmcb12_limits limits = {
@@ -245,8 +247,13 @@ static bool is_illegal(struct vcpu *vcpu, const struct vmcb *v)
         .nested_paging = vmcb12_has(vcpu, SVM_FEATURE_NP),
         .host_paging = l1->cr0 & CR0_PG,
     };
+    const char *what = vmcb12_check(v, &limits);
 
-    return vmcb12_check(v, &limits) || bad_pdptes(vcpu, v) || bad_msrpm(vcpu, v);
+    if (!what && bad_pdptes(vcpu, v))
+        what = "15.5.1: a reserved bit of a PDPTE is set";
+    if (!what && bad_msrpm(vcpu, v))
+        what = "15.11: the MSRPM is no memory";
+    return what;
 }
 
 static bool has_npt(const struct vcpu *vcpu)
@@ -277,9 +284,12 @@ void vmcb12_enter(struct vcpu *vcpu)
     const struct vmcb *v = &n->vmcb;
     const struct guest_state *l1 =
         vcpu_state(vcpu, GROUP_RIP | GROUP_SYSTEM | GROUP_SYSENTER | GROUP_EFER_PAT);
+    const char *illegal;
 
     n->host_if = l1->rflags & RFLAGS_IF;
-    if (is_illegal(vcpu, v)) {
+    illegal = what_is_illegal(vcpu, v);
+    if (illegal) {
+        log_debug("guest %s: VMRUN refused: %s", vcpu->vm->config->name, illegal);
         vmcb12_exit_invalid(vcpu);
         return;
     }
