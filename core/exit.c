@@ -183,10 +183,14 @@ static u64 cr_new_value(struct vcpu *vcpu, const struct exit_cr *cr)
 
 static void on_cr(struct vcpu *vcpu, struct vm_exit *exit)
 {
+    unsigned level = vcpu->level;
+
     if (!decode_cr(vcpu, exit)) {
-        if (exit->cr.number == 0 && exit->cr.access == CR_READ && !vcpu->events.exception.valid)
-            vcpu_emulate(vcpu, exit);           // SMSW
-        else if (!vcpu->events.exception.valid) // else its fetch has faulted
+        if (vcpu->events.exception.valid || vcpu->level != level)
+            return; // its fetch has faulted, or is L1's business
+        if (exit->cr.number == 0 && exit->cr.access == CR_READ)
+            vcpu_emulate(vcpu, exit); // SMSW
+        else
             vm_stop(vcpu->vm, vcpu, "a control-register access that is not decoded");
         return;
     }
