@@ -20,6 +20,13 @@ struct nested {
     u16 pauses_left;
     u16 open[8]; // words of the VM's MSR map that are not all ones
     u8 open_count;
+    // What ctx[1]'s controls were merged from last (vmcb12_enter.c).
+    struct vmcb12_merged {
+        u32 intercept[SVM_WORD_COUNT];
+        u64 tsc_offset;
+        struct controls base;
+        bool valid;
+    } merged;
     // VMCB12 as it was read at VMRUN: checked and used from here, never read twice. While L2 runs,
     // V_TPR, V_IRQ and V_GIF here are the ones that count.
     struct vmcb vmcb;

@@ -153,18 +153,9 @@ static bool ncr3_reserved(const struct vmcb *v, limits *l)
     return wants_npt(v, l) && v->n_cr3 >> l->phys_bits;
 }
 
-// Types 2, 3 and above 7 are none (7.8.1 "PAT").
 static bool pat_illegal(const struct vmcb *v, limits *l)
 {
-    if (!wants_npt(v, l))
-        return false;
-    for (unsigned i = 0; i < 64; i += 8) {
-        u8 type = (u8)(v->g_pat >> i);
-
-        if (type > 7 || type == 2 || type == 3)
-            return true;
-    }
-    return false;
+    return wants_npt(v, l) && pat_is_illegal(v->g_pat);
 }
 
 static const struct {

@@ -152,10 +152,42 @@ static const struct {
     {SVM_WORD_4, SVM_INTERCEPT_RDPRU, INTERCEPT_RDPRU},
     {SVM_WORD_5, SVM_INTERCEPT_INVPCID, INTERCEPT_INVPCID},
 };
+static bool same_words(const void *a, const void *b, size_t size)
+{
+    const u64 *x = a, *y = b;
+
+    for (size_t i = 0; i < size / sizeof(u64); i++)
+        if (x[i] != y[i])
+            return false;
+    return true;
+}
+
+// Most L1s run an L2 with the same controls again and again: what events and stage 2 decide anew
+// for each entry is not looked at.
+static bool is_merged(const struct vcpu *vcpu, const struct vmcb *v)
+{
+    const struct vmcb12_merged *m = &vcpu->nested->merged;
+    const struct controls *base = &vcpu->ctx[0].ctl;
+
+    return m->valid && m->tsc_offset == v->tsc_offset &&
+           same_words(m->intercept, v->intercept, sizeof(m->intercept)) &&
+           same_words(&m->base, base, offsetof(struct controls, inject));
+}
+
 static void merge_controls(struct vcpu *vcpu, const struct vmcb *v)
 {
     struct controls *ctl = &vcpu->ctx[1].ctl;
+    struct vmcb12_merged *m = &vcpu->nested->merged;
 
+    if (is_merged(vcpu, v)) {
+        merge_msrpm(vcpu, v); // whose words L1 may change at any time
+        vcpu->ctx[1].ctl_dirty |= CTL_BITMAPS;
+        return;
+    }
+    memcpy(m->intercept, v->intercept, sizeof(m->intercept));
+    m->tsc_offset = v->tsc_offset;
+    m->base = vcpu->ctx[0].ctl;
+    m->valid = true;
     nested_base_controls(vcpu);
     for (unsigned i = 0; i < ARRAY_SIZE(intercept_rows); i++)
         if (v->intercept[intercept_rows[i].word] & intercept_rows[i].bits)

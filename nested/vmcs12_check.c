@@ -127,15 +127,7 @@ bool check_canonical(const struct check *c, const struct check_row *row)
 
 bool check_pat(const struct check *c, const struct check_row *row)
 {
-    u64 pat = field_of(c, row);
-
-    for (unsigned i = 0; i < 8; i++) {
-        u8 type = (u8)(pat >> i * 8);
-
-        if (type > 7 || type == 2 || type == 3)
-            return true;
-    }
-    return false;
+    return pat_is_illegal(field_of(c, row));
 }
 
 static bool outside(const struct check *c, u64 value, u32 fixed0)
