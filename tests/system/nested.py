@@ -16,6 +16,7 @@ sys.path.insert(0, os.path.join(ROOT, "tests", "lib"))
 import image  # noqa: E402
 
 IMAGE = os.path.join(BUILD, "l1", "initramfs.cpio.gz")
+QEMU_IMAGE = os.path.join(BUILD, "l1", "qemu.cpio.gz")
 TINY = os.path.join(BUILD, "system", "tiny.elf")
 NESTOR = os.path.join(BUILD, "nestor")
 L1_MEM = 512
@@ -26,11 +27,11 @@ SLOW_DEVICES = {"qemu-svm": [], "bochs-vmx": ["--emulator-option", "cpu: ips=200
 L1_KNOWN_NEWS = (linux.KNOWN_NEWS, "TSC_DEADLINE disabled due to Errata")
 
 
-def l1(machine, cpus, environment):
+def l1(machine, cpus, environment, initrd=IMAGE):
     """tests/run's options for a Linux that does tests/l1/start with this environment."""
     words = ["console=ttyS0", "quiet", "run=/l1/start"]
     words += ["%s=%s" % item for item in environment.items()]
-    return ["--machine", machine, "--nested", "--initrd", IMAGE, "--mem", L1_MEM, "--kernel",
+    return ["--machine", machine, "--nested", "--initrd", initrd, "--mem", L1_MEM, "--kernel",
             os.path.join(BUILD, "kernel", "vmlinuz"), "--cpus", cpus, "--append",
             " ".join(words)] + SLOW_DEVICES[machine]
 
@@ -68,6 +69,20 @@ def kvm_tiny(machine, parameter, limit):
         options = l1(machine, 1, {"kvm": parameter, "l2": "tiny", "l2_append": "all"})
         with Session(log, options, limit) as session:
             session.wait(rb"TINY: up, modules 0, command line kernel all\n", limit)
+            ends_well(session)
+    return run
+
+
+def kvm_qemu(machine, parameter, cpus, limit):
+    """Debian's QEMU, -M microvm, with a Linux in it that ends by a reset, which QEMU exits on."""
+    def run(log):
+        options = l1(machine, cpus, {"kvm": parameter, "l2": "linux", "l2_cpus": cpus,
+                                     "vmm": "qemu", "l2_append": "console=ttyS0,quiet"}, QEMU_IMAGE)
+        with Session(log, options, limit) as session:
+            session.wait(rb"guest: up, %d CPU" % cpus, limit)
+            session.wait(linux.PROMPT, limit)
+            expect(session.command("echo $((6 * 7))", 60).strip() == "42", "no sums")
+            session.type("reboot\n")
             ends_well(session)
     return run
 
@@ -145,6 +160,7 @@ def nestor(machine, depth, inner, limit):
 TESTS = [
     ("nested-kvm-svm-shadow-tiny", 60, kvm_tiny("qemu-svm", "npt=0", 60)),
     ("nested-kvm-svm-npt-1cpu", 120, kvm("qemu-svm", "npt=1", 1, 120)),
+    ("nested-kvm-svm-qemu", 120, kvm_qemu("qemu-svm", "npt=1", 1, 120)),
     ("nested-nestor-svm-linux", 120, nestor("qemu-svm", 2, INNER_LINUX, 120)),
     ("nested-nestor-svm-thrice", 120, nestor("qemu-svm", 3, INNER_TINY, 120)),
     ("nested-kvm-vmx-ept-tiny", 150, kvm_tiny("bochs-vmx", "ept=1", 150)),
@@ -157,6 +173,8 @@ MORE_TESTS = [
     ("nested-kvm-svm-npt-2cpu", 200, kvm("qemu-svm", "npt=1", 2, 200, 2)),
     ("nested-kvm-svm-shadow-1cpu", 200, kvm("qemu-svm", "npt=0", 1, 200)),
     ("nested-kvm-svm-shadow-2cpu", 300, kvm("qemu-svm", "npt=0", 2, 300, 2)),
+    ("nested-kvm-svm-qemu-2cpu", 200, kvm_qemu("qemu-svm", "npt=1", 2, 200)),
+    ("nested-kvm-vmx-qemu", 900, kvm_qemu("bochs-vmx", "ept=1", 1, 900)),
     ("nested-kvm-vmx-shadow-tiny", 150, kvm_tiny("bochs-vmx", "ept=0", 150)),
     ("nested-kvm-vmx-ept-1cpu", 600, kvm("bochs-vmx", "ept=1", 1, 600)),
     ("nested-kvm-vmx-ept-2cpu", 1200, kvm("bochs-vmx", "ept=1", 2, 1200, 2)),
