@@ -35,6 +35,7 @@ static void vmcs12_reset(struct vcpu *vcpu)
     vcpu->nested->feature_control = FEATURE_CONTROL_LOCK | FEATURE_CONTROL_VMX_OUTSIDE_SMX;
     vcpu->nested->current = VMCS12_NONE;
     vmcs12_caps_reset(vcpu);
+    vmcs12_shadow_reset(vcpu);
     vmcs12_bitmap_reset(vcpu);
 }
 
@@ -128,6 +129,7 @@ static void put_current(struct vcpu *vcpu)
 {
     struct nested *n = vcpu->nested;
 
+    vmcs12_unpublish(vcpu);
     if (n->current != VMCS12_NONE)
         guest_write_gpa(vcpu, n->current, &n->vmcs, sizeof(n->vmcs));
     n->current = VMCS12_NONE;
@@ -195,6 +197,8 @@ static void run_vmptrld(struct vcpu *vcpu, struct vm_exit *exit)
         guest_read_gpa(vcpu, gpa, &n->vmcs, sizeof(n->vmcs));
         n->current = gpa;
         n->due = DUE_ALL;
+        if (!(n->vmcs.revision & VMCS12_SHADOW))
+            vmcs12_publish(vcpu);
     }
     vm_succeed(vcpu, exit);
 }
@@ -311,6 +315,10 @@ static void run_vmwrite(struct vcpu *vcpu, struct vm_exit *exit)
     value = encoding & 1 ? (u32)*slot | value << 32 : truncated(encoding, value);
     vmcs12_note_write(n, (u32)encoding, *slot ^ value);
     *slot = value;
+    if (n->published && field_type(encoding) == TYPE_READ_ONLY) { // of which L1 may see the copy
+        vmcs12_collect(vcpu);
+        vmcs12_publish(vcpu);
+    }
     vm_succeed(vcpu, exit);
 }
 
@@ -407,6 +415,7 @@ static void run_entry(struct vcpu *vcpu, struct vm_exit *exit)
         finish(vcpu, exit, RFLAGS_CF);
         return;
     }
+    vmcs12_collect(vcpu);
     error = check_entry(vcpu, exit->kind == EXIT_VMLAUNCH, &qualification);
     if (error && error != REASON_INVALID_GUEST_STATE) {
         vm_fail(vcpu, exit, error);

@@ -39,8 +39,13 @@ struct vmcs12 {
     u64 field[VMCS12_FIELDS];
 };
 
+enum { VMCS12_SHADOWED = 24 };
+
 struct nested {
     bool vmxon;
+    bool published; // of the current VMCS12, `shadowed` are with the CPU
+    u8 shadowed_count;
+    struct shadow_field shadowed[VMCS12_SHADOWED]; // constant after reset
     bool long_mode;    // L1's, which in VMX operation does not change: CR0.PG stays 1
     bool was_launched; // before the entry that is under way
     u8 due;            // enum vmcs12_due
@@ -101,6 +106,13 @@ bool vmcs12_operand(struct vcpu *vcpu, struct vm_exit *exit);
 bool vmcs12_operand_read(struct vcpu *vcpu, struct vm_exit *exit, void *value, unsigned size);
 bool vmcs12_operand_write(struct vcpu *vcpu, struct vm_exit *exit, const void *value,
                           unsigned size);
+
+// VMCS shadowing (vmcs12_shadow.c). The current VMCS12 becomes visible to L1's VMREAD and VMWRITE
+// without exits; what it has written is taken back; it is no longer visible.
+void vmcs12_shadow_reset(struct vcpu *vcpu);
+void vmcs12_publish(struct vcpu *vcpu);
+void vmcs12_collect(struct vcpu *vcpu);
+void vmcs12_unpublish(struct vcpu *vcpu);
 
 // L2's VPID, 0: none.
 static inline u16 vmcs12_vpid(const struct nested *n)

@@ -286,6 +286,7 @@ void vmcs12_exit(struct vcpu *vcpu, u32 reason, u64 qualification, const struct 
     vcpu->events.exception.valid = false;
     nested_leave_l2(vcpu);
     load_host_state(vcpu, &vcpu->ctx[1].state);
+    vmcs12_publish(vcpu);
 }
 
 // "VM-Entry Failures During or After Loading Guest State": no guest state is saved, host state is
@@ -297,4 +298,5 @@ void vmcs12_entry_failed(struct vcpu *vcpu, u32 reason, u64 qualification)
     vmcs12_write(vcpu->nested, EXIT_REASON, reason | EXIT_REASON_ENTRY_FAILURE);
     vmcs12_write(vcpu->nested, EXIT_QUALIFICATION, qualification);
     load_host_state(vcpu, &before);
+    vmcs12_publish(vcpu);
 }

@@ -87,6 +87,19 @@ static void vpid_free(u16 vpid)
 
 // --- making and unmaking ---
 
+// What only level 0's context has.
+static int create_own(struct vcpu *vcpu, struct backend_ctx *hw)
+{
+    if (vmx_backend.shadows_vmcs && vcpu->vm->config->nested && vmx_shadow_create(hw))
+        return -E_NOMEM;
+    if (!vmx_caps.apic_modes)
+        return 0;
+    if (vmx_apic_create(vcpu))
+        return -E_NOMEM;
+    hw->apic = &vcpu->apic;
+    return 0;
+}
+
 int vmx_ctx_create(struct vcpu *vcpu, unsigned level)
 {
     struct backend_ctx *hw = heap_alloc(sizeof(*hw));
@@ -102,14 +115,12 @@ int vmx_ctx_create(struct vcpu *vcpu, unsigned level)
     hw->cpu = NO_CPU;
     if (vmx_uses(CONTROL_SECONDARY, SECONDARY_VPID))
         hw->vpid = vpid_alloc();
-    if (level == 0 && vmx_caps.apic_modes) {
-        if (vmx_apic_create(vcpu)) {
-            vpid_free(hw->vpid);
-            page_free(hw->vmcs, 0);
-            heap_free(hw, sizeof(*hw));
-            return -E_NOMEM;
-        }
-        hw->apic = &vcpu->apic;
+    if (level == 0 && create_own(vcpu, hw)) {
+        vmx_shadow_destroy(hw);
+        vpid_free(hw->vpid);
+        page_free(hw->vmcs, 0);
+        heap_free(hw, sizeof(*hw));
+        return -E_NOMEM;
     }
     vcpu->tag[level] = hw->vpid;
     vcpu->vm->msr_bitmap = msr_bitmap;
@@ -124,6 +135,7 @@ void vmx_ctx_destroy(struct vcpu *vcpu, unsigned level)
     vcpu->ctx[level].hw = NULL;
     if (hw->apic)
         vmx_apic_destroy(vcpu);
+    vmx_shadow_destroy(hw);
     vpid_free(hw->vpid);
     page_free(hw->vmcs, 0);
     heap_free(hw, sizeof(*hw));
@@ -209,6 +221,8 @@ static void write_constants(struct backend_ctx *hw)
         vmwrite(PREEMPTION_TIMER_VALUE, 0);
     if (hw->apic)
         vmx_apic_write_constants(hw);
+    if (hw->shadow)
+        vmx_shadow_write_constants(hw);
 }
 
 // --- controls ---
@@ -229,6 +243,8 @@ static void write_intercepts(struct vcpu_ctx *ctx)
         hw->secondary |= SECONDARY_DESCRIPTOR_TABLE;
     if (hw->apic)
         vmx_apic_controls(hw);
+    if (hw->shadow)
+        vmx_shadow_controls(hw);
     hw->secondary &= ~vmx_secondary_disabled(ctl->disabled_isa);
     if (hw->secondary & SECONDARY_PAUSE_LOOP) {
         vmwrite(PLE_GAP, ctl->pause_gap);

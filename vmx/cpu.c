@@ -134,6 +134,7 @@ static void accept_caps(const struct vmx_caps *caps)
     // A #CP that an exit interrupted has to be injected with its error code.
     if (!(caps->basic & VMX_BASIC_ANY_ERROR))
         vmx_backend.lacks |= ISA_CET;
+    vmx_shadow_probe(caps);
     vmx_backend.scales_tsc = caps->controls.allowed[CONTROL_SECONDARY] & SECONDARY_TSC_SCALING;
     vmx_backend.has_mtf = caps->controls.allowed[CONTROL_PRIMARY] & PRIMARY_MTF;
 }

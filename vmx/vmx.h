@@ -38,6 +38,8 @@ struct backend_ctx {
     u32 primary_written, secondary_written;
     u32 timer;
     u16 vpid;
+    u8 *shadow;              // of level 0, for VMCS shadowing: its pages, else NULL
+    bool shadow_open;        // L1 has its fields
     struct apic_accel *apic; // of level 0, where the CPU can be its LAPIC; else NULL
 };
 
@@ -203,6 +205,18 @@ void vmx_apic_controls(struct backend_ctx *hw); // hw->primary and secondary
 const u8 *vmx_apic_msr_bitmap(const struct backend_ctx *hw, const u8 *plain);
 void vmx_apic_update(struct vcpu *vcpu);
 void vmx_apic_notify(struct vcpu *vcpu);
+
+void vmx_shadow_probe(const struct vmx_caps *caps); // shadow.c
+int vmx_shadow_create(struct backend_ctx *hw);      // 0 or -E_NOMEM
+void vmx_shadow_destroy(struct backend_ctx *hw);
+void vmx_shadow_write_constants(const struct backend_ctx *hw);
+void vmx_shadow_controls(struct backend_ctx *hw); // hw->secondary
+void vmx_shadow_allow(struct vcpu *vcpu, const struct shadow_field *fields, unsigned count);
+void vmx_shadow_publish(struct vcpu *vcpu, const struct shadow_field *fields, unsigned count,
+                        const u64 *values);
+void vmx_shadow_collect(struct vcpu *vcpu, const struct shadow_field *fields, unsigned count,
+                        u64 *values);
+void vmx_shadow_close(struct vcpu *vcpu);
 
 void vmx_pull(struct vcpu *vcpu, u32 groups);          // state.c
 void vmx_write_state(struct vcpu_ctx *ctx, u32 dirty); // all but GROUP_RIP

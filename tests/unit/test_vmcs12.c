@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // Copyright (c) 2026 The Nestor authors
-// unit-sources: nested/vmcs12.c nested/vmcs12_operand.c nested/vmcs12_fields.c nested/vmcs12_caps.c nested/vmcs12_check.c nested/vmcs12_check_host.c nested/vmcs12_check_guest.c
+// unit-sources: nested/vmcs12.c nested/vmcs12_operand.c nested/vmcs12_fields.c nested/vmcs12_caps.c nested/vmcs12_check.c nested/vmcs12_check_host.c nested/vmcs12_check_guest.c nested/vmcs12_shadow.c
 //
 // VMCS12: the fields, the capability MSRs, and each check of VM entry (nested/vmcs12_check.c) by
 // spoiling one field of a VMCS12 that passes (SDM vol. 3 "Checks on VMX Controls and Host-State

@@ -1,0 +1,112 @@
+// SPDX-License-Identifier: BSD-2-Clause
+// Copyright (c) 2026 The Nestor authors
+//
+// VMCS shadowing: a guest hypervisor's VMREAD and VMWRITE of some fields go to a shadow VMCS without
+// an exit (SDM vol. 3 "VMCS Shadowing", "VMREAD Bitmap and VMWRITE Bitmap"). It is active and current only
+// while Nestor writes or reads it.
+
+#include "vmx.h"
+#include <nestor/host.h>
+#include <nestor/page.h>
+#include <nestor/string.h>
+#include <nestor/vm.h>
+
+enum { SHADOW_ORDER = 2 }; // the VMCS, the VMREAD bitmap, the VMWRITE bitmap
+#define SHADOW_INDICATOR (1u << 31)
+
+void vmx_shadow_probe(const struct vmx_caps *caps)
+{
+    vmx_backend.shadows_vmcs =
+        !option_off("shadow-vmcs") && (caps->misc & VMX_MISC_VMWRITE_ANY) &&
+        (caps->controls.allowed[CONTROL_SECONDARY] & SECONDARY_VMCS_SHADOWING);
+}
+
+int vmx_shadow_create(struct backend_ctx *hw)
+{
+    u8 *pages = page_alloc(SHADOW_ORDER);
+
+    if (!pages)
+        return -E_NOMEM;
+    *(u32 *)(void *)pages = (u32)(vmx_caps.basic & VMX_BASIC_REVISION) | SHADOW_INDICATOR;
+    memset(pages + PAGE_SIZE, 0xff, 2 * PAGE_SIZE);
+    hw->shadow = pages;
+    return 0;
+}
+
+void vmx_shadow_destroy(struct backend_ctx *hw)
+{
+    if (hw->shadow)
+        page_free(hw->shadow, SHADOW_ORDER);
+}
+
+void vmx_shadow_write_constants(const struct backend_ctx *hw)
+{
+    vmwrite(VMREAD_BITMAP, virt_to_phys(hw->shadow + PAGE_SIZE));
+    vmwrite(VMWRITE_BITMAP, virt_to_phys(hw->shadow + 2 * PAGE_SIZE));
+}
+
+// With the context's VMCS current.
+void vmx_shadow_controls(struct backend_ctx *hw)
+{
+    if (hw->shadow_open)
+        hw->secondary |= SECONDARY_VMCS_SHADOWING;
+    vmwrite(VMCS_LINK_POINTER, hw->shadow_open ? virt_to_phys(hw->shadow) : ~0ull);
+}
+
+void vmx_shadow_allow(struct vcpu *vcpu, const struct shadow_field *fields, unsigned count)
+{
+    u8 *read = vcpu->ctx[0].hw->shadow + PAGE_SIZE, *write = read + PAGE_SIZE;
+
+    memset(read, 0xff, 2 * PAGE_SIZE);
+    for (unsigned i = 0; i < count; i++) {
+        u8 keep = (u8)~BIT(fields[i].encoding % 8);
+
+        read[fields[i].encoding / 8] &= keep;
+        if (fields[i].writable)
+            write[fields[i].encoding / 8] &= keep;
+    }
+}
+
+static void set_open(struct vcpu *vcpu, bool open)
+{
+    struct vcpu_ctx *ctx = &vcpu->ctx[0];
+
+    if (ctx->hw->shadow_open != open)
+        ctx->ctl_dirty |= CTL_INTERCEPTS;
+    ctx->hw->shadow_open = open;
+}
+
+// What the CPU has of it goes to memory; what was current is so again.
+static void leave_shadow(const struct backend_ctx *hw)
+{
+    vmclear(virt_to_phys(hw->shadow));
+    vmptrld(virt_to_phys(vmx_this_cpu()->loaded->vmcs));
+}
+
+void vmx_shadow_publish(struct vcpu *vcpu, const struct shadow_field *fields, unsigned count,
+                        const u64 *values)
+{
+    const struct backend_ctx *hw = vcpu->ctx[0].hw;
+
+    vmptrld(virt_to_phys(hw->shadow));
+    for (unsigned i = 0; i < count; i++)
+        vmwrite(fields[i].encoding, values[fields[i].slot]);
+    leave_shadow(hw);
+    set_open(vcpu, true);
+}
+
+void vmx_shadow_collect(struct vcpu *vcpu, const struct shadow_field *fields, unsigned count,
+                        u64 *values)
+{
+    const struct backend_ctx *hw = vcpu->ctx[0].hw;
+
+    vmptrld(virt_to_phys(hw->shadow));
+    for (unsigned i = 0; i < count; i++)
+        values[i] = fields[i].writable ? vmread(fields[i].encoding) : 0;
+    leave_shadow(hw);
+}
+
+void vmx_shadow_close(struct vcpu *vcpu)
+{
+    set_open(vcpu, false);
+}
