@@ -315,10 +315,7 @@ static void run_vmwrite(struct vcpu *vcpu, struct vm_exit *exit)
     value = encoding & 1 ? (u32)*slot | value << 32 : truncated(encoding, value);
     vmcs12_note_write(n, (u32)encoding, *slot ^ value);
     *slot = value;
-    if (n->published && field_type(encoding) == TYPE_READ_ONLY) { // of which L1 may see the copy
-        vmcs12_collect(vcpu);
-        vmcs12_publish(vcpu);
-    }
+    vmcs12_shadow_follow(vcpu, (u32)encoding & ~1u);
     vm_succeed(vcpu, exit);
 }
 

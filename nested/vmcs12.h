@@ -39,7 +39,7 @@ struct vmcs12 {
     u64 field[VMCS12_FIELDS];
 };
 
-enum { VMCS12_SHADOWED = 24 };
+enum { VMCS12_SHADOWED = 32 };
 
 struct nested {
     bool vmxon;
@@ -113,6 +113,8 @@ void vmcs12_shadow_reset(struct vcpu *vcpu);
 void vmcs12_publish(struct vcpu *vcpu);
 void vmcs12_collect(struct vcpu *vcpu);
 void vmcs12_unpublish(struct vcpu *vcpu);
+// VMCS12's field has changed by a VMWRITE that exited: what L1 reads follows.
+void vmcs12_shadow_follow(struct vcpu *vcpu, u32 encoding);
 
 // L2's VPID, 0: none.
 static inline u16 vmcs12_vpid(const struct nested *n)

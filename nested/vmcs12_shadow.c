@@ -24,6 +24,8 @@ static const struct shadow_field candidates[] = {
     {ENTRY_INSTRUCTION_LENGTH, 0, true},
     {TPR_THRESHOLD, 0, true},
     {EXIT_REASON, 0, false},
+    {GUEST_CS_ACCESS, 0, false}, // CPUs may not keep all bits that are written
+    {GUEST_SS_ACCESS, 0, false},
     {EXIT_QUALIFICATION, 0, false},
     {EXIT_INTERRUPTION_INFO, 0, false},
     {EXIT_INTERRUPTION_ERROR_CODE, 0, false},
@@ -76,6 +78,18 @@ void vmcs12_collect(struct vcpu *vcpu)
 
         vmcs12_note_write(n, n->shadowed[i].encoding, *field ^ values[i]);
         *field = values[i];
+    }
+}
+
+void vmcs12_shadow_follow(struct vcpu *vcpu, u32 encoding)
+{
+    const struct nested *n = vcpu->nested;
+
+    for (unsigned i = 0; n->published && i < n->shadowed_count; i++) {
+        if (n->shadowed[i].encoding != encoding)
+            continue;
+        backend->shadow_publish(vcpu, &n->shadowed[i], 1, n->vmcs.field);
+        return;
     }
 }
 
