@@ -42,7 +42,7 @@ static bool apic_matches_logical(const struct lapic *lapic, const struct apic_me
     return apic_message_is_broadcast(message) || (dest >> 16 == ldr >> 16 && (dest & ldr & 0xffff));
 }
 
-// One CPU by its ID, which is its vCPU's number.
+// One CPU by its ID, which is its vCPU's number unless the guest has changed it.
 static bool apic_bus_send_physical(struct machine *machine, const struct apic_message *message,
                                    struct lapic *sender)
 {
@@ -55,10 +55,17 @@ static bool apic_bus_send_physical(struct machine *machine, const struct apic_me
     return lapic_accept(lapic, message, lapic == sender);
 }
 
+static u32 apic_physical_id(const struct lapic *lapic)
+{
+    if (lapic_mode(lapic) == APIC_X2APIC)
+        return lapic->s.id;
+    return __atomic_load_n(&lapic->s.xapic_id, __ATOMIC_SEQ_CST);
+}
+
 static bool apic_bus_matches(const struct lapic *lapic, const struct apic_message *message)
 {
     if (!message->logical)
-        return apic_message_is_broadcast(message) || message->dest == lapic->s.id;
+        return apic_message_is_broadcast(message) || message->dest == apic_physical_id(lapic);
     return apic_matches_logical(lapic, message);
 }
 
@@ -106,7 +113,8 @@ bool apic_bus_send(struct machine *machine, const struct apic_message *message,
 {
     if (message->mode == DELIVER_LOWEST)
         return apic_bus_send_lowest(machine, message, sender);
-    if (!message->logical && !apic_message_is_broadcast(message))
+    if (!message->logical && !apic_message_is_broadcast(message) &&
+        likely(!__atomic_load_n(&machine->renamed, __ATOMIC_SEQ_CST)))
         return apic_bus_send_physical(machine, message, sender);
     return apic_bus_send_all(machine, message, sender);
 }

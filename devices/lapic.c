@@ -327,7 +327,7 @@ struct apic_reg_info {
 static u32 read_id(const struct lapic *lapic, u32 reg)
 {
     (void)reg;
-    return lapic_mode(lapic) == APIC_X2APIC ? lapic->s.id : lapic->s.id << 24;
+    return lapic_mode(lapic) == APIC_X2APIC ? lapic->s.id : (u32)lapic->s.xapic_id << 24;
 }
 
 static u32 read_version(const struct lapic *lapic, u32 reg)
@@ -426,6 +426,14 @@ static void write_lvt(struct lapic *lapic, u32 reg, u32 value)
     lapic->vcpu->events.interrupts_check = true; // LINT0 may let the PIC through now
 }
 
+// SDM "Local APIC ID": some processors let software change it, this one among them, as KVM's does.
+static void write_id(struct lapic *lapic, u32 reg, u32 value)
+{
+    (void)reg;
+    __atomic_store_n(&lapic->machine->renamed, true, __ATOMIC_SEQ_CST);
+    __atomic_store_n(&lapic->s.xapic_id, (u8)(value >> 24), __ATOMIC_SEQ_CST);
+}
+
 static void write_initial(struct lapic *lapic, u32 reg, u32 value)
 {
     (void)reg;
@@ -450,7 +458,7 @@ static void write_self_ipi(struct lapic *lapic, u32 reg, u32 value)
 
 // clang-format off
 static const struct apic_reg_info apic_regs[64] = {
-    [APIC_ID >> 4] = {R, .read = read_id},
+    [APIC_ID >> 4] = {RW | NO_X2_WRITE, .writable = 0xff000000, .read = read_id, .write = write_id},
     [APIC_VERSION >> 4] = {R, .read = read_version},
     [APIC_TPR >> 4] = {RW, STATE(tpr), .writable = 0xff, .write = write_tpr},
     [APIC_PPR >> 4] = {R, .read = read_ppr},
@@ -637,8 +645,10 @@ static int apic_base_write(struct lapic *lapic, u64 value)
     lapic->s.apic_base = value;
     if (to == APIC_X2APIC)
         vm_apic_page(lapic->vcpu->vm, false); // the other vCPUs' loss, until they follow
-    if (from != to && (to == APIC_DISABLED || from == APIC_DISABLED))
+    if (from != to && (to == APIC_DISABLED || from == APIC_DISABLED)) {
+        lapic->s.xapic_id = (u8)lapic->s.id;
         lapic_clear(lapic);
+    }
     if (from != to && to == APIC_X2APIC) {
         lapic->s.ldr = (lapic->s.id >> 4) << 16 | 1u << (lapic->s.id & 15);
         lapic->s.icr_high = 0;
@@ -709,7 +719,8 @@ static void lapic_clear(struct lapic *lapic)
 
     timer_cancel(&lapic->timer);
     irq_take_posted(lapic->vcpu); // they go too
-    *s = (struct lapic_state){.apic_base = s->apic_base, .id = s->id, .dfr = ~0u, .svr = 0xff};
+    *s = (struct lapic_state){
+        .apic_base = s->apic_base, .id = s->id, .xapic_id = s->xapic_id, .dfr = ~0u, .svr = 0xff};
     for (unsigned i = 0; i < LVT_COUNT; i++)
         s->lvt[i] = LVT_MASKED;
     if (lapic_mode(lapic) == APIC_X2APIC)
@@ -730,8 +741,10 @@ void lapic_reset(struct vcpu *vcpu, bool init)
     struct lapic *lapic = vcpu->lapic;
     bool bsp = lapic->s.id == 0;
 
-    if (!init)
+    if (!init) {
         lapic->s.apic_base = APIC_DEFAULT_BASE | APIC_BASE_ENABLE | (bsp ? APIC_BASE_BSP : 0);
+        lapic->s.xapic_id = (u8)lapic->s.id;
+    }
     lapic_clear(lapic);
     if (!init && bsp)
         lapic_firmware(lapic);

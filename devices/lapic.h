@@ -68,7 +68,8 @@ enum apic_mode { APIC_DISABLED, APIC_INVALID, APIC_XAPIC, APIC_X2APIC };
 
 struct lapic_state {
     u64 apic_base;
-    u32 id; // the vCPU's id; never changes
+    u32 id;      // the vCPU's id; never changes
+    u8 xapic_id; // the same until the guest writes another; atomic
     u32 tpr, ldr, dfr, svr;
     u32 esr, esr_pending;
     u32 icr_low, icr_high;

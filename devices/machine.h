@@ -40,6 +40,7 @@ struct machine {
     struct spinlock lock;
     u64 start;
     u8 phys_bits;         // written before vCPUs run
+    bool renamed;         // some local APIC's xAPIC ID is not its vCPU's number; atomic
     u32 lowest_turn;      // who is first asked for a lowest-priority interrupt; atomic
     struct lapic *lapics; // one for each vCPU
     struct bus bus;

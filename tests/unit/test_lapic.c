@@ -445,6 +445,27 @@ static void test_timer_periodic(void **state)
     assert_false(irq_pending(&fake_vcpu[0]));
 }
 
+// Two CPUs may go by one ID, and one may go by none that an interrupt names.
+static void test_xapic_id_written(void **state)
+{
+    (void)state;
+    for (unsigned i = 1; i < 3; i++)
+        apic_write(i, APIC_SVR, 0x1ff);
+    apic_write(1, APIC_ID, 2u << 24);
+    assert_int_equal(apic_read(1, APIC_ID), 2u << 24);
+    apic_write(0, APIC_ICR_HIGH, 2u << 24);
+    apic_write(0, APIC_ICR_LOW, 0x4051);
+    assert_int_equal(irq_ack(&fake_vcpu[1]), 0x51);
+    assert_int_equal(irq_ack(&fake_vcpu[2]), 0x51);
+    apic_write(0, APIC_ICR_HIGH, 1u << 24);
+    apic_write(0, APIC_ICR_LOW, 0x4061);
+    assert_int_equal(irq_next(&fake_vcpu[1]), -1);
+    lapic_reset(&fake_vcpu[1], true);
+    assert_int_equal(apic_read(1, APIC_ID), 2u << 24); // INIT leaves it
+    lapic_reset(&fake_vcpu[1], false);
+    assert_int_equal(apic_read(1, APIC_ID), 1u << 24);
+}
+
 // An offer to end an interrupt in memory stands until another one comes.
 static void test_offered_eoi(void **state)
 {
@@ -685,6 +706,7 @@ int main(void)
         TEST_1(test_timer_divide),
         TEST_1(test_timer_periodic),
         TEST_1(test_timer_owed),
+        TEST_4(test_xapic_id_written),
         TEST_1(test_offered_eoi),
         TEST_1(test_timer_shortest_period),
         TEST_1(test_timer_masked),

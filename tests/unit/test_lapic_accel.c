@@ -137,16 +137,22 @@ static void written(unsigned cpu, u32 offset, u32 value)
 
 static void test_writes(void **state)
 {
+    u32 version;
+
     (void)state;
     hand_over(0);
+    version = *reg(0, APIC_VERSION);
     *reg(0, APIC_ICR_HIGH) = 2u << 24; // the CPU does that without an exit
     written(0, APIC_ICR_LOW, 0x4055);
     assert_true(hand_over(2));
     assert_int_equal(fake_vcpu[2].apic.requesting, 0x55);
     written(0, APIC_LVT_ERROR, 0xfff7ff);
     assert_int_equal(*reg(0, APIC_LVT_ERROR), 0x100ff | (0xfff7ff & 0x10000));
-    written(0, APIC_ID, 0x77000000); // read-only
-    assert_int_equal(*reg(0, APIC_ID), 0);
+    written(0, APIC_VERSION, 0x77000000); // read-only
+    assert_int_equal(*reg(0, APIC_VERSION), version);
+    written(0, APIC_ID, 0x77000000);
+    assert_int_equal(*reg(0, APIC_ID), 0x77000000);
+    written(0, APIC_ID, 0);
     written(0, APIC_ICR_LOW, 0x44003); // an illegal vector is told of
     written(0, APIC_ESR, 0);
     assert_int_equal(*reg(0, APIC_ESR), BIT(5));
