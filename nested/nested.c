@@ -7,6 +7,7 @@
 #include "nested.h"
 #include "nested_stage2.h"
 #include <nestor/device.h>
+#include <nestor/log.h>
 #include <nestor/page.h>
 #include <nestor/string.h>
 
@@ -82,6 +83,16 @@ void nested_leave_l2(struct vcpu *vcpu)
     vcpu->world = 0;
     vcpu->events.interrupts_check = true;
     vcpu->events.mtf_pending = vcpu->events.nested_check = false;
+}
+
+void nested_tell_refusal(struct vcpu *vcpu, u64 reason)
+{
+    if (vcpu->refusal_told)
+        return;
+    vcpu->refusal_told = true;
+    log_error("guest %s: the CPU refused an L2 that Nestor's checks passed (%#llx); this is not "
+              "logged again for vCPU %u",
+              vcpu->vm->config->name, (unsigned long long)reason, vcpu->id);
 }
 
 void nested_stage2_fault(struct vcpu *vcpu, struct vm_exit *exit, const struct l1_fault *fault)

@@ -41,6 +41,8 @@ void nested_enter_l2(struct vcpu *vcpu);
 void nested_leave_l2(struct vcpu *vcpu);
 // Starts an L2 context's controls from what Nestor needs for itself; the front end adds L1's.
 void nested_base_controls(struct vcpu *vcpu);
+// The CPU has refused what the front end's checks passed: logged once, L1 can do it again and again.
+void nested_tell_refusal(struct vcpu *vcpu, u64 reason);
 
 // A PAT with a type that does not exist: 2, 3 and above 7 (SDM vol. 3 "IA32_PAT MSR", APM vol. 2,
 // 7.8.1), in all eight bytes at once: bits 7:3, or bit 1 without bit 2.

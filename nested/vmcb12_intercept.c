@@ -9,7 +9,6 @@
 #include <arch/x86/msr.h>
 #include <arch/x86/regs.h>
 #include <nestor/decode.h>
-#include <nestor/log.h>
 #include <nestor/string.h>
 
 // --- what the hardware did not say ---
@@ -380,10 +379,9 @@ static bool reflect_pause(struct vcpu *vcpu, struct vm_exit *exit)
     return false; // Nestor's own, which goes on behind it
 }
 
-static bool reflect_entry_failed(struct vcpu *vcpu)
+static bool reflect_entry_failed(struct vcpu *vcpu, const struct vm_exit *exit)
 {
-    log_error("guest %s: the CPU refused an L2 that Nestor's checks passed",
-              vcpu->vm->config->name);
+    nested_tell_refusal(vcpu, exit->raw_reason);
     vmcb12_exit(vcpu, VMEXIT_INVALID, 0, 0, NULL);
     return true;
 }
@@ -442,7 +440,7 @@ bool vmcb12_reflect(struct vcpu *vcpu, struct vm_exit *exit)
             vcpu_inject_ud(vcpu);
         return true;
     case EXIT_ENTRY_FAILED:
-        return reflect_entry_failed(vcpu);
+        return reflect_entry_failed(vcpu, exit);
     default:
         if (!is_undefined(vcpu, exit->kind))
             return reflect_by_bit(vcpu, exit);

@@ -7,7 +7,6 @@
 
 #include "vmcs12_switch.h"
 #include <arch/x86/regs.h>
-#include <nestor/log.h>
 
 // --- does L1 want this exit? ---
 
@@ -233,8 +232,7 @@ bool vmcs12_reflect(struct vcpu *vcpu, struct vm_exit *exit)
         return exit_if(vcpu, true, REASON_TASK_SWITCH,
                        exit->task.selector | (u64)exit->task.source << 30, exit);
     case EXIT_ENTRY_FAILED:
-        log_error("guest %s: the CPU refused an L2 that Nestor's checks passed (%#llx)",
-                  vcpu->vm->config->name, (unsigned long long)exit->raw_reason);
+        nested_tell_refusal(vcpu, exit->raw_reason);
         vcpu->nested->vmcs.launched = vcpu->nested->was_launched;
         vcpu->events.reinject.valid = false;
         nested_leave_l2(vcpu);

@@ -310,6 +310,7 @@ struct vcpu {
     struct nested *nested;               // front end's state, NULL when nested is off
     struct timer l2_timer;               // an L1's deadline for its L2: armed at level 1 only
     struct nested_stage2 *nested_stage2; // likewise
+    bool refusal_told;                   // that the CPU has refused an L2
     u64 world; // which guest-physical addresses those of the running level are: 0 = the VM's own
     void *nested_bitmap;    // page_alloc'd: where the front end merges its L2's MSR bitmap
     struct vcpu_msrs *msrs; // what core/msr.c keeps for MSRs that are only remembered
