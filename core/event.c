@@ -17,10 +17,13 @@
 
 // --- exceptions that meet (SDM vol. 3, table "Conditions for Generating a Double Fault") ---
 
+// An L1 may inject software exceptions with any vector.
 static bool is_contributory(u8 vector)
 {
-    return BIT(vector) & (BIT(VECTOR_DE) | BIT(VECTOR_TS) | BIT(VECTOR_NP) | BIT(VECTOR_SS) |
-                          BIT(VECTOR_GP) | BIT(VECTOR_CP));
+    const u32 contributory = BIT(VECTOR_DE) | BIT(VECTOR_TS) | BIT(VECTOR_NP) | BIT(VECTOR_SS) |
+                             BIT(VECTOR_GP) | BIT(VECTOR_CP);
+
+    return vector < 32 && (contributory >> vector & 1);
 }
 
 static bool is_page_fault(u8 vector)

@@ -234,10 +234,10 @@ static void test_merge_table(void **state)
     };
 
     (void)state;
-    for (unsigned first = 0; first < 32; first++)
+    for (unsigned first = 0; first < 256; first++)
         for (unsigned second = 0; second < 32; second++)
             assert_int_equal(event_merge_exceptions((u8)first, (u8)second),
-                             table[class_of[first]][class_of[second]]);
+                             table[first < 32 ? class_of[first] : BENIGN][class_of[second]]);
 }
 
 // SDM vol. 3 "Debug Status Register (DR6)": B0-B3 are as the exception found them, BD, BS and BT
