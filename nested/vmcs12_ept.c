@@ -16,10 +16,13 @@ void vmcs12_use_stage2(struct vcpu *vcpu)
     const struct nested *n = vcpu->nested;
     u64 caps = vmcs12_capability(vcpu, MSR_VMX_EPT_VPID_CAP);
     bool ept = vmcs12_secondary(n) & SECONDARY_EPT;
+    // Without TPR shadow every access exits, and the address of the virtual-APIC page is unchecked.
+    bool virtual = vmcs12_read(n, PRIMARY_CONTROLS) & PRIMARY_TPR_SHADOW;
 
     nested_tag_use(vcpu, vmcs12_vpid(n));
     nested_stage2_divert(vcpu, vmcs12_secondary(n) & SECONDARY_APIC_ACCESSES,
-                         vmcs12_read(n, APIC_ACCESS_ADDRESS), vmcs12_read(n, VIRTUAL_APIC_ADDRESS));
+                         vmcs12_read(n, APIC_ACCESS_ADDRESS),
+                         vmcs12_read(n, virtual ? VIRTUAL_APIC_ADDRESS : APIC_ACCESS_ADDRESS));
     nested_stage2_use(vcpu, &(struct l1_stage2){
                                 .kind = ept ? L1_STAGE2_EPT : L1_STAGE2_NONE,
                                 .phys_bits = cpuid_phys_bits(vcpu->vm),
