@@ -195,6 +195,7 @@ static void run_vmptrld(struct vcpu *vcpu, struct vm_exit *exit)
         }
         put_current(vcpu);
         guest_read_gpa(vcpu, gpa, &n->vmcs, sizeof(n->vmcs));
+        vmcs12_fields_cut(n);
         n->current = gpa;
         n->due = DUE_ALL;
         if (!(n->vmcs.revision & VMCS12_SHADOW))

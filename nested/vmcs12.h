@@ -68,6 +68,9 @@ struct nested {
 // A field's place in the current VMCS12 by its encoding (access type 0), NULL if this L1 does not
 // have it.
 u64 *vmcs12_field(struct nested *n, u32 encoding);
+// Cuts each field of the current VMCS12 to its width: it was read from L1's memory, where there may
+// be what no VMWRITE can write.
+void vmcs12_fields_cut(struct nested *n);
 // What Nestor itself reads and writes. The controls that a field belongs to say whether it counts.
 static inline u64 vmcs12_read(const struct nested *n, enum vmcs_field field)
 {

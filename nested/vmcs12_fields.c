@@ -90,6 +90,17 @@ void vmcs12_fields_reset(struct nested *n)
     }
 }
 
+void vmcs12_fields_cut(struct nested *n)
+{
+    const unsigned end_16 = vmcs12_groups[4], first_32 = vmcs12_groups[8];
+    const unsigned end_32 = vmcs12_groups[12];
+
+    for (unsigned i = 0; i < end_16; i++)
+        n->vmcs.field[i] = (u16)n->vmcs.field[i];
+    for (unsigned i = first_32; i < end_32; i++)
+        n->vmcs.field[i] = (u32)n->vmcs.field[i];
+}
+
 // Bit 12 and the bits above 14 are reserved; bit 0 is the access type, which is the caller's.
 u64 *vmcs12_field(struct nested *n, u32 encoding)
 {

@@ -894,6 +894,19 @@ static void test_fields(void **state)
     assert_null(vmcs12_field(&nested, 0x10000 | GUEST_RIP));
 }
 
+// By bits 14:13 of the encoding: 16, 64, 32 bits, natural width (appendix B).
+static void test_fields_from_memory(void **state)
+{
+    static const u64 all[] = {0xffff, ~0ull, 0xffffffff, ~0ull};
+
+    (void)state;
+    memset(nested.vmcs.field, 0xff, sizeof(nested.vmcs.field));
+    vmcs12_fields_cut(&nested);
+    for (u32 encoding = 0; encoding < 0x8000; encoding++)
+        if (vmcs12_field(&nested, encoding))
+            assert_int_equal(*vmcs12_field(&nested, encoding), all[encoding >> 13]);
+}
+
 static void test_capabilities(void **state)
 {
     static const u32 pairs[][2] = {
@@ -944,6 +957,7 @@ int main(void)
         cmocka_unit_test_setup(test_interruptibility, setup),
         cmocka_unit_test_setup(test_pending_step, setup),
         cmocka_unit_test_setup(test_fields, setup),
+        cmocka_unit_test_setup(test_fields_from_memory, setup),
         cmocka_unit_test_setup(test_capabilities, setup),
     };
 
