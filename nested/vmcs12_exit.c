@@ -253,11 +253,13 @@ static void save_exit_information(struct vcpu *vcpu, u32 reason, u64 qualificati
     const struct event *event = &exit->event, *vectoring = &vcpu->events.reinject;
     bool has_event = exit->kind == EXIT_EXCEPTION || exit->kind == EXIT_NMI ||
                      exit->kind == EXIT_EXTERNAL_INTERRUPT;
-    u64 unblocking =
-        exit->kind == EXIT_EXCEPTION && exit->nmi_unblocked_by_iret ? INFO_NMI_UNBLOCKING : 0;
+    // An EPT violation's qualification says the same in a bit of its own.
+    bool unblocked =
+        exit->nmi_unblocked_by_iret && (exit->kind == EXIT_EXCEPTION || exit->kind == EXIT_STAGE2);
+    u64 unblocking = unblocked && has_event ? INFO_NMI_UNBLOCKING : 0;
 
     // The IRET will run again; the model has the blocking as it will be then.
-    if (unblocking)
+    if (unblocked)
         vmcs12_write(n, GUEST_INTERRUPTIBILITY,
                      vmcs12_read(n, GUEST_INTERRUPTIBILITY) & ~(u64)BLOCK_NMI);
 
