@@ -403,6 +403,7 @@ static const exit_handler exit_table[EXIT_KIND_COUNT] = {
     [EXIT_GETSEC] = on_ud,
     [EXIT_VMFUNC] = on_ud,
     [EXIT_ENCLS] = on_ud,
+    [EXIT_UNDEFINED] = on_ud,
     [EXIT_VMCALL] = on_hypercall,
     [EXIT_VMMCALL] = on_hypercall,
     [EXIT_VMXON] = nested_instruction,

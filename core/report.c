@@ -68,6 +68,7 @@ const char *const exit_kind_names[EXIT_KIND_COUNT] = {
     NAME(VMFUNC),
     NAME(UMWAIT),
     NAME(TPAUSE),
+    NAME(UNDEFINED),
     NAME(FERR_FREEZE),
     NAME(VMCALL),
     NAME(VMMCALL),

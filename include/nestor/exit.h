@@ -98,6 +98,7 @@ enum exit_kind {
     EXIT_VMFUNC,
     EXIT_UMWAIT,
     EXIT_TPAUSE,
+    EXIT_UNDEFINED, // one that exits, and that no guest is offered: #UD
     EXIT_FERR_FREEZE,
     // hypervisor instructions
     EXIT_VMCALL,

@@ -120,6 +120,9 @@ static void test_kinds(void **state)
         {VMEXIT_XSETBV, EXIT_XSETBV},
         {VMEXIT_RDPRU, EXIT_RDPRU},
         {VMEXIT_INVPCID, EXIT_INVPCID},
+        {VMEXIT_INVLPGB, EXIT_UNDEFINED}, // which would end the guest, or a guest's L1
+        {VMEXIT_INVLPGB_ILLEGAL, EXIT_UNDEFINED},
+        {VMEXIT_TLBSYNC, EXIT_UNDEFINED},
         {VMEXIT_NPF, EXIT_STAGE2},
         {VMEXIT_INVALID, EXIT_ENTRY_FAILED},
         {0xffffffff, EXIT_ENTRY_FAILED},

@@ -32,6 +32,9 @@ static void test_every_reason_has_a_name(void **state)
     assert_int_equal(vmx_exit_reason(REASON_COUNT)->kind, EXIT_UNKNOWN);
     assert_int_equal(vmx_exit_reason(0xffff)->kind, EXIT_UNKNOWN);
     assert_int_equal(vmx_exit_reason(35)->kind, EXIT_UNKNOWN);
+    // they exit at any CPL: a user program must not end its guest
+    assert_int_equal(vmx_exit_reason(76)->kind, EXIT_UNDEFINED); // SEAMCALL
+    assert_int_equal(vmx_exit_reason(77)->kind, EXIT_UNDEFINED); // TDCALL
     assert_int_equal(vmx_exit_reason(0x80000021)->kind, EXIT_ENTRY_FAILED);
     assert_string_equal(vmx_exit_reason(10)->name, "CPUID");
     assert_int_equal(vmx_exit_reason(10)->needs, NEED_LENGTH);
