@@ -188,9 +188,9 @@ static void on_cr(struct vcpu *vcpu, struct vm_exit *exit)
     if (!decode_cr(vcpu, exit)) {
         if (vcpu->events.exception.valid || vcpu->level != level)
             return; // its fetch has faulted, or is L1's business
-        if (exit->cr.number == 0 && exit->cr.access == CR_READ)
-            vcpu_emulate(vcpu, exit); // SMSW
-        else
+        if (exit->cr.number == 0 && (exit->cr.access == CR_READ || exit->cr.access == CR_LMSW))
+            vcpu_emulate(vcpu, exit); // SMSW, or LMSW of memory
+        else if (!insn_retry_l2(vcpu))
             vm_stop(vcpu->vm, vcpu, "a control-register access that is not decoded");
         return;
     }

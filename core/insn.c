@@ -18,6 +18,7 @@
 #include <nestor/page.h>
 #include <nestor/run.h>
 #include <nestor/string.h>
+#include <nestor/tlb.h>
 
 enum { CACHE_SLOTS = 16, CACHE_ENTRIES = 5, DECODED_SLOTS = 8 };
 
@@ -583,6 +584,17 @@ static bool op_expected(const struct exit_opcode *expected, u8 op)
     return false;
 }
 
+// An L1 may have given its L2's code another page and owe the flush, and an L2 may change code that
+// another of its vCPUs executes: neither may end the guest. What is there now is executed instead.
+bool insn_retry_l2(struct vcpu *vcpu)
+{
+    if (!vcpu->level)
+        return false;
+    nested_stage2_drop(vcpu);
+    tlb_flush_vcpu(vcpu, TLB_FLUSH_GUEST | TLB_FLUSH_STAGE2);
+    return true;
+}
+
 static unsigned exit_length(struct vcpu *vcpu, const struct vm_exit *exit)
 {
     const struct exit_opcode *expected = &exit_opcodes[exit->kind];
@@ -601,7 +613,7 @@ static unsigned exit_length(struct vcpu *vcpu, const struct vm_exit *exit)
         vcpu_inject_ud(vcpu);
     else if (status == INSN_TOO_LONG)
         vcpu_inject_gp0(vcpu);
-    else
+    else if (!insn_retry_l2(vcpu))
         vm_stop(vcpu->vm, vcpu, "exit %s by an instruction that is none such",
                 exit_kind_names[exit->kind]);
     return 0;

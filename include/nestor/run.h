@@ -104,8 +104,10 @@ bool insn_first_word(struct vcpu *vcpu, u32 *word);
 // The same for a report: injects nothing; 0 if nothing can be read.
 int insn_peek(struct vcpu *vcpu, u8 buf[15]);
 // Sets exit->insn_len of an instruction's exit where the hardware did not say it. False: it is no
-// such instruction; the guest has its fault, or is stopped.
+// such instruction; the guest has its fault, or executes what is there, or is stopped.
 bool insn_find_length(struct vcpu *vcpu, struct vm_exit *exit);
+// What is in memory is not what has exited. True: an L2 runs, and executes what is there now.
+bool insn_retry_l2(struct vcpu *vcpu);
 // Guest-physical accesses to RAM: 0 or -E_FAULT.
 int guest_read_gpa(struct vcpu *vcpu, gpa_t gpa, void *buf, u64 size);
 int guest_write_gpa(struct vcpu *vcpu, gpa_t gpa, const void *buf, u64 size);
