@@ -46,6 +46,11 @@ static inline bool vmcb12_vgif(const struct vcpu *vcpu)
 {
     return (vcpu->nested->vmcb.v_ctl & SVM_V_GIF_ENABLE) && vmcb12_has(vcpu, SVM_FEATURE_VGIF);
 }
+// Whether the running L2 has nested paging (15.25), and with it a PAT of its own.
+static inline bool vmcb12_npt(const struct vcpu *vcpu)
+{
+    return (vcpu->nested->vmcb.np_enable & SVM_NP_ENABLE) && vmcb12_has(vcpu, SVM_FEATURE_NP);
+}
 
 // L1's. Where the hardware keeps it, it is written with the controls.
 static inline void vmcb12_set_gif(struct vcpu *vcpu, bool gif)

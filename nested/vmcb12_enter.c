@@ -288,11 +288,6 @@ static const char *what_is_illegal(struct vcpu *vcpu, const struct vmcb *v)
     return what;
 }
 
-static bool has_npt(const struct vcpu *vcpu)
-{
-    return (vcpu->nested->vmcb.np_enable & SVM_NP_ENABLE) && vmcb12_has(vcpu, SVM_FEATURE_NP);
-}
-
 // The tables at nCR3 are of the mode that L1 itself is in (15.25.3).
 static void use_stage2(struct vcpu *vcpu, const struct vmcb *v)
 {
@@ -307,7 +302,7 @@ static void use_stage2(struct vcpu *vcpu, const struct vmcb *v)
 
     nested_tlb_control(vcpu, v->guest_asid, v->tlb_control);
     nested_tag_use(vcpu, v->guest_asid);
-    nested_stage2_use(vcpu, has_npt(vcpu) ? &npt : &(struct l1_stage2){.kind = L1_STAGE2_NONE});
+    nested_stage2_use(vcpu, vmcb12_npt(vcpu) ? &npt : &(struct l1_stage2){.kind = L1_STAGE2_NONE});
 }
 
 void vmcb12_enter(struct vcpu *vcpu)
@@ -327,7 +322,7 @@ void vmcb12_enter(struct vcpu *vcpu)
     }
     load_state(vcpu, v);
     // One PAT for both, but with nested paging (15.25.8).
-    vcpu->ctx[1].state.pat = has_npt(vcpu) ? v->g_pat : l1->pat;
+    vcpu->ctx[1].state.pat = vmcb12_npt(vcpu) ? v->g_pat : l1->pat;
     vmcb12_hand_over(l1, &vcpu->ctx[1].state);
     merge_controls(vcpu, v);
     use_stage2(vcpu, v);

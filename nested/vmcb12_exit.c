@@ -55,7 +55,7 @@ static void save_state(struct vcpu *vcpu, struct vmcb *v)
     v->efer = s->efer;
     v->dr6 = vcpu->dr6;
     v->dr7 = s->dr7;
-    if (v->np_enable & SVM_NP_ENABLE)
+    if (vmcb12_npt(vcpu))
         v->g_pat = s->pat;
     v->interrupt_shadow = s->interruptibility & (BLOCK_STI | BLOCK_MOV_SS) ? 1 : 0;
 }
@@ -112,6 +112,8 @@ static void leave(struct vcpu *vcpu)
     nested_leave_l2(vcpu);
     l1 = vcpu_modify(vcpu, GROUP_DEBUG | GROUP_SYSTEM | GROUP_SYSENTER);
     vmcb12_hand_over(&vcpu->ctx[1].state, l1);
+    if (!vmcb12_npt(vcpu) && l1->pat != vcpu->ctx[1].state.pat) // one PAT for both
+        vcpu_modify(vcpu, GROUP_EFER_PAT)->pat = vcpu->ctx[1].state.pat;
     l1->dr7 = DR7_FIXED;
     vcpu->gpr[GPR_RAX] = vcpu->nested->vmcb12_gpa;
     vmcb12_set_gif(vcpu, false);
