@@ -7,6 +7,7 @@
 #include "vmcs12_switch.h"
 #include <arch/x86/msr.h>
 #include <arch/x86/regs.h>
+#include <nestor/breakpoint.h>
 #include <nestor/device.h>
 #include <nestor/log.h>
 #include <nestor/string.h>
@@ -50,6 +51,7 @@ static void load_guest_state(struct vcpu *vcpu)
     s->gdtr.limit = (u32)vmcs12_read(n, GUEST_GDTR_LIMIT);
     s->idtr.limit = (u32)vmcs12_read(n, GUEST_IDTR_LIMIT);
     s->dr7 = (entry & ENTRY_CTL_LOAD_DEBUG ? vmcs12_read(n, GUEST_DR7) : l1->dr7) | DR7_FIXED;
+    vcpu->breakpoints |= (s->dr7 & DR7_ENABLES) != 0; // L1's MOV to DR7 need not have enabled any
     s->debugctl = entry & ENTRY_CTL_LOAD_DEBUG ? vmcs12_read(n, GUEST_DEBUGCTL) : l1->debugctl;
     s->pat = entry & ENTRY_CTL_LOAD_PAT ? vmcs12_read(n, GUEST_PAT) : l1->pat;
     s->efer = entry & ENTRY_CTL_LOAD_EFER ? vmcs12_read(n, GUEST_EFER)
