@@ -189,6 +189,7 @@ static int write_eoi(struct vcpu *vcpu, u64 value)
 
 // --- the MSRs ---
 
+// The wall clock's address is to be aligned by 4, but KVM takes any.
 static const struct pv_msr {
     u32 msr, feature;
     u8 align, size; // of what it names; where it names it at all, bit 0 says so
@@ -196,11 +197,11 @@ static const struct pv_msr {
     u16 state; // in struct paravirt
     int (*write)(struct vcpu *vcpu, u64 value);
 } pv_msrs[] = {
-    {0x11, FEATURE_CLOCK_OLD, 4, sizeof(struct wall_clock_page), false,
+    {0x11, FEATURE_CLOCK_OLD, 1, sizeof(struct wall_clock_page), false,
      offsetof(struct paravirt, wall_clock), write_wall_clock},
     {0x12, FEATURE_CLOCK_OLD, 4, sizeof(struct clock_page), true, offsetof(struct paravirt, clock),
      write_clock},
-    {0x4b564d00, FEATURE_CLOCK, 4, sizeof(struct wall_clock_page), false,
+    {0x4b564d00, FEATURE_CLOCK, 1, sizeof(struct wall_clock_page), false,
      offsetof(struct paravirt, wall_clock), write_wall_clock},
     {0x4b564d01, FEATURE_CLOCK, 4, sizeof(struct clock_page), true,
      offsetof(struct paravirt, clock), write_clock},
