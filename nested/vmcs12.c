@@ -271,6 +271,7 @@ static void run_vmread(struct vcpu *vcpu, struct vm_exit *exit)
         vm_fail(vcpu, exit, VMX_ERROR_UNSUPPORTED_FIELD);
         return;
     }
+    vmcs12_shadow_lead(vcpu, (u32)encoding & ~1u);
     value = encoding & 1 ? *slot >> 32 : *slot;
     if (size == 4)
         value = (u32)value;
@@ -309,6 +310,7 @@ static void run_vmwrite(struct vcpu *vcpu, struct vm_exit *exit)
         vm_fail(vcpu, exit, VMX_ERROR_UNSUPPORTED_FIELD);
         return;
     }
+    vmcs12_shadow_lead(vcpu, (u32)encoding & ~1u);
     if (!is_writable(vcpu, encoding)) {
         vm_fail(vcpu, exit, VMX_ERROR_READ_ONLY_FIELD);
         return;

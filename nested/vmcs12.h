@@ -116,6 +116,9 @@ void vmcs12_shadow_reset(struct vcpu *vcpu);
 void vmcs12_publish(struct vcpu *vcpu);
 void vmcs12_collect(struct vcpu *vcpu);
 void vmcs12_unpublish(struct vcpu *vcpu);
+// Before a VMREAD or VMWRITE that Nestor carries out, an emulated one perhaps: VMCS12's field is what
+// L1 has written last.
+void vmcs12_shadow_lead(struct vcpu *vcpu, u32 encoding);
 // VMCS12's field has changed by a VMWRITE that exited: what L1 reads follows.
 void vmcs12_shadow_follow(struct vcpu *vcpu, u32 encoding);
 

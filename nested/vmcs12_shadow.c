@@ -81,16 +81,29 @@ void vmcs12_collect(struct vcpu *vcpu)
     }
 }
 
+// Where the CPU has this field, NULL if it has not.
+static const struct shadow_field *published_field(const struct nested *n, u32 encoding)
+{
+    for (unsigned i = 0; n->published && i < n->shadowed_count; i++)
+        if (n->shadowed[i].encoding == encoding)
+            return &n->shadowed[i];
+    return NULL;
+}
+
+void vmcs12_shadow_lead(struct vcpu *vcpu, u32 encoding)
+{
+    const struct shadow_field *field = published_field(vcpu->nested, encoding);
+
+    if (field && field->writable)
+        vmcs12_collect(vcpu);
+}
+
 void vmcs12_shadow_follow(struct vcpu *vcpu, u32 encoding)
 {
-    const struct nested *n = vcpu->nested;
+    const struct shadow_field *field = published_field(vcpu->nested, encoding);
 
-    for (unsigned i = 0; n->published && i < n->shadowed_count; i++) {
-        if (n->shadowed[i].encoding != encoding)
-            continue;
-        backend->shadow_publish(vcpu, &n->shadowed[i], 1, n->vmcs.field);
-        return;
-    }
+    if (field)
+        backend->shadow_publish(vcpu, field, 1, vcpu->nested->vmcs.field);
 }
 
 void vmcs12_unpublish(struct vcpu *vcpu)
