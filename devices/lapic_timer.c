@@ -17,9 +17,9 @@ enum timer_mode { TIMER_ONE_SHOT, TIMER_PERIODIC, TIMER_TSC_DEADLINE, TIMER_RESE
 
 #define TIMER_FAR BIT(62) // a host's uptime does not come so far
 
-// A periodic timer costs at most one interrupt in this time, however short its period: enough for an
-// L2's handler to end under an emulated CPU. What is owed comes so many times as fast, but so far
-// apart: an exit too early is one more to catch up on.
+// A periodic timer of a shorter period costs at most one interrupt in this time: enough for an L2's
+// handler to end under an emulated CPU. Longer ones keep their phase, however late one was. What is
+// owed comes so many times as fast, but so far apart: an exit too early is one more to catch up on.
 enum { TIMER_MIN_PERIOD_NS = 100000, TIMER_CATCH_UP = 4, TIMER_OWED_MIN_NS = 50000 };
 
 static enum timer_mode timer_mode(const struct lapic *lapic)
@@ -89,7 +89,8 @@ static void timer_arm_count(struct lapic *lapic, bool waits)
         now = machine_now();
         if (unlikely(lapic->s.timer_owed) && !waits)
             next = MIN(next, now + MAX(period / TIMER_CATCH_UP, ns_to_tsc(TIMER_OWED_MIN_NS)));
-        next = MAX(next, now + ns_to_tsc(TIMER_MIN_PERIOD_NS));
+        if (unlikely(period < ns_to_tsc(TIMER_MIN_PERIOD_NS)))
+            next = MAX(next, now + ns_to_tsc(TIMER_MIN_PERIOD_NS));
     }
     timer_arm_at(lapic, next);
 }
@@ -103,7 +104,7 @@ static void timer_fire_period(struct lapic *lapic, u64 period)
     u64 most = tsc_hz / period;
 
     lapic->s.timer_start += passed * period;
-    if (passed > 1 && period >= TIMER_CATCH_UP * ns_to_tsc(TIMER_MIN_PERIOD_NS))
+    if (passed > 1 && period >= ns_to_tsc(TIMER_MIN_PERIOD_NS))
         lapic->s.timer_owed = MIN(lapic->s.timer_owed + passed - 1, most);
     if (unlikely(lapic->s.timer_owed))
         waits = lapic_waits(lapic, (u8)lapic->s.lvt[LVT_TIMER]);
