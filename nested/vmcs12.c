@@ -225,11 +225,16 @@ static enum field_type field_type(u64 encoding)
     return encoding >> 10 & 3;
 }
 
-static u64 register_value(struct vcpu *vcpu, unsigned reg)
+// The VMCS that VMREAD and VMWRITE mean: the current one; an L2's (VMCS shadowing), the one that the
+// link pointer names, in L1's memory. VMCS12_NONE: none.
+static gpa_t accessed_vmcs(const struct nested *n, const struct vcpu *vcpu)
 {
-    u64 value = vcpu_gpr(vcpu, reg);
+    return vcpu->level ? vmcs12_read(n, VMCS_LINK_POINTER) : n->current;
+}
 
-    return vmcs12_l1_64bit(vcpu) ? value : (u32)value;
+static gpa_t linked_field(const struct nested *n, const u64 *slot)
+{
+    return vmcs12_read(n, VMCS_LINK_POINTER) + (gpa_t)((const u8 *)slot - (const u8 *)&n->vmcs);
 }
 
 // NULL: there is no such field. Bit 0 names the high half of a 64-bit field.
@@ -252,27 +257,52 @@ static u64 truncated(u64 encoding, u64 value)
     }
 }
 
+// The value of a whole field.
+static u64 load_field(struct vcpu *vcpu, u64 encoding, const u64 *slot)
+{
+    u64 value = ~0ull; // what a read of no memory gives
+
+    if (!vcpu->level) {
+        vmcs12_shadow_lead(vcpu, (u32)encoding & ~1u);
+        return *slot;
+    }
+    guest_read_gpa(vcpu, linked_field(vcpu->nested, slot), &value, sizeof(value));
+    return truncated(encoding, value);
+}
+
+static void store_field(struct vcpu *vcpu, u64 encoding, u64 *slot, u64 value)
+{
+    if (vcpu->level) {
+        guest_write_gpa(vcpu, linked_field(vcpu->nested, slot), &value, sizeof(value));
+        return;
+    }
+    vmcs12_note_write(vcpu->nested, (u32)encoding, *slot ^ value);
+    *slot = value;
+    vmcs12_shadow_follow(vcpu, (u32)encoding & ~1u);
+}
+
 static void run_vmread(struct vcpu *vcpu, struct vm_exit *exit)
 {
     struct nested *n = vcpu->nested;
     const struct exit_operand *op = &exit->operand;
-    unsigned size = vmcs12_l1_64bit(vcpu) ? 8 : 4;
+    unsigned size = vmcs12_64bit(vcpu) ? 8 : 4;
     u64 encoding, *slot, value;
 
     if (!vmcs12_operand(vcpu, exit))
         return;
-    if (n->current == VMCS12_NONE) {
+    if (accessed_vmcs(n, vcpu) == VMCS12_NONE) {
         finish(vcpu, exit, RFLAGS_CF);
         return;
     }
-    encoding = register_value(vcpu, op->reg2);
+    encoding = vmcs12_register(vcpu, op->reg2);
     slot = field_slot(n, encoding);
     if (!slot) {
         vm_fail(vcpu, exit, VMX_ERROR_UNSUPPORTED_FIELD);
         return;
     }
-    vmcs12_shadow_lead(vcpu, (u32)encoding & ~1u);
-    value = encoding & 1 ? *slot >> 32 : *slot;
+    value = load_field(vcpu, encoding, slot);
+    if (encoding & 1)
+        value >>= 32;
     if (size == 4)
         value = (u32)value;
     if (op->is_reg)
@@ -292,33 +322,32 @@ static void run_vmwrite(struct vcpu *vcpu, struct vm_exit *exit)
 {
     struct nested *n = vcpu->nested;
     const struct exit_operand *op = &exit->operand;
-    u64 encoding, *slot, value = 0;
+    u64 encoding, *slot, old, value = 0;
 
     if (!vmcs12_operand(vcpu, exit))
         return;
-    if (n->current == VMCS12_NONE) {
+    if (accessed_vmcs(n, vcpu) == VMCS12_NONE) {
         finish(vcpu, exit, RFLAGS_CF);
         return;
     }
     if (op->is_reg)
-        value = register_value(vcpu, op->reg1);
-    else if (!vmcs12_operand_read(vcpu, exit, &value, vmcs12_l1_64bit(vcpu) ? 8 : 4))
+        value = vmcs12_register(vcpu, op->reg1);
+    else if (!vmcs12_operand_read(vcpu, exit, &value, vmcs12_64bit(vcpu) ? 8 : 4))
         return;
-    encoding = register_value(vcpu, op->reg2);
+    encoding = vmcs12_register(vcpu, op->reg2);
     slot = field_slot(n, encoding);
     if (!slot) {
         vm_fail(vcpu, exit, VMX_ERROR_UNSUPPORTED_FIELD);
         return;
     }
-    vmcs12_shadow_lead(vcpu, (u32)encoding & ~1u);
     if (!is_writable(vcpu, encoding)) {
         vm_fail(vcpu, exit, VMX_ERROR_READ_ONLY_FIELD);
         return;
     }
-    value = encoding & 1 ? (u32)*slot | value << 32 : truncated(encoding, value);
-    vmcs12_note_write(n, (u32)encoding, *slot ^ value);
-    *slot = value;
-    vmcs12_shadow_follow(vcpu, (u32)encoding & ~1u);
+    // collects, too, before the field changes below the CPU's copy of its neighbours
+    old = load_field(vcpu, encoding, slot);
+    value = encoding & 1 ? (u32)old | value << 32 : truncated(encoding, value);
+    store_field(vcpu, encoding, slot, value);
     vm_succeed(vcpu, exit);
 }
 
@@ -335,7 +364,7 @@ static void run_invept(struct vcpu *vcpu, struct vm_exit *exit)
 
     if (!vmcs12_operand(vcpu, exit))
         return;
-    type = register_value(vcpu, exit->operand.reg2);
+    type = vmcs12_register(vcpu, exit->operand.reg2);
     if (type > INVEPT_ALL || !(cap >> 24 & BIT(type) & (BIT(INVEPT_SINGLE) | BIT(INVEPT_ALL)))) {
         vm_fail(vcpu, exit, VMX_ERROR_INVALID_OPERAND);
         return;
@@ -367,7 +396,7 @@ static void run_invvpid(struct vcpu *vcpu, struct vm_exit *exit)
 
     if (!vmcs12_operand(vcpu, exit))
         return;
-    type = register_value(vcpu, exit->operand.reg2);
+    type = vmcs12_register(vcpu, exit->operand.reg2);
     if (type > INVVPID_SINGLE_GLOBAL || !(cap >> 40 & BIT(type))) {
         vm_fail(vcpu, exit, VMX_ERROR_INVALID_OPERAND);
         return;
@@ -453,14 +482,18 @@ static void vmcs12_vmxon(struct vcpu *vcpu, struct vm_exit *exit)
         run_vmxon(vcpu, exit);
 }
 
-// The others are there in VMX operation, where CR0.PE is 1: not in those two modes; INVEPT and
-// INVVPID if they are supported.
+// The others are there in VMX operation, where L1's CR0.PE is 1: not in those two modes; INVEPT and
+// INVVPID if they are supported. Of an L2's only VMREAD and VMWRITE come here.
 static bool recognized(struct vcpu *vcpu, u8 kind)
 {
     const struct nested *n = vcpu->nested;
 
-    if (!instructions[kind] || !n->vmxon || (vcpu->cur->state.rflags & RFLAGS_VM) ||
-        (n->long_mode && !vmcs12_l1_64bit(vcpu)))
+    if (!instructions[kind] || !n->vmxon || (vcpu->cur->state.rflags & RFLAGS_VM))
+        return false;
+    if (vcpu->level)
+        return (vcpu_state(vcpu, GROUP_CR)->cr0 & CR0_PE) &&
+               (!vcpu_mode_long(vcpu) || vmcs12_64bit(vcpu));
+    if (n->long_mode && !vmcs12_64bit(vcpu))
         return false;
     if (kind == EXIT_INVEPT)
         return vmcs12_capability(vcpu, MSR_VMX_EPT_VPID_CAP) & EPT_CAP_INVEPT;

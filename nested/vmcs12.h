@@ -97,10 +97,20 @@ static inline u32 vmcs12_secondary(const struct nested *n)
                : 0;
 }
 
-// vcpu_mode_64bit for an L1 in VMX operation: needs less of its state.
-static inline bool vmcs12_l1_64bit(struct vcpu *vcpu)
+// vcpu_mode_64bit in VMX operation: for an L1 needs less of its state.
+static inline bool vmcs12_64bit(struct vcpu *vcpu)
 {
-    return vcpu->nested->long_mode && (vcpu_state(vcpu, GROUP_CODE)->seg[SEG_CS].access & SEG_L);
+    return vcpu->level ? vcpu_mode_64bit(vcpu)
+                       : vcpu->nested->long_mode &&
+                             (vcpu_state(vcpu, GROUP_CODE)->seg[SEG_CS].access & SEG_L);
+}
+
+// A register operand: 32 bits outside 64-bit mode.
+static inline u64 vmcs12_register(struct vcpu *vcpu, unsigned reg)
+{
+    u64 value = vcpu_gpr(vcpu, reg);
+
+    return vmcs12_64bit(vcpu) ? value : (u32)value;
 }
 
 // Makes sure that the exit's operand is known. False (here and below): a fault is injected, or the

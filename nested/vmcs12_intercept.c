@@ -78,6 +78,21 @@ static bool wants_msr(struct vcpu *vcpu, bool write)
     return true;
 }
 
+// "VMCS shadowing": the bitmaps say which fields of its shadow VMCS an L2 may reach.
+static bool wants_field(struct vcpu *vcpu, struct vm_exit *exit)
+{
+    struct nested *n = vcpu->nested;
+    u64 encoding;
+
+    if (!(vmcs12_secondary(n) & SECONDARY_VMCS_SHADOWING))
+        return true;
+    encoding = vmcs12_register(vcpu, exit->operand.reg2);
+    return encoding >> 15 ||
+           bitmap_bit(vcpu,
+                      vmcs12_read(n, exit->kind == EXIT_VMREAD ? VMREAD_BITMAP : VMWRITE_BITMAP),
+                      (u32)encoding);
+}
+
 static bool wants_io(struct vcpu *vcpu, const struct exit_io *io)
 {
     struct nested *n = vcpu->nested;
@@ -219,6 +234,10 @@ bool vmcs12_reflect(struct vcpu *vcpu, struct vm_exit *exit)
     case EXIT_WRMSR:
         return exit_if(vcpu, wants_msr(vcpu, true), REASON_WRMSR, 0, exit) ||
                vmcs12_apic_msr(vcpu, exit);
+    case EXIT_VMREAD:
+    case EXIT_VMWRITE:
+        return !vmcs12_operand(vcpu, exit) ||
+               (wants_field(vcpu, exit) && reflect_by_row(vcpu, exit));
     case EXIT_IO:
         return exit_if(vcpu, wants_io(vcpu, &exit->io), REASON_IO, io_qualification(&exit->io),
                        exit);

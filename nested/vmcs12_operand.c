@@ -57,7 +57,7 @@ static bool segment_allows(const struct segment *s, u64 offset, unsigned size, b
 
 static bool is_64bit(struct vcpu *vcpu) // VMXON comes before VMX operation
 {
-    return vcpu->nested->vmxon ? vmcs12_l1_64bit(vcpu) : vcpu_mode_64bit(vcpu);
+    return vcpu->nested->vmxon ? vmcs12_64bit(vcpu) : vcpu_mode_64bit(vcpu);
 }
 
 // False: a fault is injected.
