@@ -6,6 +6,7 @@
 // runs nested). SDM vol. 2 "CPUID", APM vol. 3 appendix E.
 
 #include <arch/x86/insn.h>
+#include <arch/x86/msr.h>
 #include <arch/x86/regs.h>
 #include <nestor/cpu.h>
 #include <nestor/device.h>
@@ -431,6 +432,13 @@ static void read_dynamic(struct vcpu *vcpu, u32 leaf, u32 subleaf, u32 out[4])
     }
 }
 
+static void read_extended(struct vcpu *vcpu, u32 leaf, u32 out[4])
+{
+    memcpy(out, vcpu->vm->cpuid->extended[leaf - 0x80000000u], 16);
+    if (leaf == 0x80000001 && msr_misc_enabled(vcpu, MISC_XD))
+        out[EDX] &= ~B(20);
+}
+
 void cpuid_read(struct vcpu *vcpu, u32 leaf, u32 subleaf, u32 out[4])
 {
     const struct cpuid_table *t = vcpu->vm->cpuid;
@@ -439,11 +447,13 @@ void cpuid_read(struct vcpu *vcpu, u32 leaf, u32 subleaf, u32 out[4])
         memcpy(out, t->basic[leaf], sizeof(t->basic[0]));
         if (leaf)
             read_dynamic(vcpu, leaf, subleaf, out);
+        else if (msr_misc_enabled(vcpu, MISC_CPUID_LIMIT)) // for systems that know no others
+            out[EAX] = 2;
         return;
     }
     memset(out, 0, sizeof(t->basic[0]));
     if (leaf - 0x80000000u <= t->max_extended - 0x80000000u)
-        memcpy(out, t->extended[leaf - 0x80000000u], sizeof(t->extended[0]));
+        read_extended(vcpu, leaf, out);
     else if (leaf - HYPERVISOR_LEAF < 0x200 && (t->basic[1][ECX] & B(31)))
         paravirt_cpuid(vcpu->vm, leaf, out);
     else if (!t->amd) // Intel: above the last leaf stands the last basic one's data

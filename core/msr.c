@@ -24,7 +24,6 @@ enum { DIRECT_MSRS = MSR_X2APIC_LAST + 1 };
 #define MCG_CAP_VALUE  (MC_BANKS | BIT(8)) // MCG_CTL present; no LMCE: no MCG_EXT_CTL
 #define MTRRCAP_VALUE  (MTRR_VARIABLE | BIT(8) | BIT(10)) // fixed ranges, write-combining
 #define WRITE_BACK     0x0606060606060606ull
-#define MISC_XD        BIT(34) // IA32_MISC_ENABLE: XD bit disable
 #define HWCR_MC_STATUS BIT(18) // McStatusWrEn
 
 struct vcpu_msrs {
@@ -166,11 +165,14 @@ static int write_pat(struct vcpu *vcpu, u32 msr, u64 value)
 static int write_debugctl(struct vcpu *vcpu, u32 msr, u64 value)
 {
     u64 unused;
-    // BTF where the CPU has it and the back end switches it (SVM without LBR virtualization does
-    // not). No test machine has any of the MSR's functions: last-branch records are not offered.
+    // BTF works where the CPU has it and the back end switches it (SVM without LBR virtualization
+    // does not). Every CPU since the P6 takes it and LBR, so both can be written; what has no effect
+    // here reads 0, as KVM has it. Last-branch records are not offered: no test machine has any.
     bool btf = backend == &vmx_backend && !msr_read_safe(MSR_DEBUGCTL, &unused);
 
-    return value & ~(btf ? DEBUGCTL_BTF : 0ull) ? -E_FAULT : write_state(vcpu, msr, value);
+    if (value & ~(u64)(DEBUGCTL_LBR | DEBUGCTL_BTF))
+        return -E_FAULT;
+    return write_state(vcpu, msr, btf ? value & DEBUGCTL_BTF : 0);
 }
 
 static int read_efer(struct vcpu *vcpu, u32 msr, u64 *value)
@@ -427,7 +429,7 @@ enum { EAX, EBX, ECX, EDX };
 #define PHYSICAL BITS(51, 12) // write_physical knows which of them there are
 // Fast strings, TCC, EIST, MONITOR, CPUID limit, xTPR messages, XD, turbo
 #define MISC_ENABLE_BITS \
-    (BIT(0) | BIT(3) | BIT(16) | BIT(18) | BIT(22) | BIT(23) | MISC_XD | BIT(38))
+    (BIT(0) | BIT(3) | BIT(16) | BIT(18) | MISC_CPUID_LIMIT | BIT(23) | MISC_XD | BIT(38))
 #define MISC_ENABLE_RESET (BIT(0) | BIT(11) | BIT(12)) // fast strings; no BTS, no PEBS
 #define POWER_CTL_BITS    (BIT(1) | BIT(19) | BIT(20)) // C1E; energy efficiency, race to halt
 // TlbCacheDis, INVDWBINVD, FFDis, IgnneEm, TscFreqSel, CpbDis: nothing here depends on them
@@ -452,7 +454,8 @@ static const struct msr_row rows[] = {
     {MSR_MTRRCAP, MSR_MTRRCAP, read_kept, NULL, VENDOR_ANY, F_MTRR, 0, MTRRCAP_VALUE},
     {MSR_MISC_FEATURES_ENABLES, MSR_MISC_FEATURES_ENABLES, read_zero, write_zero, VENDOR_INTEL},
     {MSR_SYSENTER_CS, MSR_SYSENTER_CS, read_state, write_low32, VENDOR_ANY, F_SYSENTER},
-    {MSR_SYSENTER_ESP, MSR_SYSENTER_EIP, read_state, write_address, VENDOR_ANY, F_SYSENTER},
+    {MSR_SYSENTER_ESP, MSR_SYSENTER_EIP, read_state, write_address, VENDOR_INTEL, F_SYSENTER},
+    {MSR_SYSENTER_ESP, MSR_SYSENTER_EIP, read_state, write_state, VENDOR_AMD, F_SYSENTER},
     {MSR_MCG_CAP, MSR_MCG_CAP, read_kept, NULL, VENDOR_ANY, F_MCA, 0, MCG_CAP_VALUE},
     {MSR_MCG_STATUS, MSR_MCG_STATUS, read_kept, write_kept, VENDOR_ANY, F_MCA, 7, 0},
     {MSR_MCG_CTL, MSR_MCG_CTL, read_kept, write_all_or_none, VENDOR_ANY, F_MCA},
@@ -573,6 +576,11 @@ static int write_kept(struct vcpu *vcpu, u32 msr, u64 value)
         return -E_FAULT;
     *slot = (value & row->writable) | (*slot & ~row->writable);
     return 0;
+}
+
+bool msr_misc_enabled(struct vcpu *vcpu, u64 bits)
+{
+    return kept_has(vcpu, MSR_MISC_ENABLE, bits);
 }
 
 int msr_create(struct vcpu *vcpu)

@@ -157,5 +157,5 @@ void vcpu_log_exits(const struct vcpu *vcpu)
         if (vcpu->exit_counts[kind])
             used += (size_t)fmt_snprintf(text + used, sizeof(text) - used, " %s %llu",
                                          exit_kind_names[kind], LLU(vcpu->exit_counts[kind]));
-    log_info("guest %s: vCPU %u: exits%s", vcpu->vm->config->name, vcpu->id, text);
+    vm_log(vcpu->vm, "guest %s: vCPU %u: exits%s", vcpu->vm->config->name, vcpu->id, text);
 }

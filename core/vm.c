@@ -206,6 +206,28 @@ static bool change_state(struct vm *vm, u32 from, enum vm_state state, u32 statu
     return ok;
 }
 
+enum { LOG_BURST = 1000, LOG_RATE = 20 }; // lines, and lines a second
+
+bool vm_may_log(struct vm *vm)
+{
+    u64 interval = tsc_hz / LOG_RATE, burst = interval * LOG_BURST, now = tsc_now() + burst;
+    u32 dropped = 0;
+    bool may;
+
+    spin_lock(&vm->lock);
+    vm->log_due = MAX(vm->log_due, now - burst);
+    may = vm->log_due <= now;
+    if (may) {
+        vm->log_due += interval;
+        dropped = vm->log_dropped;
+    }
+    vm->log_dropped = may ? 0 : vm->log_dropped + 1;
+    spin_unlock(&vm->lock);
+    if (dropped)
+        log_info("guest %s: %u lines left out", vm->config->name, dropped);
+    return may;
+}
+
 // The first to end a run decides how; returns whether this call was it.
 static bool leave_running(struct vm *vm, enum vm_state state, u32 status)
 {
@@ -225,13 +247,13 @@ void vm_power_off(struct vm *vm, u32 status)
 void vm_reset(struct vm *vm)
 {
     if (leave_running(vm, VM_RESETTING, 0))
-        log_info("guest %s: resets", vm->config->name);
+        vm_log(vm, "guest %s: resets", vm->config->name);
 }
 
 void vm_sleep(struct vm *vm)
 {
     if (leave_running(vm, VM_SLEEPING, 0))
-        log_info("guest %s: sleeps (S3)", vm->config->name);
+        vm_log(vm, "guest %s: sleeps (S3)", vm->config->name);
 }
 
 enum { STATUS_STOPPED = 126 };
@@ -296,10 +318,10 @@ static void zero_ram(struct vm *vm, u32 index)
         cpu_call_poll();
     }
     if (index == 0)
-        log_info("guest %s: %llu MiB zeroed in %llu us (%llu ticks)", vm->config->name,
-                 (unsigned long long)(vm->ram_size >> 20),
-                 (unsigned long long)(tsc_to_ns(tsc_now() - start) / 1000),
-                 (unsigned long long)(tsc_now() - start));
+        vm_log(vm, "guest %s: %llu MiB zeroed in %llu us (%llu ticks)", vm->config->name,
+               (unsigned long long)(vm->ram_size >> 20),
+               (unsigned long long)(tsc_to_ns(tsc_now() - start) / 1000),
+               (unsigned long long)(tsc_now() - start));
 }
 
 // vCPU 0's CPU runs the timers, of which one may wake the machine. Who kills the VM changes its
@@ -339,7 +361,7 @@ static void choose_tsc_rate(struct vm *vm)
 
     vm->tsc_hz = scale ? wanted : tsc_hz;
     vm->tsc_multiplier = scale ? mul_div(wanted, BIT(48), tsc_hz) : 0;
-    if (wanted && vm->tsc_hz != wanted)
+    if (wanted && vm->tsc_hz != wanted && vm_may_log(vm))
         log_warn("guest %s: tsc-frequency: its TSC runs at %llu Hz: %s", vm->config->name,
                  (unsigned long long)tsc_hz,
                  backend->scales_tsc ? "it can't be slower than half of that"
@@ -371,9 +393,9 @@ static void start_guest(struct vm *vm)
     else if (wakes ? wake_guest(vm, vector) : vm_load(vm))
         leave_running(vm, VM_STOPPED, STATUS_STOPPED);
     else
-        log_info("guest %s: %s with %u vCPUs, %llu MiB, at tick %llu", vm->config->name,
-                 wakes ? "wakes" : "starts", vm->vcpu_count,
-                 (unsigned long long)(vm->ram_size >> 20), (unsigned long long)tsc_now());
+        vm_log(vm, "guest %s: %s with %u vCPUs, %llu MiB, at tick %llu", vm->config->name,
+               wakes ? "wakes" : "starts", vm->vcpu_count, (unsigned long long)(vm->ram_size >> 20),
+               (unsigned long long)tsc_now());
     __atomic_fetch_add(&vm->run_generation, 1, __ATOMIC_RELEASE);
 }
 

@@ -50,7 +50,7 @@ static void debug_byte(struct chipset *chipset, u8 byte)
         return;
     s->line[s->line_size] = 0;
     s->line_size = 0;
-    log_info("%s: %s", chipset->machine->vm->config->name, s->line);
+    vm_log(chipset->machine->vm, "%s: %s", chipset->machine->vm->config->name, s->line);
 }
 
 void chipset_debug_pio(void *device, struct vcpu *vcpu, u16 port, unsigned size, bool write,

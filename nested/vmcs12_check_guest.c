@@ -437,7 +437,7 @@ static const struct check_row rows[] = {
     {"guest CR4: fixed bits", check_cr4, 0, 0, 0, GUEST_CR4, 0},
     {"guest CR4.CET without CR0.WP", cet_without_wp, 0, 0, 0, GUEST_CR4, 0},
     {"guest IA32_DEBUGCTL", check_reserved, WORD_ENTRY, 0, ENTRY_CTL_LOAD_DEBUG, GUEST_DEBUGCTL,
-     ~(u64)DEBUGCTL_BTF},
+     ~(u64)(DEBUGCTL_LBR | DEBUGCTL_BTF)},
     {"IA-32e mode guest without CR0.PG or CR4.PAE", ia32e_without_paging, 0, 0, 0, GUEST_CR4, 0},
     {"guest CR4.PCIDE outside IA-32e mode", pcid_without_ia32e, 0, 0, 0, GUEST_CR4, 0},
     {"guest CR3", check_address, 0, 0, 0, GUEST_CR3, 0},

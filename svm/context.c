@@ -182,12 +182,24 @@ static const struct {
     {INTERCEPT_TR_WRITE, SVM_WORD_3, SVM_INTERCEPT_TR_WRITE},
 };
 
+// The instructions of enum guest_isa that SVM can intercept; core makes them #UD.
+static const struct {
+    u32 isa;
+    u32 word, bits;
+} hidden_isa[] = {
+    {ISA_RDTSCP, SVM_WORD_4, SVM_INTERCEPT_RDTSCP}, // QEMU's executes all the same
+    {ISA_INVPCID, SVM_WORD_5, SVM_INTERCEPT_INVPCID},
+};
+
 void svm_intercepts(const struct controls *ctl, u64 cr0, u64 cr4, u32 words[SVM_WORD_COUNT])
 {
     memcpy(words, always, sizeof(always));
     for (u32 i = 0; i < ARRAY_SIZE(on_demand); i++)
         if (ctl->intercepts & on_demand[i].intercept)
             words[on_demand[i].word] |= on_demand[i].bits;
+    for (u32 i = 0; i < ARRAY_SIZE(hidden_isa); i++)
+        if (ctl->disabled_isa & hidden_isa[i].isa)
+            words[hidden_isa[i].word] |= hidden_isa[i].bits;
     words[SVM_WORD_CR] |= ctl->cr_intercepts;
     words[SVM_WORD_DR] |= ctl->dr_intercepts;
     // Vector 2 is reserved there: NMI has its own intercept.

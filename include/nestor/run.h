@@ -79,6 +79,8 @@ u64 cpuid_xss(const struct vm *vm);         // the bits of IA32_XSS that this gu
 int msr_create(struct vcpu *vcpu);
 void msr_destroy(struct vcpu *vcpu);
 void msr_reset(struct vcpu *vcpu, bool init);
+// Whether IA32_MISC_ENABLE has one of these; never on AMD.
+bool msr_misc_enabled(struct vcpu *vcpu, u64 bits);
 // 0, or -E_FAULT where the guest gets #GP. Checks wholly before it changes anything.
 int msr_read_guest(struct vcpu *vcpu, u32 msr, u64 *value);
 int msr_write_guest(struct vcpu *vcpu, u32 msr, u64 value);

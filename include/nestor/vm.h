@@ -60,9 +60,11 @@ struct vm {
     const u8 *msr_bitmap; // of the back end for this VM's own policy
     hpa_t apic_access_page;
     bool apic_page_mapped; // vm_apic_page
-    u64 tsc_base;          // host TSC when the guest's TSC was 0
-    u64 tsc_hz;            // the guest's TSC's
-    u64 tsc_multiplier;    // 0: the guest's TSC goes as the host's; as in struct controls
+    u64 log_due;           // vm_may_log's, and log_dropped, under lock
+    u32 log_dropped;
+    u64 tsc_base;       // host TSC when the guest's TSC was 0
+    u64 tsc_hz;         // the guest's TSC's
+    u64 tsc_multiplier; // 0: the guest's TSC goes as the host's; as in struct controls
 };
 
 // RAM at gpa as a host pointer, NULL unless [gpa, +len) is RAM wholly. Valid while the VM's space
@@ -86,6 +88,15 @@ void vm_apic_page(struct vm *vm, bool mapped);
 // The guest can't go on: logs the reason, registers and bytes at RIP of `vcpu` (may be NULL) and
 // stops the VM.
 void vm_stop(struct vm *vm, struct vcpu *vcpu, const char *why, ...) PRINTF_LIKE(3, 4);
+
+// Whether one more line that a guest can bring about at will may go to the log: many at once, few a
+// second for long. Takes vm->lock.
+bool vm_may_log(struct vm *vm);
+#define vm_log(vm, ...)            \
+    do {                           \
+        if (vm_may_log(vm))        \
+            log_info(__VA_ARGS__); \
+    } while (0)
 
 // Physical placement of what a guest finds at reset, filled by a loader (core/load_*.c) on the pCPU
 // of vCPU 0 in the VM's space. The loader writes vCPU 0's first state through vcpu_modify.

@@ -255,7 +255,7 @@ static void test_registers(void)
     write_dr0(0);
 }
 
-// --- DEBUGCTL: Nestor offers BTF where the CPU has the MSR, and no last-branch records ---
+// --- DEBUGCTL: LBR and BTF can always be written; what reads back works ---
 
 static void read_msr(void *value)
 {
@@ -267,16 +267,28 @@ static void write_msr(void *value)
     msr_write(MSR_DEBUGCTL, *(u64 *)value);
 }
 
+static void read_last_branch(void *unused)
+{
+    (void)unused;
+    (void)msr_read(0x1db); // AMD's LastBranchFromIP; Intel's models have others beside it
+}
+
 static void test_debugctl(void)
 {
-    u64 value = ~0ull, lbr = DEBUGCTL_LBR, reserved = BIT(63), zero = 0;
+    u64 value = ~0ull, lbr = DEBUGCTL_LBR, btf = DEBUGCTL_BTF, reserved = BIT(63), zero = 0;
 
     if (bare_machine() != MACHINE_OTHER) { // QEMU ignores the MSR, Bochs has none
         report_skip("DEBUGCTL");
         return;
     }
     report(try(read_msr, &value) == NO_TRAP && value == 0, "DEBUGCTL reads 0");
-    report(try(write_msr, &lbr) == VECTOR_GP, "DEBUGCTL.LBR: #GP");
+    report(try(write_msr, &lbr) == NO_TRAP && try(read_msr, &value) == NO_TRAP &&
+               (value == 0 || (value == DEBUGCTL_LBR && try(read_last_branch, NULL) == NO_TRAP)),
+           "DEBUGCTL takes LBR, and keeps it only where there are records: %#llx",
+           (unsigned long long)value);
+    report(try(write_msr, &btf) == NO_TRAP && try(read_msr, &value) == NO_TRAP &&
+               !(value & ~(u64)DEBUGCTL_BTF),
+           "DEBUGCTL takes BTF: %#llx", (unsigned long long)value);
     report(try(write_msr, &reserved) == VECTOR_GP, "DEBUGCTL, bit 63: #GP");
     report(try(write_msr, &zero) == NO_TRAP, "DEBUGCTL takes 0");
 }

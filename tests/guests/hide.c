@@ -34,6 +34,14 @@ static void execute_rdtscp(void *unused)
     __asm__ volatile("rdtscp" : : : "rax", "rcx", "rdx");
 }
 
+static void execute_invpcid(void *unused)
+{
+    u64 descriptor[2] = {0, 0};
+
+    (void)unused;
+    __asm__ volatile("invpcid %0, %1" : : "m"(descriptor), "r"(2ull) : "memory");
+}
+
 static const struct {
     const char *name;
     u32 leaf, ecx, ebx, edx; // the bits
@@ -48,6 +56,7 @@ static const struct {
     {"PKU", 7, BIT(3), 0, 0, 0, CR4_PKE},
     {"PKS", 7, BIT(31), 0, 0, MSR_PKRS, CR4_PKS},
     {"RDTSCP", 0x80000001, 0, 0, BIT(27), 0, 0},
+    {"INVPCID", 7, 0, BIT(10), 0, 0, 0},
 };
 
 void guest_main(void)
@@ -69,8 +78,9 @@ void guest_main(void)
     apic_write(0x320, BIT(18) | BIT(16) | 0x40); // the timer's
     report(apic_read(0x320) == (BIT(16) | 0x40), "TSC-deadline: its bit in the LVT stays 0");
     report(try(set_x2apic, NULL) == VECTOR_GP, "x2APIC: IA32_APIC_BASE's bit is #GP");
-    if (cpuid(0, 0).ebx == 0x756e6547) // VMX only: SVM has no control for it
-        report(try(execute_rdtscp, NULL) == VECTOR_UD, "RDTSCP is #UD");
+    // QEMU's SVM does not intercept it.
+    report_cpu(MACHINE_QEMU, try(execute_rdtscp, NULL) == VECTOR_UD, "RDTSCP is #UD");
+    report(try(execute_invpcid, NULL) == VECTOR_UD, "INVPCID is #UD");
     report(cpuid(1, 0).ecx & BIT(26), "XSAVE is not hidden");
     report(!(cpuid(0xd, 0).eax & XCR0_AVX) && !(cpuid(1, 0).ecx & BIT(28)), "AVX is");
     set_cr4((void *)CR4_OSXSAVE);

@@ -332,8 +332,60 @@ static void test_status_write(void)
     msr_write(MSR_HWCR, hwcr);
 }
 
+// IA32_MISC_ENABLE: XD bit disable (34) takes the bit out of CPUID and EFER, limit CPUID maxval (22)
+// leaves no basic leaf above 2.
+static void set_nx(void *unused)
+{
+    (void)unused;
+    msr_write(MSR_EFER, msr_read(MSR_EFER) | EFER_NX);
+}
+
+static void test_misc_enable(void)
+{
+    u64 before, efer = msr_read(MSR_EFER);
+
+    if (!vendor_is(INTEL) || bare_machine() != MACHINE_OTHER) { // Bochs has no such MSR
+        report_skip("IA32_MISC_ENABLE and CPUID");
+        return;
+    }
+    before = msr_read(MSR_MISC_ENABLE);
+    msr_write(MSR_EFER, efer & ~(u64)EFER_NX);
+    msr_write(MSR_MISC_ENABLE, before | MISC_XD | MISC_CPUID_LIMIT);
+    report(cpuid(0, 0).eax == 2, "limit CPUID maxval: %u", cpuid(0, 0).eax);
+    report(!(cpuid(0x80000001, 0).edx & BIT(20)), "XD bit disable: not in CPUID");
+    report(try(set_nx, NULL) == VECTOR_GP, "XD bit disable: EFER.NXE is #GP");
+    msr_write(MSR_MISC_ENABLE, before);
+    report(cpuid(0, 0).eax > 2 && (cpuid(0x80000001, 0).edx & BIT(20)), "both back");
+    report(try(set_nx, NULL) == NO_TRAP, "EFER.NXE again");
+    msr_write(MSR_EFER, efer);
+}
+
+// SYSENTER's addresses by WRMSR that the CPU executes and by one that is emulated: Intel's must be
+// canonical, AMD's need not (APM vol. 2 "SYSENTER and SYSEXIT MSRs"; only 32 bits of them count).
+static void forced_wrmsr(void *access)
+{
+    const struct access *a = access;
+
+    __asm__ volatile(".byte 0x0f, 0x0b, 0x6b, 0x76, 0x6d; wrmsr"
+                     :
+                     : "c"(a->msr), "a"((u32)a->value), "d"((u32)(a->value >> 32)));
+}
+
+static void test_sysenter(void)
+{
+    struct access a = {MSR_SYSENTER_EIP, BIT(63) | 0x1234};
+    int wanted = vendor_is(INTEL) ? VECTOR_GP : NO_TRAP;
+
+    report(try(do_write, &a) == wanted, "IA32_SYSENTER_EIP, not canonical");
+    if (bare_machine() == MACHINE_OTHER && has_test_device())
+        report(try(forced_wrmsr, &a) == wanted, "the same, emulated");
+    msr_write(MSR_SYSENTER_EIP, 0);
+}
+
 void guest_main(void)
 {
+    test_misc_enable();
+    test_sysenter();
     test_kept();
     test_rules();
     test_absent();

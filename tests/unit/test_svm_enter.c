@@ -313,6 +313,15 @@ static void test_intercepts(void **state)
                 words[SVM_WORD_3] & SVM_INTERCEPT_SHUTDOWN);
     assert_false(words[SVM_WORD_3] & (SVM_INTERCEPT_IRET | SVM_INTERCEPT_PAUSE));
     assert_true(words[SVM_WORD_4] & SVM_INTERCEPT_VMLOAD && words[SVM_WORD_4] & SVM_INTERCEPT_STGI);
+    assert_false(words[SVM_WORD_5] & SVM_INTERCEPT_INVPCID);
+    ctl.disabled_isa = ISA_INVPCID; // what is hidden must not execute
+    svm_intercepts(&ctl, 0, 0, words);
+    assert_true(words[SVM_WORD_5] & SVM_INTERCEPT_INVPCID);
+    ctl.disabled_isa = ISA_RDTSCP;
+    ctl.intercepts &= ~(u64)INTERCEPT_RDTSCP;
+    svm_intercepts(&ctl, 0, 0, words);
+    assert_true(words[SVM_WORD_4] & SVM_INTERCEPT_RDTSCP);
+    assert_false(words[SVM_WORD_5] & SVM_INTERCEPT_INVPCID);
     ctl.cr0_mask = CR0_CD; // TS is the guest's: CLTS must not exit
     svm_intercepts(&ctl, CR0_PE, 0, words);
     assert_int_equal(words[SVM_WORD_CR], SVM_CR_WRITE(8));

@@ -652,7 +652,7 @@ static void test_guest_allowed(void **state)
         {GUEST_INTERRUPTIBILITY, 0, BLOCK_NMI, "NMI blocking"},
         {GUEST_PENDING_DBG, 0, BIT(12) | BIT(14) | 0xf, "pending debug, every bit"},
         {GUEST_ACTIVITY_STATE, 0, ACTIVITY_HLT, "HLT"},
-        {GUEST_DEBUGCTL, 0, DEBUGCTL_BTF, "BTF"},
+        {GUEST_DEBUGCTL, 0, DEBUGCTL_LBR | DEBUGCTL_BTF, "LBR and BTF"},
         {ENTRY_INTERRUPTION_INFO, 0, INFO(2, VECTOR_NMI), "an NMI with IF = 0"},
     };
 

@@ -928,7 +928,7 @@ static bool msrs_right(u64 entry, bool wide)
 {
     u64 efer = at(GUEST_EFER);
 
-    if ((entry & ENTRY_CTL_LOAD_DEBUG) && ((at(GUEST_DEBUGCTL) & ~2ull) || at(GUEST_DR7) >> 32))
+    if ((entry & ENTRY_CTL_LOAD_DEBUG) && ((at(GUEST_DEBUGCTL) & ~3ull) || at(GUEST_DR7) >> 32))
         return false;
     if (((entry & ENTRY_CTL_LOAD_PERF_GLOBAL) && at(GUEST_PERF_GLOBAL_CTRL)) ||
         ((entry & ENTRY_CTL_LOAD_PAT) && !pat_right(at(GUEST_PAT))) ||

@@ -29,6 +29,8 @@
 #define MSR_MCG_STATUS            0x17a
 #define MSR_MCG_CTL               0x17b
 #define MSR_MISC_ENABLE           0x1a0
+#define MISC_CPUID_LIMIT          BIT(22) // limit CPUID maxval
+#define MISC_XD                   BIT(34) // XD bit disable
 #define MSR_DEBUGCTL              0x1d9
 #define MSR_MTRR_PHYSBASE0        0x200
 #define MSR_MTRR_FIX64K           0x250
