@@ -272,8 +272,25 @@ static bool is_discarded(struct vcpu *vcpu, struct event *event)
     return true;
 }
 
+// An x87 error with CR0.NE = 0, at the next waiting instruction (SDM vol. 1 "MS-DOS Compatibility
+// Sub-mode"; APM vol. 2, "Using the FERR# and IGNNE# Signals"): IRQ 13, and the CPU stands before
+// that instruction until an interrupt comes. IGNNE# has no counterpart here: a handler clears the
+// error by an instruction that does not wait, as all do.
+static void on_ferr(struct vcpu *vcpu, struct vm_exit *exit)
+{
+    (void)exit;
+    machine_raise_ferr(vcpu->vm);
+    vcpu_modify(vcpu, GROUP_BLOCKING)->activity = ACTIVITY_HLT;
+    vcpu->events.interrupts_check = true;
+}
+
 static void on_exception(struct vcpu *vcpu, struct vm_exit *exit)
 {
+    // VMX runs every guest with NE set.
+    if (unlikely(exit->event.vector == VECTOR_MF) && !(vcpu_state(vcpu, GROUP_CR)->cr0 & CR0_NE)) {
+        on_ferr(vcpu, exit);
+        return;
+    }
     if (unlikely(vcpu->events.gif_clear) && is_discarded(vcpu, &exit->event))
         return;
     if (unlikely(exit->event.vector == VECTOR_UD) && vcpu_emulate_forced(vcpu))
@@ -373,6 +390,7 @@ static const exit_handler exit_table[EXIT_KIND_COUNT] = {
     [EXIT_EXCEPTION] = on_exception,
     [EXIT_TRIPLE_FAULT] = on_triple_fault,
     [EXIT_ICEBP] = on_icebp,
+    [EXIT_FERR_FREEZE] = on_ferr,
     [EXIT_INTERRUPT_WINDOW] = on_window,
     [EXIT_NMI_WINDOW] = on_window,
     [EXIT_TASK_SWITCH] = vcpu_task_switch,

@@ -42,8 +42,8 @@ static void controls_init(struct vcpu *vcpu, struct controls *ctl)
     // SVM: the #DB that INT1 raises cannot be told from others, whose RIP and DR6 are not its own.
     ctl->intercepts |= INTERCEPT_ICEBP;
     // #DB and #AC delivery can loop inside the CPU for ever, with no exit, if the guest's own
-    // handler raises them anew.
-    ctl->exception_bitmap = BIT(VECTOR_AC) | BIT(VECTOR_DB);
+    // handler raises them anew. #MF: FERR# (core/exit.c).
+    ctl->exception_bitmap = BIT(VECTOR_AC) | BIT(VECTOR_DB) | BIT(VECTOR_MF);
     if (vm->config->test_device)
         ctl->exception_bitmap |= BIT(VECTOR_UD); // forced emulation
     ctl->stage2_root = vm->stage2.root;

@@ -2,7 +2,8 @@
 // Copyright (c) 2026 The Nestor authors
 //
 // Single ports: 80h (POST codes, which systems write to pass a microsecond), 92h (fast A20 and
-// reset), and 0E9h, the debug console of virtual machines, whose lines go to Nestor's log.
+// reset), 0F0h (the latch of the x87's FERR#), and 0E9h, the debug console of virtual machines, whose
+// lines go to Nestor's log.
 
 #include "chipset.h"
 #include "machine.h"
@@ -38,6 +39,19 @@ void chipset_port92_pio(void *device, struct vcpu *vcpu, u16 port, unsigned size
     chipset->s.port92 = (u8)*value & (PORT92_RESET | PORT92_A20); // A20 itself is always open
     if (*value & ~(u32)before & PORT92_RESET)
         vm_reset(chipset->machine->vm);
+}
+
+// A write takes the x87's request back, whatever its value.
+void chipset_ferr_pio(void *device, struct vcpu *vcpu, u16 port, unsigned size, bool write,
+                      u32 *value)
+{
+    struct chipset *chipset = device;
+
+    (void)vcpu, (void)port, (void)size;
+    if (write)
+        machine_set_irq(chipset->machine, IRQ_FERR, false);
+    else
+        *value = 0xff;
 }
 
 static void debug_byte(struct chipset *chipset, u8 byte)

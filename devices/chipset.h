@@ -29,5 +29,7 @@ void chipset_post_pio(void *device, struct vcpu *vcpu, u16 port, unsigned size, 
                       u32 *value);
 void chipset_port92_pio(void *device, struct vcpu *vcpu, u16 port, unsigned size, bool write,
                         u32 *value);
+void chipset_ferr_pio(void *device, struct vcpu *vcpu, u16 port, unsigned size, bool write,
+                      u32 *value);
 void chipset_debug_pio(void *device, struct vcpu *vcpu, u16 port, unsigned size, bool write,
                        u32 *value);

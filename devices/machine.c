@@ -91,6 +91,13 @@ static struct irq_line machine_line(struct machine *machine, u8 irq)
     return (struct irq_line){machine_set_irq, machine, irq};
 }
 
+void machine_raise_ferr(struct vm *vm)
+{
+    spin_lock(&vm->machine->lock);
+    machine_set_irq(vm->machine, IRQ_FERR, true);
+    spin_unlock(&vm->machine->lock);
+}
+
 // --- building ---
 
 static size_t lapics_size(const struct vm *vm)
@@ -119,6 +126,7 @@ static const struct port_row port_rows[] = {
     {0x92, 0x92, chipset_port92_pio, DEVICE(chipset), "port 92h", BUS_BYTE},
     {0xa0, 0xa1, pic_pio, DEVICE(pic), "PIC", BUS_BYTE},
     {0xe9, 0xe9, chipset_debug_pio, DEVICE(chipset), "debug console", BUS_BYTE},
+    {0xf0, 0xf0, chipset_ferr_pio, DEVICE(chipset), "FERR# latch", BUS_BYTE},
     {0x3f8, 0x3ff, uart_pio, DEVICE(uart), "COM1", BUS_BYTE},
     {0x4d0, 0x4d1, pic_elcr_pio, DEVICE(pic), "ELCR", BUS_BYTE},
     {PM1_EVENT, PM1_EVENT + 3, acpi_pm1_pio, DEVICE(acpi_pm), "PM1 events", 0},

@@ -33,7 +33,7 @@
 
 struct lapic;
 
-enum { IRQ_PIT = 0, IRQ_COM1 = 4, IRQ_RTC = 8, IRQ_SCI = 9 };
+enum { IRQ_PIT = 0, IRQ_COM1 = 4, IRQ_RTC = 8, IRQ_SCI = 9, IRQ_FERR = 13 };
 
 struct machine {
     struct vm *vm;

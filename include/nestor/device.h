@@ -48,6 +48,8 @@ u32 machine_wake(struct vm *vm);
 // Writes the ACPI tables, SMBIOS-free, into guest RAM (0xe0000..0xfffff and below) and returns the
 // RSDP's GPA. The VM's space is loaded.
 gpa_t machine_write_tables(struct vm *vm);
+// FERR#: an x87 error with CR0.NE = 0. IRQ 13 until port 0F0h is written.
+void machine_raise_ferr(struct vm *vm);
 
 // --- interrupts, from the vCPU's own pCPU (devices/lapic.c, pic.c) ---
 // The interrupt that would be taken if RFLAGS.IF and the shadow allowed (PPR is taken into account):

@@ -2,7 +2,7 @@
 // Copyright (c) 2026 The Nestor authors
 //
 // The two 8259 interrupt controllers and the 8254 timer (Intel's data sheets of both), through the
-// local APIC's LINT0 as ExtINT.
+// local APIC's LINT0 as ExtINT; and the x87's errors, which reach them by FERR#.
 
 #include "guest.h"
 
@@ -215,6 +215,50 @@ static void spurious(struct trap *trap)
         out8(MASTER, 0x20);
 }
 
+// --- FERR#: x87 errors with CR0.NE = 0 (SDM vol. 1 "MS-DOS Compatibility Sub-mode") ---
+
+static volatile u16 ferr_status;
+
+static void ferr_handler(struct trap *trap)
+{
+    u16 status;
+
+    __asm__ volatile("fnstsw %0" : "=a"(status));
+    ferr_status = status;
+    out8(0xf0, 0);
+    __asm__ volatile("fnclex");
+    handler(trap);
+}
+
+static void test_ferr(void)
+{
+    static const u16 unmasked = 0x37b; // zero divide
+    u64 cr0;
+
+    if (bare_machine() == MACHINE_QEMU) {
+        report_skip("QEMU 7.2's IRQ 13 falls before it is acknowledged");
+        return;
+    }
+    __asm__ volatile("mov %%cr0, %0" : "=r"(cr0));
+    __asm__ volatile("mov %0, %%cr0" : : "r"(cr0 & ~(u64)(CR0_NE | CR0_TS | CR0_EM)));
+    trap_handlers[BASE + 13] = ferr_handler;
+    out8(MASTER + 1, 0xfb);
+    out8(SLAVE + 1, 0xdf);
+    sti();
+    for (unsigned i = 1; i <= 2; i++) {
+        __asm__ volatile("fninit; fldcw %0; fld1; fldz; fdivrp; fwait; fninit" : : "m"(unmasked));
+        // QEMU 7.2 raises its own machine's IRQ 13, with no exit (APM vol. 2, 15.14.2)
+        report_cpu(MACHINE_QEMU, taken[13] == i,
+                   "CR0.NE = 0: a division by zero is IRQ 13, once: %u", taken[13]);
+    }
+    cli();
+    report_cpu(MACHINE_QEMU, (ferr_status & 0x84) == 0x84,
+               "the handler sees it pending: status %#x", ferr_status);
+    out8(MASTER + 1, 0xff);
+    out8(SLAVE + 1, 0xff);
+    __asm__ volatile("mov %0, %%cr0" : : "r"(cr0));
+}
+
 void guest_main(void)
 {
     apic_write(APIC_LVT_LINT0, 0x700);
@@ -228,5 +272,6 @@ void guest_main(void)
     test_slave();
     test_counter();
     test_port61();
+    test_ferr();
     report(pic_read(MASTER, 0x0b) == 0 && pic_read(SLAVE, 0x0b) == 0, "nothing is in service");
 }
