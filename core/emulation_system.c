@@ -175,7 +175,7 @@ static bool watch_debug_registers(struct vcpu *vcpu, u64 dr7)
 static enum emulate_result move_dr(struct emulate_ctx *ctx)
 {
     struct vcpu *vcpu = ctx->opaque;
-    struct guest_state *s = vcpu_state(vcpu, GROUP_DR | GROUP_DEBUG);
+    struct guest_state *s = vcpu_state(vcpu, GROUP_DR | GROUP_DR6 | GROUP_DEBUG);
     unsigned n = ctx->insn.reg;
     u64 *reg = n == 7 ? &s->dr7 : n == 6 ? &vcpu->dr6 : &vcpu->dr[n & 3];
 
@@ -193,7 +193,7 @@ static enum emulate_result move_dr(struct emulate_ctx *ctx)
         ctx->fault.valid = false; // the guest does it itself: QEMU arms none at VMRUN
         return EMULATE_FAULT;
     }
-    vcpu_modify(vcpu, n == 7 ? GROUP_DEBUG : GROUP_DR);
+    vcpu_modify(vcpu, n == 7 ? GROUP_DEBUG : n == 6 ? GROUP_DR6 : GROUP_DR);
     if (n == 7)
         *reg = (ctx->src & DR7_WRITABLE) | DR7_FIXED;
     else

@@ -121,7 +121,7 @@ static void commit_payload(struct vcpu *vcpu, const struct event *event)
         vcpu->cr2 = event->payload;
         return;
     }
-    state = vcpu_modify(vcpu, GROUP_DR | GROUP_DEBUG);
+    state = vcpu_modify(vcpu, GROUP_DR6 | GROUP_DEBUG);
     vcpu->dr6 = event_db_dr6(vcpu->dr6, event->payload);
     state->dr7 &= ~DR7_GD;
     state->debugctl &= ~(DEBUGCTL_LBR | DEBUGCTL_BTF);

@@ -263,7 +263,7 @@ static bool is_discarded(struct vcpu *vcpu, struct event *event)
 
     if (event->vector != VECTOR_DB || event->type != EVENT_EXCEPTION || !hits)
         return false;
-    vcpu_modify(vcpu, GROUP_DR | GROUP_RIP);
+    vcpu_modify(vcpu, GROUP_DR6 | GROUP_RIP);
     vcpu->dr6 &= ~hits;
     event->payload &= ~hits;
     if (event->payload & (DR6_BD | DR6_BS | DR6_BT))

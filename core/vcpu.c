@@ -136,8 +136,8 @@ static void reset_shared(struct vcpu *vcpu)
     vcpu->cr2 = 0;
     memset(vcpu->dr, 0, sizeof(vcpu->dr));
     vcpu->dr6 = DR6_FIXED;
-    vcpu->shared_valid |= GROUP_CR2 | GROUP_DR;
-    vcpu->shared_dirty |= GROUP_CR2 | GROUP_DR;
+    vcpu->shared_valid |= GROUP_CR2 | GROUP_DR | GROUP_DR6;
+    vcpu->shared_dirty |= GROUP_CR2 | GROUP_DR | GROUP_DR6;
     switched_reset(vcpu);
 }
 

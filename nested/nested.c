@@ -69,7 +69,7 @@ void nested_base_controls(struct vcpu *vcpu)
 void nested_enter_l2(struct vcpu *vcpu)
 {
     irq_take_back(vcpu); // what L2's exits ask for are L1's interrupts
-    backend->select(vcpu, 1);
+    backend->select(vcpu, 1, ops()->kept);
     vcpu->world = nested_stage2_world(vcpu);
     nested_stage2_prefetch(vcpu);
     vcpu->events.interrupts_check = true;
@@ -79,7 +79,7 @@ void nested_leave_l2(struct vcpu *vcpu)
 {
     if (vcpu->l2_timer.armed)
         timer_cancel(&vcpu->l2_timer);
-    backend->select(vcpu, 0);
+    backend->select(vcpu, 0, ops()->kept);
     vcpu->world = 0;
     vcpu->events.interrupts_check = true;
     vcpu->events.mtf_pending = vcpu->events.nested_check = false;

@@ -12,6 +12,7 @@
 struct nested_ops {
     size_t state_size;
     unsigned bitmap_order; // of vcpu->nested_bitmap
+    u32 kept;              // groups of the context that neither way switches
     void (*reset)(struct vcpu *vcpu);
     bool (*reflect)(struct vcpu *vcpu, struct vm_exit *exit);
     void (*instruction)(struct vcpu *vcpu, struct vm_exit *exit);

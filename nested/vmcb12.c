@@ -289,6 +289,7 @@ static void vmcb12_reset(struct vcpu *vcpu)
 const struct nested_ops vmcb12_ops = {
     .state_size = sizeof(struct nested),
     .bitmap_order = 1,
+    .kept = GROUP_SYSTEM | GROUP_SYSENTER,
     .reset = vmcb12_reset,
     .reflect = vmcb12_reflect,
     .instruction = vmcb12_instruction,

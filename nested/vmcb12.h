@@ -71,8 +71,6 @@ const char *vmcb12_check(const struct vmcb *v, const struct vmcb12_limits *limit
 // --- vmcb12_enter.c ---
 struct segment vmcb12_get_segment(const struct vmcb_segment *v);
 struct vmcb_segment vmcb12_put_segment(const struct segment *s);
-// VMRUN and #VMEXIT leave FS, GS, TR, LDTR and SYSENTER alone: the running context has them.
-void vmcb12_hand_over(const struct guest_state *from, struct guest_state *to);
 void vmcb12_prepare_msrpm(struct vcpu *vcpu); // once
 // VMRUN of the VMCB at vmcb12_gpa, whose instruction is over.
 void vmcb12_enter(struct vcpu *vcpu);

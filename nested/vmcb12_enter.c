@@ -32,14 +32,6 @@ struct vmcb_segment vmcb12_put_segment(const struct segment *s)
     return v;
 }
 
-void vmcb12_hand_over(const struct guest_state *from, struct guest_state *to)
-{
-    memcpy(&to->seg[SEG_FS], &from->seg[SEG_FS], (SEG_COUNT - SEG_FS) * sizeof(to->seg[0]));
-    to->sysenter_cs = from->sysenter_cs;
-    to->sysenter_esp = from->sysenter_esp;
-    to->sysenter_eip = from->sysenter_eip;
-}
-
 // --- state ---
 
 static void load_segments(struct guest_state *s, const struct vmcb *v)
@@ -81,7 +73,7 @@ static void load_state(struct vcpu *vcpu, const struct vmcb *v)
     s->activity = ACTIVITY_ACTIVE;
     s->pending_dbg = 0;
     vcpu->gpr[GPR_RAX] = v->rax;
-    vcpu_modify(vcpu, GROUP_CR2 | GROUP_DR);
+    vcpu_modify(vcpu, GROUP_CR2 | GROUP_DR6);
     vcpu->cr2 = v->cr2;
     vcpu->dr6 = (v->dr6 & 0xe00f) | DR6_FIXED;
     vcpu->breakpoints |= (v->dr7 & DR7_ENABLES) != 0;
@@ -309,8 +301,7 @@ void vmcb12_enter(struct vcpu *vcpu)
 {
     struct nested *n = vcpu->nested;
     const struct vmcb *v = &n->vmcb;
-    const struct guest_state *l1 =
-        vcpu_state(vcpu, GROUP_RIP | GROUP_SYSTEM | GROUP_SYSENTER | GROUP_EFER_PAT);
+    const struct guest_state *l1 = vcpu_state(vcpu, GROUP_RIP | GROUP_EFER_PAT);
     const char *illegal;
 
     n->host_if = l1->rflags & RFLAGS_IF;
@@ -323,7 +314,6 @@ void vmcb12_enter(struct vcpu *vcpu)
     load_state(vcpu, v);
     // One PAT for both, but with nested paging (15.25.8).
     vcpu->ctx[1].state.pat = vmcb12_npt(vcpu) ? v->g_pat : l1->pat;
-    vmcb12_hand_over(l1, &vcpu->ctx[1].state);
     merge_controls(vcpu, v);
     use_stage2(vcpu, v);
     vmcb12_set_gif(vcpu, true);

@@ -24,7 +24,7 @@ bool vmcb12_wants_exception(struct vcpu *vcpu, const struct event *event)
         return false;
     if (event->vector == VECTOR_DB &&
         event->has_payload) { // DR6 and DR7 are what the handler would see ("#DB (Debug)")
-        s = vcpu_modify(vcpu, GROUP_DR | GROUP_DEBUG);
+        s = vcpu_modify(vcpu, GROUP_DR6 | GROUP_DEBUG);
         vcpu->dr6 = event_db_dr6(vcpu->dr6, event->payload);
         s->dr7 &= ~DR7_GD;
     }

@@ -41,7 +41,7 @@ static void save_state(struct vcpu *vcpu, struct vmcb *v)
 {
     const struct guest_state *s =
         vcpu_state(vcpu, GROUP_RIP | GROUP_CR | GROUP_CODE | GROUP_DATA | GROUP_TABLES |
-                             GROUP_EFER_PAT | GROUP_DEBUG | GROUP_BLOCKING | GROUP_CR2 | GROUP_DR);
+                             GROUP_EFER_PAT | GROUP_DEBUG | GROUP_BLOCKING | GROUP_CR2 | GROUP_DR6);
 
     save_segments(vcpu, s, v);
     v->rip = s->rip;
@@ -108,10 +108,8 @@ static void leave(struct vcpu *vcpu)
 
     vcpu->events.reinject.valid = false;
     vcpu->events.exception.valid = false;
-    vcpu_state(vcpu, GROUP_SYSTEM | GROUP_SYSENTER);
     nested_leave_l2(vcpu);
-    l1 = vcpu_modify(vcpu, GROUP_DEBUG | GROUP_SYSTEM | GROUP_SYSENTER);
-    vmcb12_hand_over(&vcpu->ctx[1].state, l1);
+    l1 = vcpu_modify(vcpu, GROUP_DEBUG);
     if (!vmcb12_npt(vcpu) && l1->pat != vcpu->ctx[1].state.pat) // one PAT for both
         vcpu_modify(vcpu, GROUP_EFER_PAT)->pat = vcpu->ctx[1].state.pat;
     l1->dr7 = DR7_FIXED;

@@ -154,8 +154,9 @@ static void pull_shared(struct vcpu *vcpu, u32 groups)
         vcpu->dr[1] = read_dr1();
         vcpu->dr[2] = read_dr2();
         vcpu->dr[3] = read_dr3();
-        vcpu->dr6 = vmcb->dr6;
     }
+    if (groups & GROUP_DR6)
+        vcpu->dr6 = vmcb->dr6;
     if (groups & GROUP_SWITCHED)
         switched_pull(vcpu);
     vcpu->shared_valid |= groups & GROUP_ALL_SHARED;
@@ -260,6 +261,8 @@ static u32 write_shared(struct vcpu *vcpu, struct vmcb *vmcb, u32 dirty)
         write_dr1(vcpu->dr[1]);
         write_dr2(vcpu->dr[2]);
         write_dr3(vcpu->dr[3]);
+    }
+    if (dirty & GROUP_DR6) {
         vmcb->dr6 = vcpu->dr6;
         touched |= SVM_CLEAN_DRX;
     }
@@ -281,15 +284,40 @@ void svm_write_state(struct vcpu *vcpu)
 
 // --- level, load, put ---
 
+// Of the VMLOAD group, as the VMCB has it: the model's new values are written first.
+static void keep_groups(struct vcpu_ctx *from, struct vcpu_ctx *to, u32 kept)
+{
+    const struct vmcb *old = from->hw->vmcb;
+    struct vmcb *new = to->hw->vmcb;
+
+    if (from->dirty & kept)
+        write_ctx(from, from->hw->vmcb, from->dirty & kept);
+    from->dirty &= ~kept;
+    to->valid &= ~kept;
+    to->dirty &= ~kept;
+    if (kept & GROUP_SYSTEM) {
+        new->fs = old->fs;
+        new->gs = old->gs;
+        new->ldtr = old->ldtr;
+        new->tr = old->tr;
+    }
+    if (kept & GROUP_SYSENTER) {
+        new->sysenter_cs = old->sysenter_cs;
+        new->sysenter_esp = old->sysenter_esp;
+        new->sysenter_eip = old->sysenter_eip;
+    }
+}
+
 // The shared groups that live in VMCBs follow; DR0-3 stay in their registers. What is dirty in the
 // model goes to the new VMCB at the next entry anyway.
-void svm_select(struct vcpu *vcpu, unsigned level)
+void svm_select(struct vcpu *vcpu, unsigned level, u32 kept)
 {
     const struct vmcb *from = vcpu->cur->hw->vmcb;
     struct vmcb *to = vcpu->ctx[level].hw->vmcb;
 
     if (level == vcpu->level)
         return;
+    keep_groups(vcpu->cur, &vcpu->ctx[level], kept);
     to->star = from->star;
     to->lstar = from->lstar;
     to->cstar = from->cstar;

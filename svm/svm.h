@@ -113,7 +113,8 @@ int svm_maps_create(void); // the MSR and I/O permission maps, once
 #define SVM_MODEL_GROUPS (GROUP_PDPTE | GROUP_CET | GROUP_PENDING_DBG)
 void svm_pull(struct vcpu *vcpu, u32 groups);
 void svm_write_state(struct vcpu *vcpu);
-void svm_select(struct vcpu *vcpu, unsigned level);
+// Of `kept`, GROUP_SYSTEM and GROUP_SYSENTER.
+void svm_select(struct vcpu *vcpu, unsigned level, u32 kept);
 void svm_load(struct vcpu *vcpu);
 void svm_put(struct vcpu *vcpu);
 void svm_load_registers(struct vcpu *vcpu, struct svm_cpu *cpu); // XCR0, XSS, TSC_AUX

@@ -370,8 +370,10 @@ void vmx_load(struct vcpu *vcpu)
     vcpu->shared_valid = vcpu->shared_dirty = GROUP_ALL_SHARED;
 }
 
-void vmx_select(struct vcpu *vcpu, unsigned level)
+// VM entry and VM exit load all that a VMCS has: nothing is kept.
+void vmx_select(struct vcpu *vcpu, unsigned level, u32 kept)
 {
+    (void)kept;
     vcpu->level = (u8)level;
     vcpu->cur = &vcpu->ctx[level];
     make_current(vcpu->cur);
@@ -384,7 +386,7 @@ static void put_context(struct vcpu *vcpu, unsigned level)
 
     if (!ctx->hw || ctx->hw->cpu == NO_CPU)
         return;
-    vmx_select(vcpu, level);
+    vmx_select(vcpu, level, 0);
     vmx_pull(vcpu, GROUP_ALL_CTX & ~ctx->valid);
     deactivate(ctx->hw);
 }

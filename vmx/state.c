@@ -112,8 +112,9 @@ static void pull_shared(struct vcpu *vcpu, u32 groups)
         vcpu->dr[1] = read_dr1();
         vcpu->dr[2] = read_dr2();
         vcpu->dr[3] = read_dr3();
-        vcpu->dr6 = read_dr6();
     }
+    if (groups & GROUP_DR6)
+        vcpu->dr6 = read_dr6();
     if (groups & GROUP_CR2)
         vcpu->cr2 = read_cr2();
     if (groups & GROUP_SWITCHED)
@@ -143,8 +144,9 @@ void vmx_write_shared(struct vcpu *vcpu)
         write_dr1(vcpu->dr[1]);
         write_dr2(vcpu->dr[2]);
         write_dr3(vcpu->dr[3]);
-        write_dr6(vcpu->dr6);
     }
+    if (vcpu->shared_dirty & GROUP_DR6)
+        write_dr6(vcpu->dr6);
     if (vcpu->shared_dirty & GROUP_CR2)
         write_cr2(vcpu->cr2);
     if (vcpu->shared_dirty & GROUP_SWITCHED)

@@ -190,7 +190,7 @@ int vmx_ctx_create(struct vcpu *vcpu, unsigned level); // context.c
 void vmx_ctx_destroy(struct vcpu *vcpu, unsigned level);
 void vmx_load(struct vcpu *vcpu);
 void vmx_put(struct vcpu *vcpu);
-void vmx_select(struct vcpu *vcpu, unsigned level);
+void vmx_select(struct vcpu *vcpu, unsigned level, u32 kept);
 void vmx_write_controls(struct vcpu_ctx *ctx);
 void vmx_write_extended(struct vmx_cpu *cpu, const struct vcpu *vcpu);
 void vmx_msr_bitmap_init(void);

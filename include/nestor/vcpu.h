@@ -56,10 +56,11 @@ enum state_group {
     GROUP_ALL_CTX = BITS(12, 0),
     // shared by both contexts
     GROUP_SYSCALL = BIT(16), // star, lstar, cstar, sfmask, kernel_gs_base
-    GROUP_DR = BIT(17),      // dr0-3, dr6
+    GROUP_DR = BIT(17),      // dr0-3
     GROUP_CR2 = BIT(18),
     GROUP_SWITCHED = BIT(19), // u_cet, pl_ssp, pkrs, umwait_control (core/switched.c)
-    GROUP_ALL_SHARED = BITS(19, 16),
+    GROUP_DR6 = BIT(20),
+    GROUP_ALL_SHARED = BITS(20, 16),
 };
 
 // SDM vol. 3 "Guest Non-Register State"; SVM's one interrupt shadow is BLOCK_STI
@@ -280,7 +281,7 @@ struct vcpu {
     u64 gpr[16];
     u64 spec_ctrl;
     u64 cr2;                                        // GROUP_CR2
-    u64 dr[4], dr6;                                 // GROUP_DR
+    u64 dr[4], dr6;                                 // GROUP_DR, GROUP_DR6
     u64 star, lstar, cstar, sfmask, kernel_gs_base; // GROUP_SYSCALL
     u32 shared_valid, shared_dirty;
     struct vcpu_ctx ctx[2];
@@ -354,8 +355,9 @@ struct backend {
     // model afterwards).
     void (*load)(struct vcpu *vcpu);
     void (*put)(struct vcpu *vcpu);
-    void (*select)(struct vcpu *vcpu, unsigned level); // vcpu->level and cur are set by it
-    void (*pull)(struct vcpu *vcpu, u32 groups);       // reads groups into the model, sets valid
+    // vcpu->level and cur are set by it. `kept` groups stay as they are, of whichever level.
+    void (*select)(struct vcpu *vcpu, unsigned level, u32 kept);
+    void (*pull)(struct vcpu *vcpu, u32 groups); // reads groups into the model, sets valid
     // Writes what is dirty, enters, and fills *exit. Interrupts closed. Returns with GROUP_RIP
     // valid (and GROUP_BLOCKING where free). Moves nothing else: the interrupted event is in
     // exit->interrupted.

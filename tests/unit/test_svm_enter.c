@@ -362,13 +362,13 @@ static void test_asids(void **state)
         assert_int_equal(seen.tlb_control, SVM_TLB_NOTHING);
         assert_int_equal(vcpu.ctx[0].flush, TLB_FLUSH_NONE);
     }
-    svm_select(&vcpu, 1); // the fourth that is needed, of three
+    svm_select(&vcpu, 1, 0); // the fourth that is needed, of three
     enter(guest_cpuid);
     assert_int_equal(seen.guest_asid, 1);
     assert_int_equal(seen.tlb_control, SVM_TLB_FLUSH_ALL);
     enter(guest_cpuid);
     assert_int_equal(seen.tlb_control, SVM_TLB_NOTHING);
-    svm_select(&vcpu, 0); // its old tag is of the old generation
+    svm_select(&vcpu, 0, 0); // its old tag is of the old generation
     enter(guest_cpuid);
     assert_int_equal(seen.guest_asid, 2);
     assert_int_equal(seen.tlb_control, SVM_TLB_NOTHING);
@@ -412,7 +412,7 @@ static void test_select_carries_shared_state(void **state)
     vcpu.star = 0x3333; // in the model, not yet in hardware
     vcpu.lstar = 0x1111;
     vcpu.shared_valid = vcpu.shared_dirty = GROUP_SYSCALL;
-    svm_select(&vcpu, 1);
+    svm_select(&vcpu, 1, 0);
     assert_int_equal(vcpu.level, 1);
     assert_ptr_equal(vcpu.cur, &vcpu.ctx[1]);
     enter(guest_cpuid);
