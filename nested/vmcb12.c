@@ -104,24 +104,17 @@ static struct vmcb *operand_vmcb(struct vcpu *vcpu, u32 access)
     return v;
 }
 
-// The parts that VMRUN reads: a copy of the rest would be but work.
-static void read_vmcb12(struct nested *n, const struct vmcb *from)
-{
-    memcpy(&n->vmcb, from, offsetof(struct vmcb, reserved0e0));
-    memcpy(&n->vmcb.es, &from->es, offsetof(struct vmcb, reserved698) - offsetof(struct vmcb, es));
-    n->pauses_left = n->vmcb.pause_filter_count;
-}
-
 static void run_vmrun(struct vcpu *vcpu, struct vm_exit *exit)
 {
     const struct vmcb *v = operand_vmcb(vcpu, L1_READ);
+    u32 news;
 
     if (!v)
         return;
     vcpu->nested->vmcb12_gpa = operand(vcpu);
-    read_vmcb12(vcpu->nested, v);
+    news = vmcb12_read(vcpu->nested, v);
     vcpu_finish_exit(vcpu, exit);
-    vmcb12_enter(vcpu);
+    vmcb12_enter(vcpu, news);
 }
 
 static void run_vmload(struct vcpu *vcpu, struct vm_exit *exit)

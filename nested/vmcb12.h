@@ -10,6 +10,7 @@
 #include "nested.h"
 #include <arch/x86/svm.h>
 
+enum vmcb12_news { CTL_NEW = BIT(30), CHECK_NEW = BIT(31) };
 enum { MSRPM_SIZE = 0x2000, IOPM_SIZE = 0x3000, VMCB12_ASIDS = 64 };
 
 struct nested {
@@ -20,16 +21,17 @@ struct nested {
     u16 pauses_left;
     u16 open[8]; // words of the VM's MSR map that are not all ones
     u8 open_count;
-    // What ctx[1]'s controls were merged from last (vmcb12_enter.c).
-    struct vmcb12_merged {
-        u32 intercept[SVM_WORD_COUNT];
-        u64 tsc_offset;
-        struct controls base;
-        bool valid;
-    } merged;
     // VMCB12 as it was read at VMRUN: checked and used from here, never read twice. While L2 runs,
-    // V_TPR, V_IRQ and V_GIF here are the ones that count.
+    // V_TPR, V_IRQ and V_GIF here are the ones that count. Behind an exit it is what the exit left.
     struct vmcb vmcb;
+    bool loaded; // ctx[1] is what it says: the next VMRUN loads what L1 has changed
+    bool passed; // it has passed VMRUN's checks, with
+    struct vmcb12_limits {
+        u64 cr4, efer; // the bits that this guest may set
+        u8 phys_bits;
+        bool long_mode, nested_paging, host_paging;
+        bool page1g;
+    } limits;
 };
 
 static inline bool vmcb12_intercepts(const struct vcpu *vcpu, unsigned word, u32 bits)
@@ -60,11 +62,6 @@ static inline void vmcb12_set_gif(struct vcpu *vcpu, bool gif)
 }
 
 // --- vmcb12_check.c: pure ---
-struct vmcb12_limits {
-    u64 cr4, efer; // the bits that this guest may set
-    u8 phys_bits;
-    bool long_mode, nested_paging, host_paging;
-};
 // NULL: legal; else what is wrong.
 const char *vmcb12_check(const struct vmcb *v, const struct vmcb12_limits *limits);
 
@@ -72,8 +69,11 @@ const char *vmcb12_check(const struct vmcb *v, const struct vmcb12_limits *limit
 struct segment vmcb12_get_segment(const struct vmcb_segment *v);
 struct vmcb_segment vmcb12_put_segment(const struct segment *s);
 void vmcb12_prepare_msrpm(struct vcpu *vcpu); // once
-// VMRUN of the VMCB at vmcb12_gpa, whose instruction is over.
-void vmcb12_enter(struct vcpu *vcpu);
+// What VMRUN reads of VMCB12. Returns the groups of L2's state, CTL_NEW, CHECK_NEW: what differs from
+// the last time.
+u32 vmcb12_read(struct nested *n, const struct vmcb *from);
+// VMRUN of the VMCB at vmcb12_gpa, whose instruction is over; `news`: what was read.
+void vmcb12_enter(struct vcpu *vcpu, u32 news);
 
 // --- vmcb12_exit.c ---
 // #VMEXIT: the one place that fills VMCB12 from the model. `exit`: an instruction's intercept,

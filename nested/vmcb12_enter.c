@@ -32,6 +32,76 @@ struct vmcb_segment vmcb12_put_segment(const struct segment *s)
     return v;
 }
 
+// --- VMCB12 as it is read ---
+
+// Whether the words from `first` on, up to `behind`, are others than at the last time: then they are
+// taken. With constants it is three moves a word.
+static inline __attribute__((always_inline)) bool take(struct vmcb *v, const struct vmcb *from,
+                                                       size_t first, size_t behind)
+{
+    u64 *to = (u64 *)v + first / sizeof(u64), differs = 0;
+    const u64 *word = (const u64 *)from + first / sizeof(u64);
+    size_t count = behind / sizeof(u64) - first / sizeof(u64);
+
+#pragma GCC unroll 8
+    for (size_t i = 0; i < count; i++)
+        differs |= to[i] ^ word[i];
+    if (likely(!differs))
+        return false;
+    memcpy(to, word, count * sizeof(u64));
+    return true;
+}
+
+#define TAKE(first, behind) \
+    take(v, from, offsetof(struct vmcb, first), offsetof(struct vmcb, behind))
+
+static u32 read_controls(struct nested *n, const struct vmcb *from)
+{
+    struct vmcb *v = &n->vmcb;
+    u32 news = 0;
+
+    if (TAKE(intercept, reserved018) | TAKE(iopm_base_pa, guest_asid))
+        news |= CTL_NEW | CHECK_NEW;
+    if (TAKE(guest_asid, v_tpr) | TAKE(np_enable, avic_apic_bar) | TAKE(n_cr3, lbr_control))
+        news |= CHECK_NEW;
+    v->pause_filter_threshold = from->pause_filter_threshold;
+    n->pauses_left = v->pause_filter_count = from->pause_filter_count;
+    memcpy(&v->v_tpr, &from->v_tpr, sizeof(u64));
+    v->interrupt_shadow = from->interrupt_shadow;
+    v->eventinj = from->eventinj;
+    v->lbr_control = from->lbr_control;
+    v->nrip = from->nrip;
+    return v->eventinj & SVM_EVENT_V ? news | CHECK_NEW : news;
+}
+
+static u32 read_state(struct nested *n, const struct vmcb *from)
+{
+    struct vmcb *v = &n->vmcb;
+    u32 news = 0;
+
+    if (TAKE(es, fs) | TAKE(cpl, efer))
+        news |= GROUP_CODE | GROUP_DATA;
+    if (TAKE(gdtr, ldtr) | TAKE(idtr, tr))
+        news |= GROUP_TABLES;
+    if (TAKE(efer, reserved4d8) | TAKE(g_pat, dbgctl))
+        news |= GROUP_EFER_PAT;
+    if (TAKE(cr4, dr7))
+        news |= GROUP_CR;
+    if (TAKE(dr7, rflags))
+        news |= GROUP_DEBUG;
+    v->rflags = from->rflags;
+    v->rip = from->rip;
+    v->rsp = from->rsp;
+    v->rax = from->rax;
+    v->cr2 = from->cr2;
+    return news ? news | CHECK_NEW : 0;
+}
+
+u32 vmcb12_read(struct nested *n, const struct vmcb *from)
+{
+    return read_controls(n, from) | read_state(n, from);
+}
+
 // --- state ---
 
 static void load_segments(struct guest_state *s, const struct vmcb *v)
@@ -43,6 +113,10 @@ static void load_segments(struct guest_state *s, const struct vmcb *v)
     // The CPL field counts; the model keeps it in SS.DPL.
     s->seg[SEG_SS].access = (s->seg[SEG_SS].access & ~(u32)SEG_DPL) | (u32)(v->cpl & 3)
                                                                           << SEG_DPL_SHIFT;
+}
+
+static void load_tables(struct guest_state *s, const struct vmcb *v)
+{
     s->gdtr = (struct table_register){v->gdtr.base, v->gdtr.limit & 0xffff};
     s->idtr = (struct table_register){v->idtr.base, v->idtr.limit & 0xffff};
 }
@@ -55,20 +129,33 @@ static u64 efer_of(const struct vmcb *v)
     return (v->efer & ~EFER_LMA) | (lma ? EFER_LMA : 0);
 }
 
-// The shared groups are L1's until here: what VMRUN loads of them is changed in the model.
-static void load_state(struct vcpu *vcpu, const struct vmcb *v)
+static void load_groups(struct guest_state *s, const struct vmcb *v, u32 groups)
 {
-    struct guest_state *s = &vcpu->ctx[1].state;
-
-    load_segments(s, v);
-    s->rip = v->rip;
-    s->rsp = v->rsp;
-    s->rflags = v->rflags | RFLAGS_FIXED;
+    if (groups & (GROUP_CODE | GROUP_DATA))
+        load_segments(s, v);
+    if (groups & GROUP_TABLES)
+        load_tables(s, v);
     s->cr0 = v->cr0;
     s->cr3 = v->cr3;
     s->cr4 = v->cr4;
     s->efer = efer_of(v);
     s->dr7 = v->dr7 | DR7_FIXED;
+}
+
+// The shared groups are L1's until here: what VMRUN loads of them is changed in the model. Of the
+// others that is what L1 has changed in VMCB12 since the last exit.
+static void load_state(struct vcpu *vcpu, const struct vmcb *v, u32 groups)
+{
+    struct guest_state *s = &vcpu->ctx[1].state;
+
+    if (groups) {
+        load_groups(s, v, groups);
+        vcpu->ctx[1].valid |= groups;
+        vcpu->ctx[1].dirty |= groups;
+    }
+    s->rip = v->rip;
+    s->rsp = v->rsp;
+    s->rflags = v->rflags | RFLAGS_FIXED;
     s->interruptibility = v->interrupt_shadow & 1 ? BLOCK_STI : 0;
     s->activity = ACTIVITY_ACTIVE;
     s->pending_dbg = 0;
@@ -85,16 +172,22 @@ static void load_state(struct vcpu *vcpu, const struct vmcb *v)
 // are full of ones, and so is the rest of the merged map from its creation on.
 static void merge_msrpm(struct vcpu *vcpu, const struct vmcb *v)
 {
-    u64 *merged = vcpu->nested_bitmap;
+    u64 *merged = vcpu->nested_bitmap, differs = 0;
     const u64 *own = (const u64 *)vcpu->vm->msr_bitmap, *l1s;
     struct nested *n = vcpu->nested;
 
     if (!(v->intercept[SVM_WORD_3] & SVM_INTERCEPT_MSR))
         return; // Nestor's own
     l1s = vm_ram_ptr(vcpu->vm, v->msrpm_base_pa & PAGE_MASK, MSRPM_SIZE);
-    for (unsigned i = 0; i < n->open_count; i++)
-        merged[n->open[i]] = own[n->open[i]] | l1s[n->open[i]];
+    for (unsigned i = 0; i < n->open_count; i++) {
+        u64 word = own[n->open[i]] | l1s[n->open[i]];
+
+        differs |= merged[n->open[i]] ^ word;
+        merged[n->open[i]] = word;
+    }
     vcpu->ctx[1].ctl.msr_bitmap = merged;
+    if (differs)
+        vcpu->ctx[1].ctl_dirty |= CTL_BITMAPS;
 }
 
 void vmcb12_prepare_msrpm(struct vcpu *vcpu)
@@ -144,42 +237,19 @@ static const struct {
     {SVM_WORD_4, SVM_INTERCEPT_RDPRU, INTERCEPT_RDPRU},
     {SVM_WORD_5, SVM_INTERCEPT_INVPCID, INTERCEPT_INVPCID},
 };
-static bool same_words(const void *a, const void *b, size_t size)
-{
-    const u64 *x = a, *y = b;
 
-    for (size_t i = 0; i < size / sizeof(u64); i++)
-        if (x[i] != y[i])
-            return false;
-    return true;
-}
-
-// Most L1s run an L2 with the same controls again and again: what events and stage 2 decide anew
-// for each entry is not looked at.
-static bool is_merged(const struct vcpu *vcpu, const struct vmcb *v)
-{
-    const struct vmcb12_merged *m = &vcpu->nested->merged;
-    const struct controls *base = &vcpu->ctx[0].ctl;
-
-    return m->valid && m->tsc_offset == v->tsc_offset &&
-           same_words(m->intercept, v->intercept, sizeof(m->intercept)) &&
-           same_words(&m->base, base, offsetof(struct controls, inject));
-}
-
-static void merge_controls(struct vcpu *vcpu, const struct vmcb *v)
+// Most L1s run an L2 with the same controls again and again: they are merged anew where L1's or
+// Nestor's own have changed.
+static void merge_controls(struct vcpu *vcpu, const struct vmcb *v, bool changed)
 {
     struct controls *ctl = &vcpu->ctx[1].ctl;
-    struct vmcb12_merged *m = &vcpu->nested->merged;
+    struct vcpu_ctx *own = &vcpu->ctx[0];
 
-    if (is_merged(vcpu, v)) {
+    if (likely(!changed && !((own->ctl_news | own->ctl_dirty) & ~(u32)CTL_GIF))) {
         merge_msrpm(vcpu, v); // whose words L1 may change at any time
-        vcpu->ctx[1].ctl_dirty |= CTL_BITMAPS;
         return;
     }
-    memcpy(m->intercept, v->intercept, sizeof(m->intercept));
-    m->tsc_offset = v->tsc_offset;
-    m->base = vcpu->ctx[0].ctl;
-    m->valid = true;
+    own->ctl_news = 0;
     nested_base_controls(vcpu);
     for (unsigned i = 0; i < ARRAY_SIZE(intercept_rows); i++)
         if (v->intercept[intercept_rows[i].word] & intercept_rows[i].bits)
@@ -259,24 +329,39 @@ static bool bad_msrpm(struct vcpu *vcpu, const struct vmcb *v)
            !vm_ram_ptr(vcpu->vm, v->msrpm_base_pa & PAGE_MASK, MSRPM_SIZE);
 }
 
-// NULL: legal.
-static const char *what_is_illegal(struct vcpu *vcpu, const struct vmcb *v)
+// All but the host's paging is constant while EFER.SVME is set.
+static const char *check(struct vcpu *vcpu, const struct vmcb *v, bool host_paging)
 {
-    const struct guest_state *l1 = vcpu_state(vcpu, GROUP_CR);
-    struct vmcb12_limits limits = {
+    struct nested *n = vcpu->nested;
+    const char *what;
+
+    n->limits = (struct vmcb12_limits){
         .cr4 = vcpu->cr4_allowed,
         .efer = efer_allowed(vcpu),
         .phys_bits = cpuid_phys_bits(vcpu->vm),
         .long_mode = cpuid_has(vcpu->vm, 0x80000001, 3, 29),
         .nested_paging = vmcb12_has(vcpu, SVM_FEATURE_NP),
-        .host_paging = l1->cr0 & CR0_PG,
+        .host_paging = host_paging,
+        .page1g = cpuid_has(vcpu->vm, 0x80000001, 3, 26),
     };
-    const char *what = vmcb12_check(v, &limits);
-
-    if (!what && bad_pdptes(vcpu, v))
-        what = "15.5.1: a reserved bit of a PDPTE is set";
+    what = vmcb12_check(v, &n->limits);
     if (!what && bad_msrpm(vcpu, v))
         what = "15.11: the MSRPM is no memory";
+    n->passed = !what;
+    return what;
+}
+
+// NULL: legal. What has passed and is the same still does.
+static const char *what_is_illegal(struct vcpu *vcpu, const struct vmcb *v, u32 news)
+{
+    bool host_paging = vcpu_state(vcpu, GROUP_CR)->cr0 & CR0_PG;
+    const struct nested *n = vcpu->nested;
+    const char *what = NULL;
+
+    if (unlikely((news & CHECK_NEW) || !n->passed || n->limits.host_paging != host_paging))
+        what = check(vcpu, v, host_paging);
+    if (!what && bad_pdptes(vcpu, v)) // in memory
+        what = "15.5.1: a reserved bit of a PDPTE is set";
     return what;
 }
 
@@ -286,8 +371,8 @@ static void use_stage2(struct vcpu *vcpu, const struct vmcb *v)
     const struct guest_state *l1 = vcpu_state(vcpu, GROUP_CR | GROUP_EFER_PAT);
     struct l1_stage2 npt = {
         .kind = L1_STAGE2_NPT,
-        .phys_bits = cpuid_phys_bits(vcpu->vm),
-        .page1g = cpuid_has(vcpu->vm, 0x80000001, 3, 26),
+        .phys_bits = vcpu->nested->limits.phys_bits,
+        .page1g = vcpu->nested->limits.page1g,
         .root = v->n_cr3,
         .mode = l1_npt_mode(l1->cr4, l1->efer),
     };
@@ -297,7 +382,16 @@ static void use_stage2(struct vcpu *vcpu, const struct vmcb *v)
     nested_stage2_use(vcpu, vmcb12_npt(vcpu) ? &npt : &(struct l1_stage2){.kind = L1_STAGE2_NONE});
 }
 
-void vmcb12_enter(struct vcpu *vcpu)
+// One PAT for both, but with nested paging (15.25.8).
+static void load_pat(struct vcpu *vcpu, u64 pat)
+{
+    if (vcpu->ctx[1].state.pat == pat)
+        return;
+    vcpu->ctx[1].state.pat = pat;
+    vcpu->ctx[1].dirty |= GROUP_EFER_PAT;
+}
+
+void vmcb12_enter(struct vcpu *vcpu, u32 news)
 {
     struct nested *n = vcpu->nested;
     const struct vmcb *v = &n->vmcb;
@@ -305,19 +399,20 @@ void vmcb12_enter(struct vcpu *vcpu)
     const char *illegal;
 
     n->host_if = l1->rflags & RFLAGS_IF;
-    illegal = what_is_illegal(vcpu, v);
+    illegal = what_is_illegal(vcpu, v, news);
+    if (!n->loaded)
+        news |= GROUP_ALL_CTX | CTL_NEW;
+    n->loaded = !illegal;
     if (illegal) {
         log_debug("guest %s: VMRUN refused: %s", vcpu->vm->config->name, illegal);
         vmcb12_exit_invalid(vcpu);
         return;
     }
-    load_state(vcpu, v);
-    // One PAT for both, but with nested paging (15.25.8).
-    vcpu->ctx[1].state.pat = vmcb12_npt(vcpu) ? v->g_pat : l1->pat;
-    merge_controls(vcpu, v);
+    load_state(vcpu, v, news & GROUP_ALL_CTX);
+    load_pat(vcpu, vmcb12_npt(vcpu) ? v->g_pat : l1->pat);
+    merge_controls(vcpu, v, news & CTL_NEW);
     use_stage2(vcpu, v);
     vmcb12_set_gif(vcpu, true);
-    vcpu->ctx[1].valid = vcpu->ctx[1].dirty = GROUP_ALL_CTX;
     nested_enter_l2(vcpu);
     take_eventinj(vcpu, v->eventinj);
     vmcb12_note_virtual(vcpu);

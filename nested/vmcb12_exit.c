@@ -6,6 +6,7 @@
 
 #include "vmcb12.h"
 #include <arch/x86/regs.h>
+#include <nestor/string.h>
 
 static struct vmcb *in_memory(struct vcpu *vcpu)
 {
@@ -24,39 +25,53 @@ static u64 exitintinfo(const struct event *event)
            (event->has_error ? SVM_EVENT_EV | (u64)event->error << 32 : 0);
 }
 
-static void save_segments(struct vcpu *vcpu, const struct guest_state *s, struct vmcb *v)
+// What the next VMRUN finds unchanged it need not load: all is also kept in `image`.
+static void save_segments(struct vcpu *vcpu, const struct guest_state *s, struct vmcb *image)
 {
-    v->es = vmcb12_put_segment(&s->seg[SEG_ES]);
-    v->cs = vmcb12_put_segment(&s->seg[SEG_CS]);
-    v->ss = vmcb12_put_segment(&s->seg[SEG_SS]);
-    v->ds = vmcb12_put_segment(&s->seg[SEG_DS]);
-    v->cpl = (u8)vcpu_cpl(vcpu);
-    v->gdtr.base = s->gdtr.base;
-    v->gdtr.limit = s->gdtr.limit;
-    v->idtr.base = s->idtr.base;
-    v->idtr.limit = s->idtr.limit;
+    image->es = vmcb12_put_segment(&s->seg[SEG_ES]);
+    image->cs = vmcb12_put_segment(&s->seg[SEG_CS]);
+    image->ss = vmcb12_put_segment(&s->seg[SEG_SS]);
+    image->ds = vmcb12_put_segment(&s->seg[SEG_DS]);
+    image->cpl = (u8)vcpu_cpl(vcpu);
+}
+
+static void save_tables(const struct guest_state *s, struct vmcb *image)
+{
+    image->gdtr.base = s->gdtr.base;
+    image->gdtr.limit = s->gdtr.limit;
+    image->idtr.base = s->idtr.base;
+    image->idtr.limit = s->idtr.limit;
 }
 
 static void save_state(struct vcpu *vcpu, struct vmcb *v)
 {
+    struct vmcb *image = &vcpu->nested->vmcb;
+    struct vcpu_ctx *ctx = &vcpu->ctx[1];
     const struct guest_state *s =
         vcpu_state(vcpu, GROUP_RIP | GROUP_CR | GROUP_CODE | GROUP_DATA | GROUP_TABLES |
                              GROUP_EFER_PAT | GROUP_DEBUG | GROUP_BLOCKING | GROUP_CR2 | GROUP_DR6);
 
-    save_segments(vcpu, s, v);
+    if (unlikely((ctx->news | ctx->dirty) & (GROUP_CODE | GROUP_DATA)))
+        save_segments(vcpu, s, image);
+    ctx->news = 0;
+    save_tables(s, image);
+    memcpy(&v->es, &image->es, 4 * sizeof(v->es));
+    v->cpl = image->cpl;
+    v->gdtr = image->gdtr;
+    v->idtr = image->idtr;
     v->rip = s->rip;
     v->rsp = s->rsp;
     v->rax = vcpu->gpr[GPR_RAX];
     v->rflags = s->rflags;
-    v->cr0 = s->cr0;
+    v->cr0 = image->cr0 = s->cr0;
     v->cr2 = vcpu->cr2;
-    v->cr3 = s->cr3;
-    v->cr4 = s->cr4;
-    v->efer = s->efer;
-    v->dr6 = vcpu->dr6;
-    v->dr7 = s->dr7;
+    v->cr3 = image->cr3 = s->cr3;
+    v->cr4 = image->cr4 = s->cr4;
+    v->efer = image->efer = s->efer;
+    v->dr6 = image->dr6 = vcpu->dr6;
+    v->dr7 = image->dr7 = s->dr7;
     if (vmcb12_npt(vcpu))
-        v->g_pat = s->pat;
+        v->g_pat = image->g_pat = s->pat;
     v->interrupt_shadow = s->interruptibility & (BLOCK_STI | BLOCK_MOV_SS) ? 1 : 0;
 }
 

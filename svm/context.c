@@ -256,5 +256,6 @@ void svm_write_controls(struct vcpu *vcpu)
         hw->vmcb->msrpm_base_pa = virt_to_phys(msrpm);
         hw->vmcb->clean &= ~(u32)SVM_CLEAN_IOPM;
     }
+    ctx->ctl_news |= ctx->ctl_dirty;
     ctx->ctl_dirty = 0;
 }

@@ -60,6 +60,22 @@ static void take_code(struct backend_ctx *hw, struct guest_state *state)
     ss->access = (ss->access & ~(u32)SEG_DPL) | (u32)vmcb->cpl << SEG_DPL_SHIFT;
 }
 
+static void pull_data(struct vcpu_ctx *ctx)
+{
+    struct backend_ctx *hw = ctx->hw;
+    const struct vmcb *vmcb = hw->vmcb;
+
+    if (hw->seen_data && !(svm_segment_differs(&vmcb->ds, &hw->seen_ds) |
+                           svm_segment_differs(&vmcb->es, &hw->seen_es)))
+        return;
+    hw->seen_ds = vmcb->ds;
+    hw->seen_es = vmcb->es;
+    hw->seen_data = true;
+    unpack(&ctx->state.seg[SEG_DS], &vmcb->ds);
+    unpack(&ctx->state.seg[SEG_ES], &vmcb->es);
+    ctx->news |= GROUP_DATA;
+}
+
 static u8 cpl_of(const struct guest_state *state, u64 cr0)
 {
     if (!(cr0 & CR0_PE))
@@ -108,8 +124,10 @@ static void pull_mode(struct vcpu_ctx *ctx)
     u32 missing = SVM_MODE_GROUPS & ~ctx->valid;
 
     svm_take_mode(ctx, missing);
-    if ((missing & GROUP_CODE) && svm_code_differs(ctx->hw))
+    if ((missing & GROUP_CODE) && svm_code_differs(ctx->hw)) {
         take_code(ctx->hw, &ctx->state);
+        ctx->news |= GROUP_CODE;
+    }
     ctx->valid |= missing;
 }
 
@@ -118,10 +136,8 @@ static void pull_others(struct vcpu_ctx *ctx, u32 groups)
     const struct vmcb *vmcb = ctx->hw->vmcb;
     struct guest_state *state = &ctx->state;
 
-    if (groups & GROUP_DATA) {
-        unpack(&state->seg[SEG_DS], &vmcb->ds);
-        unpack(&state->seg[SEG_ES], &vmcb->es);
-    }
+    if (groups & GROUP_DATA)
+        pull_data(ctx);
     if (groups & GROUP_SYSTEM)
         pull_system(state, vmcb);
     if (groups & GROUP_TABLES)
@@ -199,6 +215,7 @@ static u32 write_segments(struct backend_ctx *hw, const struct guest_state *stat
         vmcb->ss = pack(&state->seg[SEG_SS]);
     }
     if (dirty & GROUP_DATA) {
+        hw->seen_data = false;
         vmcb->ds = pack(&state->seg[SEG_DS]);
         vmcb->es = pack(&state->seg[SEG_ES]);
     }
@@ -278,6 +295,7 @@ void svm_write_state(struct vcpu *vcpu)
 
     vmcb->clean &=
         ~(write_ctx(ctx, vmcb, ctx->dirty) | write_shared(vcpu, vmcb, vcpu->shared_dirty));
+    ctx->news |= ctx->dirty;
     ctx->dirty = 0;
     vcpu->shared_dirty = 0;
 }

@@ -50,6 +50,8 @@ struct backend_ctx {
     // CS, SS and CPL as they were when the model's were taken from them.
     struct vmcb_segment seen_cs, seen_ss;
     u8 seen_cpl;    // or SVM_CPL_UNKNOWN
+    bool seen_data; // likewise:
+    struct vmcb_segment seen_ds, seen_es;
     u64 efer_added; // SVME, where the guest's EFER is without it
     u64 cr4_held;   // UMIP, where the guest's CR4 has it and the CPU does not know it
     bool prepare;   // the next entry must look at events and windows although core asks for nothing

@@ -207,6 +207,9 @@ struct vcpu_ctx {
     struct guest_state state;
     u32 valid, dirty; // enum state_group
     u32 ctl_dirty;    // enum control_group
+    // What may have changed since a front end last cleared it here: CODE and DATA by pulls that found
+    // something new, all groups by writes; controls by writes.
+    u32 news, ctl_news;
     struct controls ctl;
     struct backend_ctx *hw;
     u32 flush; // TLB flush owed before the next entry with this context: enum tlb_flush_kind
