@@ -453,7 +453,7 @@ void vcpu_task_switch(struct vcpu *vcpu, struct vm_exit *exit)
         event->valid = false;
         commit_insn(vcpu, &ctx);
         raise_task_trap(vcpu, &ctx);
-    } else {
+    } else if (!vcpu_shutdown_l2(vcpu)) {
         vm_stop(vcpu->vm, vcpu,
                 "task switch to selector %#x: a TSS or the GDT is not in RAM, or CET is on",
                 exit->task.selector);
@@ -486,7 +486,7 @@ static void emulate_fully(struct vcpu *vcpu, const struct vm_exit *exit, bool fo
     case EMULATE_INTERCEPTED:
         break;
     case EMULATE_UNHANDLED:
-        if (forced) {
+        if (forced || vcpu->level) { // an L2 can't end its hypervisor with it
             vcpu_inject_ud(vcpu);
             break;
         }

@@ -110,10 +110,10 @@ enum emulate_result op_intercept(struct emulate_ctx *ctx, enum emulate_point poi
         exit.dr = (struct exit_dr){ctx->insn.reg, ctx->insn.rm, op == INSN_MOV_TO_DR};
     else if (exit.kind == EXIT_CR) // SMSW, which VMX does not intercept
         exit.cr = (struct exit_cr){.access = CR_READ, .gpr = EXIT_GPR_UNKNOWN};
-    else if (exit.kind == EXIT_GDTR_IDTR)
-        exit.operand.identity = (u8)(op - INSN_SGDT);
-    else if (exit.kind == EXIT_LDTR_TR)
-        exit.operand.identity = (u8)(op - INSN_SLDT);
+    else if (exit.kind == EXIT_GDTR_IDTR || exit.kind == EXIT_LDTR_TR) {
+        insn_exit_operand(&ctx->insn, ctx->next_rip, &exit.operand);
+        exit.operand.identity = (u8)(op - (exit.kind == EXIT_LDTR_TR ? INSN_SLDT : INSN_SGDT));
+    }
     return nested_reflect(vcpu, &exit) ? EMULATE_INTERCEPTED : EMULATE_OK;
 }
 

@@ -53,6 +53,14 @@ static void triple_fault(struct vcpu *vcpu)
     exit_handle(vcpu, &exit);
 }
 
+bool vcpu_shutdown_l2(struct vcpu *vcpu)
+{
+    if (!vcpu->level)
+        return false;
+    triple_fault(vcpu);
+    return true;
+}
+
 static bool is_exception(const struct event *event)
 {
     return event->valid && (event->type == EVENT_EXCEPTION || event->type == EVENT_SOFT_EXCEPTION ||

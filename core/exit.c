@@ -190,7 +190,7 @@ static void on_cr(struct vcpu *vcpu, struct vm_exit *exit)
             return; // its fetch has faulted, or is L1's business
         if (exit->cr.number == 0 && (exit->cr.access == CR_READ || exit->cr.access == CR_LMSW))
             vcpu_emulate(vcpu, exit); // SMSW, or LMSW of memory
-        else if (!insn_retry_l2(vcpu))
+        else if (!insn_retry(vcpu))
             vm_stop(vcpu->vm, vcpu, "a control-register access that is not decoded");
         return;
     }
@@ -227,11 +227,16 @@ static void on_xsetbv(struct vcpu *vcpu, struct vm_exit *exit)
 // --- memory ---
 
 // What stage 2 does not map is a device, or nothing; the emulator finds out which. It knows
-// instructions: the CPU's own accesses when it
-// fetches one or delivers an event are none.
+// instructions: the CPU's own accesses when it fetches one or delivers an event are none. They end
+// a guest, but not the hypervisor whose L2 makes them: an L2 finds no instruction there, as on
+// most buses, and a delivery shuts it down.
 static void on_stage2(struct vcpu *vcpu, struct vm_exit *exit)
 {
-    if (exit->stage2.execute)
+    if (unlikely(vcpu->level && exit->stage2.execute))
+        vcpu_inject_ud(vcpu);
+    else if (unlikely(vcpu->level && exit->interrupted.valid))
+        vcpu_shutdown_l2(vcpu);
+    else if (exit->stage2.execute)
         vm_stop(vcpu->vm, vcpu, "instruction fetch where there is no RAM, GPA %#llx",
                 LLU(exit->stage2.gpa));
     else if (exit->interrupted.valid)

@@ -20,7 +20,7 @@
 #include <nestor/string.h>
 #include <nestor/tlb.h>
 
-enum { CACHE_SLOTS = 16, CACHE_ENTRIES = 5, DECODED_SLOTS = 8 };
+enum { CACHE_SLOTS = 16, CACHE_ENTRIES = 5, DECODED_SLOTS = 8, RETRIES = 1000 };
 
 // What a translation depends on beside CR3, and RFLAGS.AC for data. No bit is in two of them.
 #define CR0_TRANSLATION (CR0_PG | CR0_WP)
@@ -340,10 +340,10 @@ static void walk_failed(struct vcpu *vcpu, gva_t la, int error, const struct wal
         return;
     if (fault->stage2 && nested_tell_refused(vcpu))
         return;
-    if (fault->stage2)
+    if (fault->stage2 && !vcpu_shutdown_l2(vcpu))
         vm_stop(vcpu->vm, vcpu, "paging structure where there is no RAM, GPA %#llx",
                 (unsigned long long)fault->table_gpa);
-    else
+    if (!fault->stage2)
         vcpu_inject_page_fault(vcpu, fault->error_code, la);
 }
 
@@ -363,8 +363,9 @@ static int access_linear(struct vcpu *vcpu, gva_t la, u8 *buf, unsigned size, u3
             return -E_FAULT;
         }
         if (!host) {
-            vm_stop(vcpu->vm, vcpu, "operand where there is no RAM, GPA %#llx",
-                    (unsigned long long)gpa);
+            if (!vcpu_shutdown_l2(vcpu))
+                vm_stop(vcpu->vm, vcpu, "operand where there is no RAM, GPA %#llx",
+                        (unsigned long long)gpa);
             return -E_FAULT;
         }
         copy(host, buf, piece);
@@ -456,6 +457,8 @@ int insn_fetch(struct vcpu *vcpu, u8 buf[15])
         return (int)n;
     if (error)
         walk_failed(vcpu, linear_rip(vcpu_state(vcpu, FETCH_GROUPS)) + n, error, &fault);
+    else if (vcpu->level)
+        vcpu_inject_ud(vcpu); // as on_stage2 does
     else
         vm_stop(vcpu->vm, vcpu, "instruction where there is no RAM");
     return -E_FAULT;
@@ -557,6 +560,14 @@ bool insn_decode_current(struct vcpu *vcpu, struct insn *insn)
     return n > 0 && insn_decode(insn, bytes, (unsigned)n, decode_mode(vcpu)) == INSN_OK;
 }
 
+bool insn_peek_current(struct vcpu *vcpu, struct insn *insn)
+{
+    u8 bytes[15];
+    int n = insn_peek(vcpu, bytes);
+
+    return n > 0 && insn_decode(insn, bytes, (unsigned)n, decode_mode(vcpu)) == INSN_OK;
+}
+
 void insn_exit_operand(const struct insn *insn, u64 next_rip, struct exit_operand *op)
 {
     bool relative = insn->has_mem && insn->base == INSN_REG_RIP;
@@ -584,14 +595,18 @@ static bool op_expected(const struct exit_opcode *expected, u8 op)
     return false;
 }
 
-// An L1 may have given its L2's code another page and owe the flush, and an L2 may change code that
-// another of its vCPUs executes: neither may end the guest. What is there now is executed instead.
-bool insn_retry_l2(struct vcpu *vcpu)
+// An L1 may have given its L2's code another page and owe the flush, and a guest may change code that
+// another of its vCPUs executes: neither may end it. What is there now is executed instead. Only an
+// instruction that Nestor misreads exits like that again and again.
+bool insn_retry(struct vcpu *vcpu)
 {
-    if (!vcpu->level)
+    vcpu->retries = vcpu->exits == vcpu->retry_exit + 1 ? vcpu->retries + 1 : 1;
+    vcpu->retry_exit = vcpu->exits;
+    if (vcpu->retries > RETRIES)
         return false;
-    nested_stage2_drop(vcpu);
-    tlb_flush_vcpu(vcpu, TLB_FLUSH_GUEST | TLB_FLUSH_STAGE2);
+    if (vcpu->level)
+        nested_stage2_drop(vcpu);
+    tlb_flush_vcpu(vcpu, TLB_FLUSH_GUEST | (vcpu->level ? TLB_FLUSH_STAGE2 : 0));
     return true;
 }
 
@@ -613,7 +628,7 @@ static unsigned exit_length(struct vcpu *vcpu, const struct vm_exit *exit)
         vcpu_inject_ud(vcpu);
     else if (status == INSN_TOO_LONG)
         vcpu_inject_gp0(vcpu);
-    else if (!insn_retry_l2(vcpu))
+    else if (!insn_retry(vcpu))
         vm_stop(vcpu->vm, vcpu, "exit %s by an instruction that is none such",
                 exit_kind_names[exit->kind]);
     return 0;

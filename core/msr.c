@@ -228,7 +228,7 @@ static void move_tsc(struct vcpu *vcpu, u64 by)
     vcpu->ctx[0].ctl.tsc_offset += by;
     vcpu->ctx[0].ctl_dirty |= CTL_TSC;
     if (vcpu->level) {
-        vcpu->ctx[1].ctl.tsc_offset += by;
+        vcpu->ctx[1].ctl.tsc_offset += nested_tsc_moved(vcpu, by);
         vcpu->ctx[1].ctl_dirty |= CTL_TSC;
     }
     lapic_tsc_changed(vcpu);

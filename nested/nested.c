@@ -131,6 +131,11 @@ int nested_virtual_interrupt(struct vcpu *vcpu)
     return ops()->virtual_interrupt ? ops()->virtual_interrupt(vcpu) : -E_NOENT;
 }
 
+u64 nested_tsc_moved(struct vcpu *vcpu, u64 by)
+{
+    return ops()->tsc_moved ? ops()->tsc_moved(vcpu, by) : by;
+}
+
 bool nested_cr8(struct vcpu *vcpu, bool write, u64 *value)
 {
     return ops()->cr8 && ops()->cr8(vcpu, write, value);

@@ -21,6 +21,7 @@ struct nested_ops {
     // May be NULL: none.
     int (*virtual_interrupt)(struct vcpu *vcpu);
     bool (*cr8)(struct vcpu *vcpu, bool write, u64 *value);
+    u64 (*tsc_moved)(struct vcpu *vcpu, u64 by); // NULL: as far as L1's
     int (*read_msr)(struct vcpu *vcpu, u32 msr, u64 *value);
     int (*write_msr)(struct vcpu *vcpu, u32 msr, u64 value);
     u64 cr4_bits;

@@ -523,6 +523,7 @@ const struct nested_ops vmcs12_ops = {
     .event = vmcs12_event,
     .wants_exception = vmcs12_wants_exception,
     .virtual_interrupt = vmcs12_virtual_interrupt,
+    .tsc_moved = vmcs12_tsc_moved,
     .read_msr = vmcs12_read_msr,
     .write_msr = vmcs12_write_msr,
     .cr4_bits = CR4_VMXE,

@@ -50,8 +50,10 @@ struct nested {
     bool was_launched; // before the entry that is under way
     u8 due;            // enum vmcs12_due
     bool tpr_checked;  // the TPR threshold since then
-    u64 exit_tsc;      // the host's, of the exit or event that is being handled
-    u64 timer_end;     // of the preemption timer, in its ticks
+    // NMI exiting without virtual NMIs: what blocks NMIs at the entry does so until the exit.
+    bool nmis_stay_blocked;
+    u64 exit_tsc;  // the host's, of the exit or event that is being handled
+    u64 timer_end; // of the preemption timer, in its ticks
     u64 feature_control;
     gpa_t vmxon_gpa;
     gpa_t current; // VMCS12_NONE = no current VMCS
@@ -169,6 +171,7 @@ void vmcs12_note_write(struct nested *n, u32 encoding, u64 changed);
 bool vmcs12_eptp_valid(const struct vcpu *vcpu, u64 eptp);
 
 void vmcs12_enter(struct vcpu *vcpu);
+u64 vmcs12_tsc_moved(struct vcpu *vcpu, u64 by);
 void vmcs12_bitmap_reset(struct vcpu *vcpu);
 // The exit to L1.
 void vmcs12_exit(struct vcpu *vcpu, u32 reason, u64 qualification, const struct vm_exit *exit);

@@ -22,7 +22,7 @@ enum apic_register {
     APIC_ICR_HIGH = 0x310,
     APIC_SELF_IPI = 0x3f0,
 };
-enum { ICR_ASSERT = BIT(14), ICR_SELF = BIT(18) };
+enum { ICR_LOGICAL = BIT(11), ICR_ASSERT = BIT(14), ICR_SELF = BIT(18) };
 
 // --- the page ---
 
@@ -281,12 +281,22 @@ static const struct {
     {0x3e0, 0x3e0, ACCESS_VIRTUAL_READ | ACCESS_VIRTUAL_WRITE}, // divide configuration
 };
 
-// Whether an access to this register is virtualized; else it exits.
-static bool is_virtual(const struct vcpu *vcpu, u32 offset, u8 access)
+// The bytes that an instruction accesses there, 0: not known. The emulator does many repetitions of a
+// string instruction at once, and not all of them need be virtual.
+static unsigned access_size(const struct insn *insn)
+{
+    if (insn->op >= INSN_MOVS && insn->op <= INSN_OUTS && insn->prefixes & (INSN_REP | INSN_REPNE))
+        return 0;
+    return insn->has_mem ? insn->mem_size : insn->opsize;
+}
+
+// Whether an access to this register is virtualized; else it exits. All of it must lie in the low
+// four bytes of the register's sixteen.
+static bool is_virtual(const struct vcpu *vcpu, u32 offset, unsigned size, u8 access)
 {
     u32 reg = offset & ~0xfu;
 
-    if (!primary_has(vcpu, PRIMARY_TPR_SHADOW) || (offset & 0xf) > 3)
+    if (!primary_has(vcpu, PRIMARY_TPR_SHADOW) || !size || (offset & 0xf) + size > 4)
         return false;
     if (reg == APIC_TPR)
         return true;
@@ -301,10 +311,11 @@ static bool is_virtual(const struct vcpu *vcpu, u32 offset, u8 access)
     return false;
 }
 
-// A fixed, edge-triggered IPI to itself with a vector from 16 on.
+// A fixed, edge-triggered IPI to itself with a vector from 16 on. Level and destination mode do not
+// matter.
 static bool is_self_ipi(u32 icr)
 {
-    return (icr & ~(u32)(BITS(7, 0) | ICR_ASSERT)) == ICR_SELF && (icr & 0xf0);
+    return (icr & ~(u32)(BITS(7, 0) | ICR_LOGICAL | ICR_ASSERT)) == ICR_SELF && (icr & 0xf0);
 }
 
 // "APIC-Write Emulation": behind an instruction that has written to the page.
@@ -344,22 +355,24 @@ bool vmcs12_apic_page(struct vcpu *vcpu, struct vm_exit *exit)
     const struct exit_stage2 *s = &exit->stage2;
     u32 offset = s->gpa & ~PAGE_MASK;
     u8 access = s->write ? ACCESS_VIRTUAL_WRITE : ACCESS_VIRTUAL_READ;
-    u64 type;
+    u64 type, rip = vcpu->cur->state.rip;
+    struct insn insn;
+    bool known;
 
     if (!secondary_has(vcpu, SECONDARY_APIC_ACCESSES) ||
         (s->gpa & PAGE_MASK) != vmcs12_read(vcpu->nested, APIC_ACCESS_ADDRESS))
         return false;
     type = access_type(vcpu, s);
-    if (type > 1 || !is_virtual(vcpu, offset, access)) {
-        struct insn insn;
-
-        if (type <= 1 && insn_decode_current(vcpu, &insn)) // as CPUs do
+    known = type <= 1 && insn_peek_current(vcpu, &insn);
+    if (!known || !is_virtual(vcpu, offset, access_size(&insn), access)) {
+        if (known) // as CPUs do
             exit->insn_len = insn.length;
         vmcs12_exit(vcpu, REASON_APIC_ACCESS, offset | type << 12, exit);
         return true;
     }
     vcpu_emulate(vcpu, exit); // which finds the virtual-APIC page there
-    if (s->write && vcpu->level && !vcpu->events.exception.valid)
+    // Not if it faults, or is to be executed again.
+    if (s->write && vcpu->level && !vcpu->events.exception.valid && vcpu->cur->state.rip != rip)
         page_written(vcpu, offset);
     return true;
 }
@@ -382,7 +395,6 @@ void vmcs12_take_posted(struct vcpu *vcpu)
     u64 *descriptor =
         vm_ram_ptr(vcpu->vm, vmcs12_read(vcpu->nested, POSTED_INTERRUPT_DESCRIPTOR), POSTED_BYTES);
 
-    irq_ack(vcpu);
     irq_end(vcpu);
     if (!descriptor)
         return;

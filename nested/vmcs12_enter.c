@@ -35,6 +35,18 @@ static u64 loaded_efer(const struct guest_state *s, u64 efer, bool ia32e)
     return (efer & ~bits) | (ia32e ? bits : 0);
 }
 
+static u8 injected_type(const struct nested *n)
+{
+    return vmcs12_read(n, ENTRY_INTERRUPTION_INFO) >> INFO_TYPE_SHIFT & 7;
+}
+
+// A pending MTF is no vectored event.
+static bool vectoring(const struct nested *n)
+{
+    return (vmcs12_read(n, ENTRY_INTERRUPTION_INFO) & INFO_VALID) &&
+           injected_type(n) != EVENT_OTHER;
+}
+
 static void load_guest_state(struct vcpu *vcpu)
 {
     struct nested *n = vcpu->nested;
@@ -59,10 +71,8 @@ static void load_guest_state(struct vcpu *vcpu)
     s->efer = entry & ENTRY_CTL_LOAD_EFER ? vmcs12_read(n, GUEST_EFER)
                                           : loaded_efer(s, l1->efer, entry & ENTRY_CTL_IA32E_GUEST);
     s->interruptibility = (u32)vmcs12_read(n, GUEST_INTERRUPTIBILITY);
-    // An injected event wakes a halted L2.
-    s->activity = vmcs12_read(n, ENTRY_INTERRUPTION_INFO) & INFO_VALID
-                      ? (u32)ACTIVITY_ACTIVE
-                      : (u32)vmcs12_read(n, GUEST_ACTIVITY_STATE);
+    // An injected event wakes a halted L2, if it has a vector.
+    s->activity = vectoring(n) ? (u32)ACTIVITY_ACTIVE : (u32)vmcs12_read(n, GUEST_ACTIVITY_STATE);
 }
 
 // Returns false if one is reserved.
@@ -190,19 +200,39 @@ static void merge_intercepts(struct nested *n, struct controls *ctl)
 
 // L2's TSC is L1's, scaled and with the offset of L1's own (SDM vol. 3 "Time-Stamp Counter Offset
 // and Multiplier"); a multiplier of 0 in the model is none.
+static bool scales_tsc(const struct nested *n)
+{
+    return (vmcs12_read(n, PRIMARY_CONTROLS) & PRIMARY_TSC_OFFSETTING) &&
+           (vmcs12_secondary(n) & SECONDARY_TSC_SCALING);
+}
+
+static u64 scaled_offset(const struct nested *n, u64 offset)
+{
+    return (u64)((__int128)(s64)offset * vmcs12_read(n, TSC_MULTIPLIER) >> 48);
+}
+
 static void compose_tsc(struct nested *n, struct controls *ctl)
 {
     u64 multiplier = vmcs12_read(n, TSC_MULTIPLIER);
 
     if (!(vmcs12_read(n, PRIMARY_CONTROLS) & PRIMARY_TSC_OFFSETTING))
         return;
-    if (vmcs12_secondary(n) & SECONDARY_TSC_SCALING) {
-        ctl->tsc_offset = (u64)((__int128)(s64)ctl->tsc_offset * multiplier >> 48);
+    if (scales_tsc(n)) {
+        ctl->tsc_offset = scaled_offset(n, ctl->tsc_offset);
         ctl->tsc_multiplier = ctl->tsc_multiplier
                                   ? (u64)((unsigned __int128)ctl->tsc_multiplier * multiplier >> 48)
                                   : multiplier;
     }
     ctl->tsc_offset += vmcs12_read(n, TSC_OFFSET);
+}
+
+// The preemption timer counts on as before.
+u64 vmcs12_tsc_moved(struct vcpu *vcpu, u64 by)
+{
+    struct nested *n = vcpu->nested;
+
+    n->timer_end += by;
+    return scales_tsc(n) ? scaled_offset(n, by) : by;
 }
 
 static void merge_controls(struct vcpu *vcpu)
@@ -222,13 +252,13 @@ static void take_injection(struct vcpu *vcpu)
     struct nested *n = vcpu->nested;
     u64 info = vmcs12_read(n, ENTRY_INTERRUPTION_INFO);
 
-    vcpu->events.mtf_pending = (info & (INFO_VALID | INFO_TYPE)) == (INFO_VALID | INFO_OTHER);
-    if (!(info & INFO_VALID) || vcpu->events.mtf_pending)
+    vcpu->events.mtf_pending = (info & INFO_VALID) && !vectoring(n);
+    if (!vectoring(n))
         return;
     vcpu->events.reinject = (struct event){
         .valid = true,
         .vector = (u8)info,
-        .type = info >> INFO_TYPE_SHIFT & 7,
+        .type = injected_type(n),
         .has_error = info & INFO_ERROR_CODE,
         .error = (u32)vmcs12_read(n, ENTRY_EXCEPTION_ERROR_CODE),
         .insn_len = (u8)vmcs12_read(n, ENTRY_INSTRUCTION_LENGTH),
@@ -327,6 +357,16 @@ static bool load_l2(struct vcpu *vcpu)
     return loaded;
 }
 
+// "Changes to Instruction Behavior in VMX Non-Root Operation": IRET ends the blocking of NMIs without
+// NMI exiting, and that of virtual NMIs; between the two it does not.
+static bool nmis_stay_blocked(const struct nested *n)
+{
+    bool injected = vectoring(n) && injected_type(n) == EVENT_NMI;
+
+    return (vmcs12_read(n, PIN_BASED_CONTROLS) & (PIN_NMI | PIN_VIRTUAL_NMIS)) == PIN_NMI &&
+           (injected || (vmcs12_read(n, GUEST_INTERRUPTIBILITY) & BLOCK_NMI));
+}
+
 void vmcs12_enter(struct vcpu *vcpu)
 {
     struct nested *n = vcpu->nested;
@@ -348,6 +388,7 @@ void vmcs12_enter(struct vcpu *vcpu)
     }
     n->was_launched = n->vmcs.launched;
     n->vmcs.launched = 1;
+    n->nmis_stay_blocked = nmis_stay_blocked(n);
     take_injection(vcpu);
     vcpu->events.debug_check = true;
     vmcs12_timer_start(vcpu);

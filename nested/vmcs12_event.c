@@ -107,6 +107,8 @@ static enum nested_answer on_nmi(struct vcpu *vcpu)
     struct vm_exit exit = {.kind = EXIT_NMI,
                            .event = {.valid = true, .vector = VECTOR_NMI, .type = EVENT_NMI}};
 
+    if (vcpu->nested->nmis_stay_blocked)
+        return NESTED_BLOCKED;
     // Virtual NMIs: blocked by MOV SS only. Behind both kinds of blocking no window would open.
     if ((pin & PIN_VIRTUAL_NMIS) && (blocked & BLOCK_NMI))
         blocked = 0;
@@ -141,10 +143,6 @@ static enum nested_answer on_interrupt(struct vcpu *vcpu)
 
     if (s->activity == ACTIVITY_SHUTDOWN)
         return NESTED_BLOCKED;
-    if (vmcs12_is_posted(vcpu, irq_next(vcpu))) {
-        vmcs12_take_posted(vcpu);
-        return NESTED_BLOCKED;
-    }
     if (!(vmcs12_read(n, PIN_BASED_CONTROLS) & PIN_EXTERNAL_INTERRUPT))
         return NESTED_DELIVER;
     if ((s->rflags & RFLAGS_IF) && (s->interruptibility & (BLOCK_STI | BLOCK_MOV_SS)))
@@ -152,6 +150,10 @@ static enum nested_answer on_interrupt(struct vcpu *vcpu)
     if (vmcs12_read(n, EXIT_CONTROLS) & EXIT_CTL_ACK_INTERRUPT) {
         int vector = irq_ack(vcpu);
 
+        if (vmcs12_is_posted(vcpu, vector)) {
+            vmcs12_take_posted(vcpu);
+            return NESTED_BLOCKED;
+        }
         exit.kind = EXIT_EXTERNAL_INTERRUPT;
         exit.event =
             (struct event){.valid = vector >= 0, .vector = (u8)vector, .type = EVENT_INTERRUPT};

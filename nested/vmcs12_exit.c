@@ -7,6 +7,7 @@
 #include "vmcs12_switch.h"
 #include <arch/x86/msr.h>
 #include <arch/x86/regs.h>
+#include <nestor/decode.h>
 #include <nestor/device.h>
 #include <nestor/log.h>
 
@@ -28,6 +29,22 @@ static void save_pdptes(struct nested *n, const struct guest_state *s)
         vmcs12_write(n, (enum vmcs_field)(GUEST_PDPTE0 + 2 * i), s->pdpte[i]);
 }
 
+// RF as an exit saves it ("Saving RIP, RSP, RFLAGS, and SSP"): 0 where an instruction exits; 1 by an
+// access that stage 2 refuses, outside the delivery of an event. An emulated instruction's exit need
+// not be of the kind that the CPU's was.
+static void settle_rf(struct vcpu *vcpu, const struct vm_exit *exit)
+{
+    u64 rflags = vcpu->cur->state.rflags, settled = rflags;
+
+    if (exit->kind >= EXIT_CPUID)
+        settled &= ~(u64)RFLAGS_RF;
+    else if ((exit->kind == EXIT_STAGE2 || exit->kind == EXIT_STAGE2_MISCONFIG) &&
+             !vcpu->events.reinject.valid)
+        settled |= RFLAGS_RF;
+    if (unlikely(settled != rflags))
+        vcpu_modify(vcpu, GROUP_RIP)->rflags = settled;
+}
+
 static void save_guest_state(struct vcpu *vcpu)
 {
     struct nested *n = vcpu->nested;
@@ -44,7 +61,8 @@ static void save_guest_state(struct vcpu *vcpu)
     segments_to_vmcs12(n, s);
     vmcs12_write(n, GUEST_GDTR_LIMIT, s->gdtr.limit);
     vmcs12_write(n, GUEST_IDTR_LIMIT, s->idtr.limit);
-    vmcs12_write(n, GUEST_INTERRUPTIBILITY, s->interruptibility);
+    vmcs12_write(n, GUEST_INTERRUPTIBILITY,
+                 s->interruptibility | (n->nmis_stay_blocked ? BLOCK_NMI : 0));
     vmcs12_write(n, GUEST_ACTIVITY_STATE, s->activity);
     if (exit & EXIT_CTL_SAVE_DEBUG) {
         vmcs12_write(n, GUEST_DR7, s->dr7);
@@ -62,7 +80,12 @@ static void save_guest_state(struct vcpu *vcpu)
 // --- the MSR-store area (SDM vol. 3 "Saving MSRs") ---
 
 // "VMX Aborts": an indicator in the VMCS region, and the CPU is shut down.
-enum vmx_abort { ABORT_SAVE_MSRS = 1, ABORT_HOST_PDPTES = 2, ABORT_LOAD_MSRS = 4 };
+enum vmx_abort {
+    ABORT_SAVE_MSRS = 1,
+    ABORT_HOST_PDPTES = 2,
+    ABORT_LOAD_MSRS = 4,
+    ABORT_HOST_MODE = 6, // a 32-bit host, out of IA-32e mode
+};
 
 static void abort_vmx(struct vcpu *vcpu, u32 indicator)
 {
@@ -132,8 +155,8 @@ static void load_host_segments(struct nested *n, struct guest_state *s, bool hos
 }
 
 // "Loading Host State": ctx[0] becomes what VMCS12's host-state area says. What it does not say
-// stays as it is in `before`: L2's state, or L1's own if L2's was not loaded.
-static void load_host_state(struct vcpu *vcpu, const struct guest_state *before)
+// stays as it is in `before`: L2's state, or L1's own if L2's was not loaded. `nmis`: BLOCK_NMI or 0.
+static void load_host_state(struct vcpu *vcpu, const struct guest_state *before, u32 nmis)
 {
     struct nested *n = vcpu->nested;
     struct guest_state *s = &vcpu->ctx[0].state;
@@ -163,13 +186,12 @@ static void load_host_state(struct vcpu *vcpu, const struct guest_state *before)
     s->sysenter_cs = vmcs12_read(n, HOST_SYSENTER_CS);
     s->sysenter_esp = vmcs12_read(n, HOST_SYSENTER_ESP);
     s->sysenter_eip = vmcs12_read(n, HOST_SYSENTER_EIP);
-    // Virtual NMIs' blocking is L2's; the CPU's own ended with the entry.
-    s->interruptibility = vmcs12_read(n, PIN_BASED_CONTROLS) & PIN_VIRTUAL_NMIS
-                              ? 0
-                              : before->interruptibility & BLOCK_NMI;
+    s->interruptibility = nmis;
     s->activity = ACTIVITY_ACTIVE;
     s->pending_dbg = 0;
-    if (!vmcs12_load_pdptes(vcpu, s))
+    if (!host64 && (before->efer & EFER_LMA))
+        abort_vmx(vcpu, ABORT_HOST_MODE);
+    else if (!vmcs12_load_pdptes(vcpu, s))
         abort_vmx(vcpu, ABORT_HOST_PDPTES);
     if (!vmcs12_vpid(n))
         tlb_flush_vcpu(vcpu, TLB_FLUSH_GUEST);
@@ -232,10 +254,29 @@ static u64 string_address(struct vcpu *vcpu, const struct exit_io *io)
     return offset + (seg >= SEG_FS ? s->seg[seg].base : 0);
 }
 
+// LMSW's memory operand; 0 if another vCPU has written over the instruction.
+static u64 lmsw_address(struct vcpu *vcpu)
+{
+    const struct guest_state *s =
+        vcpu_state(vcpu, GROUP_RIP | GROUP_CODE | GROUP_DATA | GROUP_SYSTEM);
+    struct insn insn;
+    u64 offset;
+
+    if (!insn_peek_current(vcpu, &insn) || !insn.has_mem)
+        return 0;
+    vcpu->gpr[GPR_RSP] = s->rsp;
+    offset = insn_offset(&insn, vcpu->gpr, s->rip + insn.length);
+    if (!vcpu_mode_64bit(vcpu))
+        return (u32)(offset + s->seg[insn.seg].base);
+    return offset + (insn.seg >= SEG_FS ? s->seg[insn.seg].base : 0);
+}
+
 static u64 linear_address(struct vcpu *vcpu, const struct vm_exit *exit)
 {
     if (exit->kind == EXIT_STAGE2 && exit->stage2.gla_valid)
         return exit->stage2.gla;
+    if (exit->kind == EXIT_CR && exit->cr.access == CR_LMSW && exit->cr.lmsw_memory)
+        return lmsw_address(vcpu);
     return exit->kind == EXIT_IO && exit->io.string ? string_address(vcpu, &exit->io) : 0;
 }
 
@@ -254,8 +295,8 @@ static void save_exit_information(struct vcpu *vcpu, u32 reason, u64 qualificati
     bool has_event = exit->kind == EXIT_EXCEPTION || exit->kind == EXIT_NMI ||
                      exit->kind == EXIT_EXTERNAL_INTERRUPT;
     // An EPT violation's qualification says the same in a bit of its own.
-    bool unblocked =
-        exit->nmi_unblocked_by_iret && (exit->kind == EXIT_EXCEPTION || exit->kind == EXIT_STAGE2);
+    bool unblocked = exit->nmi_unblocked_by_iret && !n->nmis_stay_blocked &&
+                     (exit->kind == EXIT_EXCEPTION || exit->kind == EXIT_STAGE2);
     u64 unblocking = unblocked && has_event ? INFO_NMI_UNBLOCKING : 0;
 
     // The IRET will run again; the model has the blocking as it will be then.
@@ -278,8 +319,17 @@ static void save_exit_information(struct vcpu *vcpu, u32 reason, u64 qualificati
                  vmcs12_read(n, ENTRY_INTERRUPTION_INFO) & ~(u64)INFO_VALID);
 }
 
+// Virtual NMIs' blocking is L2's; the CPU's own ended with the entry.
+static u32 nmis_blocked(const struct nested *n)
+{
+    if (vmcs12_read(n, PIN_BASED_CONTROLS) & PIN_VIRTUAL_NMIS)
+        return 0;
+    return (u32)vmcs12_read(n, GUEST_INTERRUPTIBILITY) & BLOCK_NMI;
+}
+
 void vmcs12_exit(struct vcpu *vcpu, u32 reason, u64 qualification, const struct vm_exit *exit)
 {
+    settle_rf(vcpu, exit);
     save_guest_state(vcpu);
     vmcs12_timer_stop(vcpu);
     save_exit_information(vcpu, reason, qualification, exit);
@@ -287,18 +337,18 @@ void vmcs12_exit(struct vcpu *vcpu, u32 reason, u64 qualification, const struct 
     vcpu->events.reinject.valid = false;
     vcpu->events.exception.valid = false;
     nested_leave_l2(vcpu);
-    load_host_state(vcpu, &vcpu->ctx[1].state);
+    load_host_state(vcpu, &vcpu->ctx[1].state, nmis_blocked(vcpu->nested));
     vmcs12_publish(vcpu);
 }
 
 // "VM-Entry Failures During or After Loading Guest State": no guest state is saved, host state is
-// loaded as by an exit.
+// loaded as by an exit, but NMIs are blocked as they were before.
 void vmcs12_entry_failed(struct vcpu *vcpu, u32 reason, u64 qualification)
 {
     struct guest_state before = *vcpu_state(vcpu, GROUP_CR | GROUP_EFER_PAT | GROUP_BLOCKING);
 
     vmcs12_write(vcpu->nested, EXIT_REASON, reason | EXIT_REASON_ENTRY_FAILURE);
     vmcs12_write(vcpu->nested, EXIT_QUALIFICATION, qualification);
-    load_host_state(vcpu, &before);
+    load_host_state(vcpu, &before, before.interruptibility & BLOCK_NMI);
     vmcs12_publish(vcpu);
 }

@@ -24,7 +24,8 @@ bool vmcs12_apic_cr8(struct vcpu *vcpu, struct vm_exit *exit);
 bool vmcs12_apic_msr(struct vcpu *vcpu, struct vm_exit *exit);
 // An L2's EXIT_STAGE2 with L1's address: the same for the APIC-access page.
 bool vmcs12_apic_page(struct vcpu *vcpu, struct vm_exit *exit);
-// Whether an interrupt of L1's only notifies of interrupts that are posted for its L2; takes them.
+// Whether an interrupt of L1's, which is acknowledged, only notifies of interrupts that are posted for
+// its L2; takes them.
 bool vmcs12_is_posted(const struct vcpu *vcpu, int vector);
 void vmcs12_take_posted(struct vcpu *vcpu);
 

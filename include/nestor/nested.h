@@ -95,6 +95,8 @@ enum nested_answer {
 int nested_virtual_interrupt(struct vcpu *vcpu);
 // L2's access to CR8, if L1 has a TPR of its own for it; false: it is the LAPIC's.
 bool nested_cr8(struct vcpu *vcpu, bool write, u64 *value);
+// L1's TSC was moved under its L2: how far that moves L2's.
+u64 nested_tsc_moved(struct vcpu *vcpu, u64 by);
 enum nested_answer nested_event(struct vcpu *vcpu, enum nested_event event);
 // An exception that would be delivered to L2 (raised by emulation, or re-injected from an exit of
 // Nestor's own): true if L1's exception intercept took it and the exit to L1 was made.

@@ -108,8 +108,9 @@ int insn_peek(struct vcpu *vcpu, u8 buf[15]);
 // Sets exit->insn_len of an instruction's exit where the hardware did not say it. False: it is no
 // such instruction; the guest has its fault, or executes what is there, or is stopped.
 bool insn_find_length(struct vcpu *vcpu, struct vm_exit *exit);
-// What is in memory is not what has exited. True: an L2 runs, and executes what is there now.
-bool insn_retry_l2(struct vcpu *vcpu);
+// What is in memory is not what has exited. True: the guest executes what is there now; false: it has
+// done so often enough.
+bool insn_retry(struct vcpu *vcpu);
 // Guest-physical accesses to RAM: 0 or -E_FAULT.
 int guest_read_gpa(struct vcpu *vcpu, gpa_t gpa, void *buf, u64 size);
 int guest_write_gpa(struct vcpu *vcpu, gpa_t gpa, const void *buf, u64 size);
@@ -120,6 +121,8 @@ int guest_write_linear(struct vcpu *vcpu, gva_t la, const void *buf, unsigned si
 // Fetches and decodes the instruction at RIP; false: a fault is injected, or it is no instruction.
 struct insn;
 bool insn_decode_current(struct vcpu *vcpu, struct insn *insn);
+// The same without a fault: false if it can't be read, or is no instruction.
+bool insn_peek_current(struct vcpu *vcpu, struct insn *insn);
 // Its operand as a VMX exit's instruction information and displacement would have it.
 struct exit_operand;
 void insn_exit_operand(const struct insn *insn, u64 next_rip, struct exit_operand *op);

@@ -322,6 +322,8 @@ struct vcpu {
     u32 asid_generation;
     u16 tag[2]; // VPID or ASID of each context, private to the back end
     u64 exits;
+    u64 retry_exit; // insn_retry's last
+    u32 retries;    // exits without another between them
     u64 exit_counts[EXIT_KIND_COUNT];
     struct {
         u16 kind;
@@ -445,6 +447,8 @@ void vcpu_post(struct vcpu *vcpu, u32 requests);
 void vcpu_inject_exception(struct vcpu *vcpu, u8 vector, bool has_error, u32 error);
 void vcpu_inject_page_fault(struct vcpu *vcpu, u32 error, u64 cr2);
 void vcpu_inject_event(struct vcpu *vcpu, const struct event *event);
+// If an L2 runs: its triple fault, for what Nestor can't do for it. False: none does.
+bool vcpu_shutdown_l2(struct vcpu *vcpu);
 static inline void vcpu_inject_gp0(struct vcpu *vcpu)
 {
     vcpu_inject_exception(vcpu, 13, true, 0);

@@ -130,6 +130,12 @@ int guest_translate(struct vcpu *v, gva_t la, u32 access, gpa_t *gpa, u8 **host,
     UNUSED(guest_translate);
     return 0;
 }
+u64 vmcs12_tsc_moved(struct vcpu *v, u64 by)
+{
+    (void)v, (void)by;
+    UNUSED(vmcs12_tsc_moved);
+    return 0;
+}
 bool insn_decode_current(struct vcpu *v, struct insn *insn)
 {
     (void)v, (void)insn;
