@@ -95,7 +95,9 @@ static int ept_walk_down(struct ept_walk *w, gpa_t gpa, u8 access, struct l1_fau
     }
 }
 
-static int ept_set_flags(struct ept_walk *w, u8 access)
+// A full log is found before any flag is set.
+static int ept_set_flags(struct ept_walk *w, u8 access, struct l1_translation *out,
+                         struct l1_fault *fault)
 {
     int error;
 
@@ -106,10 +108,15 @@ static int ept_set_flags(struct ept_walk *w, u8 access)
             bits |= EPT_D;
         if ((old & bits) == bits)
             continue;
+        if (w->l1->log_full) {
+            *fault = (struct l1_fault){.log_full = true, .access = access, .rights = w->rights};
+            return -E_FAULT;
+        }
         error = w->mem->cmpxchg(w->mem->ctx, w->gpa[level], old, old | bits, sizeof(old));
         if (error)
             return error;
         w->entry[level] |= bits;
+        out->dirtied = bits & ~old & EPT_D;
     }
     return 0;
 }
@@ -131,14 +138,16 @@ static int ept_walk_once(const struct l1_stage2 *l1, const struct walk_memory *m
     error = ept_walk_down(&w, gpa, access, fault);
     if (!error && (access & EPT_PRESENT & ~w.rights))
         error = ept_fault(&w, false, access, fault);
+    out->dirtied = false;
     if (!error && ad)
-        error = ept_set_flags(&w, access);
+        error = ept_set_flags(&w, access, out, fault);
     if (error)
         return error;
     entry = w.entry[w.level];
     size = 1ull << shift_of(w.level);
     *out = (struct l1_translation){
         .gpa = (entry & EPT_ADDRESS & ~(size - 1)) | (gpa & (size - 1)),
+        .dirtied = out->dirtied,
         .page_size = size,
         .rights = ad && !(entry & EPT_D) ? w.rights & ~(unsigned)STAGE2_W : w.rights,
     };
@@ -214,7 +223,7 @@ int l1_stage2_walk(const struct l1_stage2 *l1, const struct walk_memory *mem, gp
                    struct l1_translation *out, struct l1_fault *fault)
 {
     if (l1->kind == L1_STAGE2_NONE) {
-        *out = (struct l1_translation){gpa, SIZE_1G, STAGE2_RWX};
+        *out = (struct l1_translation){gpa, false, SIZE_1G, STAGE2_RWX};
         return 0;
     }
     return (l1->kind == L1_STAGE2_EPT ? ept_walk : npt_walk)(l1, mem, gpa, access, out, fault);

@@ -33,7 +33,6 @@ static const char *const names[OFFER_FEATURE_COUNT] = {
     [OFFER_PAUSE_LOOP] = "pause-loop",
     [OFFER_RDRAND] = "rdrand",
     [OFFER_XSAVES] = "xsaves",
-    [OFFER_VM_FUNCTIONS] = "vm-functions",
     [OFFER_VMCS_SHADOWING] = "vmcs-shadowing",
     [OFFER_PML] = "pml",
     [OFFER_TSC_SCALING] = "tsc-scaling",
@@ -47,7 +46,6 @@ static const char *const names[OFFER_FEATURE_COUNT] = {
     [OFFER_VGIF] = "vgif",
     [OFFER_VIRTUAL_VMLOAD] = "virtual-vmload",
     [OFFER_PAUSE_FILTER] = "pause-filter",
-    [OFFER_TSC_RATIO] = "tsc-ratio",
 };
 
 const char *nested_feature_name(u32 n)

@@ -39,6 +39,7 @@ struct known {
 
 struct nested_stage2 {
     struct l1_stage2 l1;    // of the L2 that runs, or ran last
+    struct l1_log log;      // index NULL: none
     struct shadow *current; // its tables; NULL: it uses Nestor's own as L1 does
     u32 tag;                // of L2's translations in the CPU; 0: they serve no further entry
     u64 uses;
@@ -225,7 +226,7 @@ void nested_stage2_divert(struct vcpu *vcpu, bool on, gpa_t page, gpa_t to)
     nested_stage2_drop(vcpu);
 }
 
-void nested_stage2_use(struct vcpu *vcpu, const struct l1_stage2 *l1)
+void nested_stage2_use(struct vcpu *vcpu, const struct l1_stage2 *l1, const struct l1_log *log)
 {
     struct nested_stage2 *ns = vcpu->nested_stage2;
     struct controls *ctl = &vcpu->ctx[1].ctl;
@@ -242,6 +243,7 @@ void nested_stage2_use(struct vcpu *vcpu, const struct l1_stage2 *l1)
         forget(vcpu);
     ns->current = shadow;
     ns->l1 = *l1;
+    ns->log = log ? *log : (struct l1_log){0, NULL};
     ctl->stage2_root = tables->root;
     ctl->stage2_levels = tables->levels;
     ctl->stage2_ad = l1->kind == L1_STAGE2_EPT && (l1->root & EPTP_AD);
@@ -284,12 +286,28 @@ static int table_cmpxchg(void *ctx, gpa_t gpa, u64 old, u64 new_value, unsigned 
     return done ? 0 : -E_AGAIN;
 }
 
+enum { LOG_ENTRIES = 512 };
+
+static void log_page(struct vcpu *vcpu, const struct l1_log *log, gpa_t gpa)
+{
+    u64 page = gpa & PAGE_MASK;
+
+    guest_write_gpa(vcpu, log->address + *log->index * sizeof(page), &page, sizeof(page));
+    *log->index = (u16)(*log->index - 1);
+}
+
 static int walk(struct vcpu *vcpu, gpa_t gpa, u32 access, struct l1_translation *out,
                 struct l1_fault *fault)
 {
     const struct walk_memory memory = {table_read, table_cmpxchg, vcpu->vm};
+    struct nested_stage2 *ns = vcpu->nested_stage2;
+    int error;
 
-    return l1_stage2_walk(&vcpu->nested_stage2->l1, &memory, gpa, access, out, fault);
+    ns->l1.log_full = ns->log.index && *ns->log.index >= LOG_ENTRIES;
+    error = l1_stage2_walk(&ns->l1, &memory, gpa, access, out, fault);
+    if (!error && out->dirtied && ns->log.index)
+        log_page(vcpu, &ns->log, gpa);
+    return error;
 }
 
 // --- filling ---
@@ -365,7 +383,7 @@ static u32 access_of(const struct exit_stage2 *s)
 // A page that is missing. (By a misconfigured entry L1 marks a device, and won't map it.)
 static void want(struct nested_stage2 *ns, gpa_t gpa, u32 access, const struct l1_fault *fault)
 {
-    if (fault->misconfigured || (fault->error_code & PF_RSVD))
+    if (fault->misconfigured || fault->log_full || (fault->error_code & PF_RSVD))
         return;
     ns->wanted_in = ns->current;
     ns->wanted = gpa;

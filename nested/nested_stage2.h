@@ -12,6 +12,12 @@
 #include <nestor/nested_stage2.h>
 #include <nestor/vcpu.h>
 
+// Page-modification logging (SDM vol. 3): 512 addresses, from the last one down.
+struct l1_log {
+    gpa_t address;
+    u64 *index; // of the next one; beyond 511: the log is full
+};
+
 // --- at VM entry or VMRUN, behind nested_base_controls() and before nested_enter_l2() ---
 
 // VMRUN's TLB_CONTROL (enum svm_tlb_control) for L2's ASID; before the two below.
@@ -22,8 +28,9 @@ void nested_tag_use(struct vcpu *vcpu, u32 tag);
 // While `on`, accesses to this page of L1's exit, with its address; Nestor's own emulation has `to`
 // in its place. Before nested_stage2_use.
 void nested_stage2_divert(struct vcpu *vcpu, bool on, gpa_t page, gpa_t to);
-// L2's stage 2 is `l1` from now on (kind NONE: L1's addresses).
-void nested_stage2_use(struct vcpu *vcpu, const struct l1_stage2 *l1);
+// L2's stage 2 is `l1` from now on (kind NONE: L1's addresses). `log`: NULL, or where pages are
+// logged as their D flags are set.
+void nested_stage2_use(struct vcpu *vcpu, const struct l1_stage2 *l1, const struct l1_log *log);
 
 // --- what L1 executes ---
 

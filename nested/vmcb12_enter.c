@@ -379,7 +379,8 @@ static void use_stage2(struct vcpu *vcpu, const struct vmcb *v)
 
     nested_tlb_control(vcpu, v->guest_asid, v->tlb_control);
     nested_tag_use(vcpu, v->guest_asid);
-    nested_stage2_use(vcpu, vmcb12_npt(vcpu) ? &npt : &(struct l1_stage2){.kind = L1_STAGE2_NONE});
+    nested_stage2_use(vcpu, vmcb12_npt(vcpu) ? &npt : &(struct l1_stage2){.kind = L1_STAGE2_NONE},
+                      NULL);
 }
 
 // One PAT for both, but with nested paging (15.25.8).

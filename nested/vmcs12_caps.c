@@ -83,6 +83,7 @@ static const struct {
      VPID_CAP_INVVPID | VPID_CAP_INVVPID_ADDRESS | VPID_CAP_INVVPID_SINGLE | VPID_CAP_INVVPID_ALL |
          VPID_CAP_INVVPID_SINGLE_GLOBAL,
      F(VPID), 0, 0, 0},
+    {MSR_VMX_PROCBASED_CTLS2, SECONDARY_PML, F(EPT) | F(EPT_AD) | F(PML), 0, 0, 0},
     {MSR_VMX_MISC, VMX_MISC_VMWRITE_ANY, F(VMWRITE_ANY), 0, 0, 0},
 };
 
@@ -141,6 +142,8 @@ void vmcs12_caps_reset(struct vcpu *vcpu)
         *slot(n, MSR_VMX_EPT_VPID_CAP) &= ~EPT_CAP_EXECUTE_ONLY;
     if (!backend->stage2_ad)
         *slot(n, MSR_VMX_EPT_VPID_CAP) &= ~EPT_CAP_AD;
+    if (!(*slot(n, MSR_VMX_EPT_VPID_CAP) & EPT_CAP_AD)) // its log tells of them
+        *slot(n, MSR_VMX_PROCBASED_CTLS2) &= ~((u64)SECONDARY_PML << 32);
     if (*slot(n, MSR_VMX_PROCBASED_CTLS2))
         *slot(n, MSR_VMX_PROCBASED_CTLS) |= PRIMARY_SECONDARY << 32;
     for (unsigned i = 0; i < ARRAY_SIZE(control_msrs); i++) {

@@ -40,7 +40,6 @@ enum nested_feature {
     OFFER_PAUSE_LOOP,
     OFFER_RDRAND,
     OFFER_XSAVES,
-    OFFER_VM_FUNCTIONS,
     OFFER_VMCS_SHADOWING,
     OFFER_PML,
     OFFER_TSC_SCALING,
@@ -53,7 +52,6 @@ enum nested_feature {
     OFFER_VGIF,
     OFFER_VIRTUAL_VMLOAD,
     OFFER_PAUSE_FILTER,
-    OFFER_TSC_RATIO,
     OFFER_FEATURE_COUNT,
 };
 _Static_assert(OFFER_FEATURE_COUNT <= 64, "vm_config.nested_features has a bit for each");

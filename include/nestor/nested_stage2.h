@@ -17,7 +17,8 @@ struct l1_stage2 {
     u8 kind;      // enum l1_stage2_kind; NONE: L2's guest-physical addresses are L1's
     u8 phys_bits; // L1's MAXPHYADDR
     bool page1g, execute_only;
-    u64 root; // the EPTP or nCR3
+    bool log_full; // page-modification logging is on, and its index is not in the range 0-511
+    u64 root;      // the EPTP or nCR3
     u64 mode; // NPT: what VMRUN found of L1's paging: CR4's PAE, PSE, LA57, SMEP and EFER's LMA, NXE
 };
 
@@ -37,7 +38,8 @@ enum l1_access {
 };
 
 struct l1_translation {
-    gpa_t gpa; // L1's
+    gpa_t gpa;    // L1's
+    bool dirtied; // EPT: the walk has set the D flag
     u64 page_size;
     unsigned
         rights; // enum stage2_rights; W only when the entry's D flag is set, where there is one
@@ -45,6 +47,7 @@ struct l1_translation {
 
 struct l1_fault {
     bool misconfigured; // EPT misconfiguration; else a violation or nested page fault
+    bool log_full;      // or a page-modification log-full event
     u8 access;          // enum l1_access
     u8 rights;          // EPT: what all entries that were used allow together
     u32 error_code;     // NPT: of the #PF that it would be

@@ -264,6 +264,34 @@ static void test_ept_flags(void **state)
     }
 }
 
+// "Page-Modification Logging": a D flag that is set is told; with no room in the log nothing is set,
+// and what needs no flag passes; the rights come first.
+static void test_ept_log(void **state)
+{
+    (void)state;
+    for (unsigned i = 0; i < 64; i++) {
+        bool full = i & 1, write = i & 2, refused = i & 4, accessed = i & 8, dirty = i & 16;
+        bool ad = i & 32, due = ad && (!accessed || (write && !dirty));
+        struct l1_stage2 l1 = ept(4, ad);
+        u64 before;
+
+        l1.log_full = full;
+        build(4, 2, refused ? X : RWX);
+        for (unsigned level = 4; level > 2; level--)
+            *entry(level) |= A;
+        *entry(2) |= (accessed ? A : 0) | (dirty ? D : 0);
+        before = *entry(2);
+        if (refused || (full && due)) {
+            assert_int_equal(walk(&l1, GPA, write ? W : R), -E_FAULT);
+            assert_int_equal(fault.log_full, !refused);
+            assert_int_equal(*entry(2), before);
+            continue;
+        }
+        assert_int_equal(walk(&l1, GPA, write ? W : R), 0);
+        assert_int_equal(result.dirtied, ad && write && !dirty);
+    }
+}
+
 static void test_ept_races(void **state)
 {
     struct l1_stage2 l1 = ept(4, true);
@@ -496,6 +524,7 @@ int main(void)
         cmocka_unit_test_setup(test_ept_1g_not_offered, setup),
         cmocka_unit_test_setup(test_ept_memory_types, setup),
         cmocka_unit_test_setup(test_ept_flags, setup),
+        cmocka_unit_test_setup(test_ept_log, setup),
         cmocka_unit_test_setup(test_ept_races, setup),
         cmocka_unit_test_setup(test_ept_reach, setup),
         cmocka_unit_test_setup(test_ept_not_in_ram, setup),
