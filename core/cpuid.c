@@ -248,6 +248,16 @@ static bool compaction_consistent(const struct cpuid_table *t)
     return size == xsave_size(t, t->features_xcr0, true);
 }
 
+// Of XCR0's components, those that have a place. Bochs 2.7 forgets the leaf of PKRU's: a guest that
+// trusts the leaves makes its area too small.
+static u64 placed_components(u64 xcr0)
+{
+    for (unsigned i = 2; i < 32; i++)
+        if ((xcr0 & BIT(i)) && !cpuid(0xd, i).eax)
+            xcr0 &= ~BIT(i);
+    return xcr0;
+}
+
 static void build_xsave(struct cpuid_table *t)
 {
     u64 components;
@@ -261,6 +271,7 @@ static void build_xsave(struct cpuid_table *t)
         t->basic[0xd][EAX] &= ~B(9);
     if (!(t->basic[7][ECX] & B(7))) // no PLn_SSP, so nobody switches what these would load there
         t->xsave[1][ECX] &= ~(B(11) | B(12));
+    t->basic[0xd][EAX] = (u32)placed_components(t->basic[0xd][EAX]);
     t->features_xcr0 = t->basic[0xd][EAX];
     components = t->features_xcr0 | t->xsave[1][ECX];
     t->basic[0xd][ECX] = 576;

@@ -65,8 +65,8 @@ static void load_guest_state(struct vcpu *vcpu)
     s->dr7 = (entry & ENTRY_CTL_LOAD_DEBUG ? vmcs12_read(n, GUEST_DR7) : l1->dr7) | DR7_FIXED;
     vcpu->breakpoints |= (s->dr7 & DR7_ENABLES) != 0; // L1's MOV to DR7 need not have enabled any
     // LBR may be set, but has no effect here (core/msr.c).
-    s->debugctl = entry & ENTRY_CTL_LOAD_DEBUG ? vmcs12_read(n, GUEST_DEBUGCTL) & DEBUGCTL_BTF
-                                               : l1->debugctl;
+    s->debugctl =
+        entry & ENTRY_CTL_LOAD_DEBUG ? vmcs12_read(n, GUEST_DEBUGCTL) & DEBUGCTL_BTF : l1->debugctl;
     s->pat = entry & ENTRY_CTL_LOAD_PAT ? vmcs12_read(n, GUEST_PAT) : l1->pat;
     s->efer = entry & ENTRY_CTL_LOAD_EFER ? vmcs12_read(n, GUEST_EFER)
                                           : loaded_efer(s, l1->efer, entry & ENTRY_CTL_IA32E_GUEST);

@@ -482,9 +482,28 @@ static void test_second_cpu(void)
     report(smp_wait(1) && second_clean, "the other CPU has its own PKRU, IA32_PKRS and CET MSRs");
 }
 
+// Bochs 2.7 has PKRU's component, but an empty leaf for it.
+static void test_components(void)
+{
+    u32 components = cpuid(0xd, 0).eax, end = 576;
+
+    for (unsigned i = 2; i < 32; i++) {
+        struct cpuid_regs r = cpuid(0xd, i);
+
+        if (!(components & BIT(i)))
+            continue;
+        report_known(MACHINE_BOCHS, r.eax && r.ebx >= end, "XCR0 bit %u has a place: %u at %u", i,
+                     r.eax, r.ebx);
+        end = MAX(end, r.eax + r.ebx);
+    }
+    report_known(MACHINE_BOCHS, cpuid(0xd, 0).ecx == end, "the area's size: %u", end);
+}
+
 void guest_main(void)
 {
     map();
+    if (has(1, ECX, 26))
+        test_components();
     test_pku();
     test_pks();
     test_cet();
