@@ -56,16 +56,37 @@ qemu-svm bad     fail   0 0 # a reason
 qemu-svm skipped {skipped} 0 0
 bochs-vmx bad    pass   0 0
 """
+# An image of several tests as its sources list them, two of which the row leaves out.
+LISTS = {"unittests.cfg": """\
+[list]
+file = tiny.flat
+test_args = "-hang -tri*"
+
+[one]
+file = tiny.flat
+test_args = 'code=38'
+""", "tiny.c": """\
+    if (test_wanted("triple", argv, argc))
+""", "tiny_tests.c": """\
+struct tiny_test tiny_tests[] = {
+    { "code=0", NULL, main, },
+    TEST(code=1),
+    V2_TEST(hang, main),
+    { NULL },
+};
+""", "expected": """\
+qemu-svm list:code=1 pass 0 0
+"""}
 
 
-def suite(folder, **expected):
+def suite(folder, files, *arguments):
     shutil.copy(TINY, os.path.join(folder, "tiny.flat"))
-    for name, text in (("unittests.cfg", ROWS), ("expected", EXPECTED.format(**expected))):
+    for name, text in files.items():
         with open(os.path.join(folder, name), "w", encoding="ascii") as file:
             file.write(text)
     done = subprocess.run([os.path.join(ROOT, "tests", "kvm-unit-tests"), "--machine", "qemu-svm",
                            "--timeout", "15", "--logs", os.path.join(folder, "logs"),
-                           "--expected", os.path.join(folder, "expected"), folder],
+                           "--expected", os.path.join(folder, "expected"), *arguments, folder],
                           stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
                           stderr=subprocess.STDOUT, timeout=200, check=False, text=True)
     return done.returncode, done.stdout
@@ -74,7 +95,8 @@ def suite(folder, **expected):
 def with_expectations(status, worse, **expected):
     def run(log):
         with tempfile.TemporaryDirectory(prefix="nestor-suite-") as folder:
-            ended, output = suite(folder, **expected)
+            ended, output = suite(folder, {"unittests.cfg": ROWS,
+                                           "expected": EXPECTED.format(**expected)})
         log.write(output.encode())
         found = dict(re.findall(r"^(\w+) +(\w+|-) ", output, re.M))
         for name, verdict in VERDICTS.items():
@@ -85,7 +107,19 @@ def with_expectations(status, worse, **expected):
     return run
 
 
+def split(log):
+    with tempfile.TemporaryDirectory(prefix="nestor-suite-") as folder:
+        ended, output = suite(folder, LISTS, "--split")
+    log.write(output.encode())
+    found = re.findall(r"^(list\S*|one\S*) +(\w+) ", output, re.M)
+    expect(found == [("list:code=0", "pass"), ("list:code=1", "fail"), ("one", "skip")],
+           "other rows: %s", found)
+    expect(re.findall(r"^(\S+) .*WORSE", output, re.M) == ["list:code=1"], "others got worse")
+    expect(ended == 1, "status %d", ended)
+
+
 def tests():
     return [("suite-as-expected", 20, with_expectations(0, [], good="pass", skipped="skip")),
             ("suite-got-worse", 20, with_expectations(1, ["skipped"], good="fail",
-                                                      skipped="pass"))]
+                                                      skipped="pass")),
+            ("suite-split", 15, split)]
