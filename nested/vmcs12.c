@@ -31,8 +31,10 @@ static int vmcs12_check_cr(const struct vcpu *vcpu, unsigned number, u64 value)
 
 static void vmcs12_reset(struct vcpu *vcpu)
 {
-    // As firmware leaves it: locked, VMX outside SMX allowed.
-    vcpu->nested->feature_control = FEATURE_CONTROL_LOCK | FEATURE_CONTROL_VMX_OUTSIDE_SMX;
+    // As firmware leaves it: locked, VMX outside SMX allowed. A test gets it as hardware does, to
+    // see what VMXON does before.
+    vcpu->nested->feature_control =
+        vcpu->vm->config->test_device ? 0 : FEATURE_CONTROL_LOCK | FEATURE_CONTROL_VMX_OUTSIDE_SMX;
     vcpu->nested->current = VMCS12_NONE;
     vmcs12_caps_reset(vcpu);
     vmcs12_shadow_reset(vcpu);

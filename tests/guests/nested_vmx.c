@@ -78,23 +78,41 @@ static const struct {
     {try_vmresume, "VMRESUME"}, {try_vmxoff, "VMXOFF"},
 };
 
+// IA32_FEATURE_CONTROL before firmware has locked it (SDM vol. 3, "Enabling and Entering VMX
+// Operation"): VMXON takes both bits.
+static void test_unlocked(void)
+{
+    static const u64 values[] = {0, FEATURE_CONTROL_VMX_OUTSIDE_SMX};
+    u64 cr4 = read_cr4();
+
+    if (msr_read(MSR_FEATURE_CONTROL) & FEATURE_CONTROL_LOCK)
+        return;
+    write_cr4(cr4 | CR4_VMXE);
+    for (unsigned i = 0; i < ARRAY_SIZE(values); i++) {
+        msr_write(MSR_FEATURE_CONTROL, values[i]);
+        report(msr_read(MSR_FEATURE_CONTROL) == values[i] &&
+                   try(try_vmxon, vmxon_region) == VECTOR_GP,
+               "VMXON with IA32_FEATURE_CONTROL %llu: #GP", LLU(values[i]));
+    }
+    write_cr4(cr4);
+    msr_write(MSR_FEATURE_CONTROL, FEATURE_CONTROL_LOCK | FEATURE_CONTROL_VMX_OUTSIDE_SMX);
+}
+
 static void test_enable(void)
 {
-    u64 lock = msr_read(MSR_FEATURE_CONTROL), cr0 = read_cr0();
+    u64 cr0 = read_cr0(), lock;
 
-    if (!(lock & FEATURE_CONTROL_LOCK))
-        msr_write(MSR_FEATURE_CONTROL,
-                  lock | FEATURE_CONTROL_LOCK | FEATURE_CONTROL_VMX_OUTSIDE_SMX);
+    basic = msr_read(MSR_VMX_BASIC);
+    vmxon_region = new_region();
+    vmcs_region = new_region();
+    test_unlocked();
     lock = msr_read(MSR_FEATURE_CONTROL);
     report((lock & 5) == 5, "IA32_FEATURE_CONTROL %#llx", LLU(lock));
     report(try(try_wrmsr, (void *)MSR_FEATURE_CONTROL) == VECTOR_GP,
            "WRMSR to it when locked: #GP");
     report(try(try_wrmsr, (void *)MSR_VMX_BASIC) == VECTOR_GP, "WRMSR to IA32_VMX_BASIC: #GP");
-    basic = msr_read(MSR_VMX_BASIC);
     report((basic >> 32 & 0x1fff) <= PAGE_SIZE && (basic >> 50 & 15) == 6, "IA32_VMX_BASIC %#llx",
            LLU(basic));
-    vmxon_region = new_region();
-    vmcs_region = new_region();
     report(try(try_vmxon, vmxon_region) == VECTOR_UD, "VMXON without CR4.VMXE: #UD");
     write_cr4(read_cr4() | msr_read(MSR_VMX_CR4_FIXED0) | CR4_VMXE);
     for (unsigned i = 0; i < ARRAY_SIZE(instructions); i++)
