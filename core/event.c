@@ -447,8 +447,8 @@ static void prepare_boundary(struct vcpu *vcpu)
         injected = deliver_pending_debug(vcpu);
         ev->debug_check = vcpu->cur->state.pending_dbg; // blocked by MOV SS: look again
     }
-    if (unlikely(ev->gif_clear))
-        ev->interrupts_check &= irq_pending(vcpu); // what waits for STGI, which then exits
+    if (unlikely(ev->gif_clear) && ev->interrupts_check)
+        ev->interrupts_check = irq_pending(vcpu); // what waits for STGI, which then exits
     if (unlikely(ev->gif_clear) || vcpu->level != level || (injected && injection_first(vcpu)))
         return;
     if (level && !injected && nested_event(vcpu, NESTED_BEFORE_NMI) == NESTED_EXITED)

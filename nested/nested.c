@@ -66,13 +66,20 @@ void nested_base_controls(struct vcpu *vcpu)
     vcpu->ctx[1].ctl_dirty = CTL_ALL;
 }
 
+// Nothing that waited has gone; but what an accelerated LAPIC has is looked for only at the other
+// level.
+static void look_for_interrupts(struct vcpu *vcpu)
+{
+    vcpu->events.interrupts_check |= vcpu->apic.mode != ACCEL_OFF;
+}
+
 void nested_enter_l2(struct vcpu *vcpu)
 {
     irq_take_back(vcpu); // what L2's exits ask for are L1's interrupts
     backend->select(vcpu, 1, ops()->kept);
     vcpu->world = nested_stage2_world(vcpu);
     nested_stage2_prefetch(vcpu);
-    vcpu->events.interrupts_check = true;
+    look_for_interrupts(vcpu);
 }
 
 void nested_leave_l2(struct vcpu *vcpu)
@@ -81,7 +88,7 @@ void nested_leave_l2(struct vcpu *vcpu)
         timer_cancel(&vcpu->l2_timer);
     backend->select(vcpu, 0, ops()->kept);
     vcpu->world = 0;
-    vcpu->events.interrupts_check = true;
+    look_for_interrupts(vcpu);
     vcpu->events.mtf_pending = vcpu->events.nested_check = false;
 }
 

@@ -232,6 +232,7 @@ void nested_stage2_use(struct vcpu *vcpu, const struct l1_stage2 *l1, const stru
     struct controls *ctl = &vcpu->ctx[1].ctl;
     struct shadow *shadow = NULL;
     const struct stage2 *tables = &vcpu->vm->stage2;
+    bool ad;
 
     // EPT's mappings have no tag but the EPTP.
     if (l1->kind != L1_STAGE2_NONE || ns->diverted != NONE_DIVERTED) {
@@ -244,10 +245,13 @@ void nested_stage2_use(struct vcpu *vcpu, const struct l1_stage2 *l1, const stru
     ns->current = shadow;
     ns->l1 = *l1;
     ns->log = log ? *log : (struct l1_log){0, NULL};
+    ad = l1->kind == L1_STAGE2_EPT && (l1->root & EPTP_AD);
+    if (ctl->stage2_root != tables->root || ctl->stage2_levels != tables->levels ||
+        ctl->stage2_ad != ad)
+        vcpu->ctx[1].ctl_dirty |= CTL_STAGE2;
     ctl->stage2_root = tables->root;
     ctl->stage2_levels = tables->levels;
-    ctl->stage2_ad = l1->kind == L1_STAGE2_EPT && (l1->root & EPTP_AD);
-    vcpu->ctx[1].ctl_dirty |= CTL_STAGE2;
+    ctl->stage2_ad = ad;
     if (shadow && shadow->stale) {
         flush_l2(vcpu, TLB_FLUSH_STAGE2);
         shadow->stale = false;

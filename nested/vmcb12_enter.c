@@ -160,7 +160,8 @@ static void load_state(struct vcpu *vcpu, const struct vmcb *v, u32 groups)
     s->activity = ACTIVITY_ACTIVE;
     s->pending_dbg = 0;
     vcpu->gpr[GPR_RAX] = v->rax;
-    vcpu_modify(vcpu, GROUP_CR2 | GROUP_DR6);
+    vcpu->shared_valid |= GROUP_CR2 | GROUP_DR6;
+    vcpu->shared_dirty |= GROUP_CR2 | GROUP_DR6;
     vcpu->cr2 = v->cr2;
     vcpu->dr6 = (v->dr6 & 0xe00f) | DR6_FIXED;
     vcpu->breakpoints |= (v->dr7 & DR7_ENABLES) != 0;

@@ -119,15 +119,16 @@ static void write_insn_bytes(struct vcpu *vcpu, struct vmcb *v)
 // To where L1 goes on: behind its VMRUN, with the VMLOAD group that L2 had.
 static void leave(struct vcpu *vcpu)
 {
-    struct guest_state *l1;
+    const struct guest_state *l1;
 
     vcpu->events.reinject.valid = false;
     vcpu->events.exception.valid = false;
     nested_leave_l2(vcpu);
-    l1 = vcpu_modify(vcpu, GROUP_DEBUG);
+    l1 = vcpu_state(vcpu, GROUP_DEBUG);
+    if (l1->dr7 != DR7_FIXED)
+        vcpu_modify(vcpu, GROUP_DEBUG)->dr7 = DR7_FIXED;
     if (!vmcb12_npt(vcpu) && l1->pat != vcpu->ctx[1].state.pat) // one PAT for both
         vcpu_modify(vcpu, GROUP_EFER_PAT)->pat = vcpu->ctx[1].state.pat;
-    l1->dr7 = DR7_FIXED;
     vcpu->gpr[GPR_RAX] = vcpu->nested->vmcb12_gpa;
     vmcb12_set_gif(vcpu, false);
     vcpu->events.debug_check |= l1->pending_dbg != 0; // the single step of VMRUN itself

@@ -94,6 +94,7 @@ int svm_ctx_create(struct vcpu *vcpu, unsigned level)
     hw->vmcb = vmcb;
     hw->vmcb_pa = virt_to_phys(vmcb);
     hw->seen_cpl = SVM_CPL_UNKNOWN;
+    hw->stays = SVM_STAYING_GROUPS;
     vmcb->iopm_base_pa = virt_to_phys(iopm);
     vmcb->np_enable = 1;
     vmcb->v_ctl = SVM_V_INTR_MASKING;
@@ -216,6 +217,14 @@ void svm_intercepts(const struct controls *ctl, u64 cr0, u64 cr4, u32 words[SVM_
                              SVM_INTERCEPT_LDTR_READ | SVM_INTERCEPT_TR_READ;
 }
 
+// Whether DR7 can't change but by an exit: MOV, #DB's delivery and a task switch do it.
+static bool keeps_debug(const struct vmcb *vmcb)
+{
+    return (vmcb->intercept[SVM_WORD_DR] & SVM_DR_WRITE_ALL) == SVM_DR_WRITE_ALL &&
+           (vmcb->intercept[SVM_WORD_EXCEPTIONS] & BIT(VECTOR_DB)) &&
+           (vmcb->intercept[SVM_WORD_3] & SVM_INTERCEPT_TASK_SWITCH);
+}
+
 static void write_intercepts(struct vcpu_ctx *ctx)
 {
     struct vmcb *vmcb = ctx->hw->vmcb;
@@ -223,7 +232,8 @@ static void write_intercepts(struct vcpu_ctx *ctx)
     svm_intercepts(&ctx->ctl, vmcb->cr0, vmcb->cr4 | ctx->hw->cr4_held, vmcb->intercept);
     ctx->hw->exceptions = vmcb->intercept[SVM_WORD_EXCEPTIONS];
     ctx->hw->word3 = vmcb->intercept[SVM_WORD_3];
-    ctx->hw->prepare = true;
+    ctx->hw->prepare |= SVM_PREPARE_EVENTS;
+    ctx->hw->stays = SVM_STAYING_GROUPS | (keeps_debug(vmcb) ? GROUP_DEBUG : 0);
     vmcb->clean &= ~(u32)SVM_CLEAN_I;
 }
 

@@ -171,7 +171,7 @@ static void prepare_intercepts(struct vcpu_ctx *ctx)
         hw->vmcb->clean &= ~(u32)SVM_CLEAN_I;
     }
     if (step != SVM_STEP_NONE || word3 != hw->word3)
-        hw->prepare = true; // look again at the next entry
+        hw->prepare |= SVM_PREPARE_EVENTS; // look again at the next entry
 }
 
 // An L1's STGI and CLGI act on a GIF of its own, where the CPU has one (15.33). STGI exits only
@@ -192,21 +192,13 @@ static void prepare_gif(const struct vcpu *vcpu, struct backend_ctx *hw)
     hw->vmcb->clean &= ~(u32)(SVM_CLEAN_I | SVM_CLEAN_TPR);
 }
 
-// Everything that an entry does not need every time.
-static __attribute__((noinline)) void prepare(struct vcpu *vcpu, struct svm_cpu *cpu)
+static void prepare_events(struct vcpu *vcpu)
 {
     struct vcpu_ctx *ctx = vcpu->cur;
     struct backend_ctx *hw = ctx->hw;
 
-    if (ctx->dirty | vcpu->shared_dirty)
-        svm_write_state(vcpu);
-    if (ctx->ctl_dirty)
-        svm_write_controls(vcpu);
-    svm_load_registers(vcpu, cpu);
-    if (ctx->flush)
-        flush_asid(vcpu, cpu);
     hw->vmcb->interrupt_shadow = ctx->state.interruptibility & (BLOCK_STI | BLOCK_MOV_SS) ? 1 : 0;
-    hw->prepare = ctx->ctl.interrupt_window || ctx->ctl.offer; // to close it again
+    hw->prepare = ctx->ctl.interrupt_window || ctx->ctl.offer ? SVM_PREPARE_EVENTS : 0; // to close it
     if (ctx->ctl.inject.valid)
         inject(vcpu, &ctx->ctl.inject);
     if (vcpu->nested)
@@ -214,7 +206,6 @@ static __attribute__((noinline)) void prepare(struct vcpu *vcpu, struct svm_cpu 
     set_virtual_interrupt(hw, ctx->ctl.interrupt_window && !shadow_is_lost(ctx), ctx->ctl.offer,
                           hw->vgif && !vcpu->events.gif_clear);
     prepare_intercepts(ctx);
-    hw->adjust = true;
     hw->shadow = svm_forgets_shadow ? ctx->state.interruptibility & (BLOCK_STI | BLOCK_MOV_SS) : 0;
     hw->shadow_rip = hw->vmcb->rip;
     hw->blocking = (u8)(ctx->state.interruptibility & (BLOCK_NMI | BLOCK_SMI));
@@ -223,6 +214,48 @@ static __attribute__((noinline)) void prepare(struct vcpu *vcpu, struct svm_cpu 
     if (vcpu->immediate_exit || (ctx->ctl.nmi_window && ctx->ctl.inject.valid &&
                                  !(ctx->state.interruptibility & BLOCK_NMI)))
         apic_send_ipi(vcpu->cpu->apic_id, HOST_VECTOR_KICK);
+}
+
+static inline u64 registers_differ(const struct vcpu *vcpu, const struct svm_cpu *cpu)
+{
+    return (vcpu->xcr0 ^ cpu->xcr0) | (vcpu->xss ^ cpu->xss) | (vcpu->tsc_aux ^ cpu->tsc_aux);
+}
+
+// What of the events core asks for.
+static inline u32 wants_events(const struct vcpu *vcpu, const struct vcpu_ctx *ctx)
+{
+    return ctx->state.interruptibility | ctx->ctl.inject.valid | ctx->ctl.windows |
+           vcpu->immediate_exit;
+}
+
+// Everything that an entry does not need every time.
+static __attribute__((noinline)) void prepare(struct vcpu *vcpu, struct svm_cpu *cpu)
+{
+    struct vcpu_ctx *ctx = vcpu->cur;
+    struct backend_ctx *hw = ctx->hw;
+
+    if (ctx->dirty | vcpu->shared_dirty)
+        svm_write_state(vcpu);
+    if (ctx->ctl_dirty & CTL_GIF)
+        hw->prepare |= SVM_PREPARE_GIF;
+    if (ctx->ctl_dirty & ~(u32)CTL_GIF)
+        svm_write_controls(vcpu);
+    ctx->ctl_dirty = 0;
+    if (registers_differ(vcpu, cpu))
+        svm_load_registers(vcpu, cpu);
+    if (ctx->flush)
+        flush_asid(vcpu, cpu);
+    hw->adjust = true;
+    hw->blocking = hw->shadow = 0;
+    if (wants_events(vcpu, ctx) | (hw->prepare & SVM_PREPARE_EVENTS)) {
+        prepare_events(vcpu);
+    } else if (hw->prepare) {
+        hw->prepare = 0;
+        if (!vcpu->nested)
+            return;
+        prepare_gif(vcpu, hw);
+        set_virtual_interrupt(hw, false, 0, hw->vgif && !vcpu->events.gif_clear);
+    }
 }
 
 // --- after the exit ---
@@ -328,7 +361,8 @@ static __attribute__((noinline)) void adjust_exit(struct vcpu *vcpu, struct vm_e
     }
     if (hw->vgif) {
         vcpu->events.gif_clear = !(hw->vmcb->v_irq & SVM_V_GIF);
-        hw->prepare |= vcpu->events.gif_clear; // to see what begins to wait
+        if (vcpu->events.gif_clear)
+            hw->prepare |= SVM_PREPARE_GIF; // to see what begins to wait
     }
     exit->offer_taken = offer_taken(ctx, exit);
     if (exit->interrupted.valid)
@@ -341,7 +375,7 @@ static __attribute__((noinline)) void adjust_exit(struct vcpu *vcpu, struct vm_e
         !(ctx->state.rflags & RFLAGS_NT)) {
         hw->at_iret = true;
         hw->iret_rip = ctx->state.rip;
-        hw->prepare = true;
+        hw->prepare |= SVM_PREPARE_EVENTS;
         exit->kind = EXIT_NONE;
     }
     if (exit->kind == EXIT_EXTERNAL_INTERRUPT) // still pending: the IDT takes it here
@@ -354,11 +388,9 @@ static inline u64 is_rare(const struct vcpu *vcpu, const struct vcpu_ctx *ctx,
                           const struct svm_cpu *cpu)
 {
     u32 groups = (ctx->dirty & ~(u32)(GROUP_RIP | GROUP_BLOCKING)) | vcpu->shared_dirty |
-                 ctx->ctl_dirty | ctx->flush | ctx->state.interruptibility;
-    u32 events = ctx->ctl.inject.valid | ctx->ctl.windows | vcpu->immediate_exit | ctx->hw->prepare;
+                 ctx->ctl_dirty | ctx->flush;
 
-    return groups | events | (vcpu->xcr0 ^ cpu->xcr0) | (vcpu->xss ^ cpu->xss) |
-           (vcpu->tsc_aux ^ cpu->tsc_aux);
+    return groups | ctx->hw->prepare | wants_events(vcpu, ctx) | registers_differ(vcpu, cpu);
 }
 
 // All GPRs but RSP are lost to the guest; the compiler saves what it needs.
@@ -395,7 +427,7 @@ void svm_enter(struct vcpu *vcpu, struct vm_exit *exit)
     state->rflags = vmcb->rflags;
     // adjust_exit adds what prepare() found
     state->interruptibility = (u32)(vmcb->interrupt_shadow & BLOCK_STI);
-    ctx->valid = GROUP_RIP | GROUP_BLOCKING | SVM_MODEL_GROUPS;
+    ctx->valid = hw->stays;
     ctx->dirty = 0;
     vcpu->shared_valid = 0;
     todo = svm_fill_exit(vmcb, exit);

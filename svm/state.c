@@ -248,6 +248,7 @@ static u32 write_ctx(struct vcpu_ctx *ctx, struct vmcb *vmcb, u32 dirty)
     if (dirty & GROUP_EFER_PAT) {
         vmcb->efer = state->efer | EFER_SVME;
         ctx->hw->efer_added = vmcb->efer ^ state->efer;
+        ctx->hw->prepare |= SVM_PREPARE_GIF; // without SVME STGI and CLGI are #UD
         vmcb->g_pat = state->pat;
         touched |= SVM_CLEAN_CRX | SVM_CLEAN_NP;
     }
@@ -293,8 +294,10 @@ void svm_write_state(struct vcpu *vcpu)
     struct vcpu_ctx *ctx = vcpu->cur;
     struct vmcb *vmcb = ctx->hw->vmcb;
 
-    vmcb->clean &=
-        ~(write_ctx(ctx, vmcb, ctx->dirty) | write_shared(vcpu, vmcb, vcpu->shared_dirty));
+    if (ctx->dirty & ~(u32)(GROUP_RIP | GROUP_BLOCKING))
+        vmcb->clean &= ~write_ctx(ctx, vmcb, ctx->dirty);
+    if (vcpu->shared_dirty)
+        vmcb->clean &= ~write_shared(vcpu, vmcb, vcpu->shared_dirty);
     ctx->news |= ctx->dirty;
     ctx->dirty = 0;
     vcpu->shared_dirty = 0;

@@ -38,6 +38,7 @@ struct svm_cpu {
 };
 
 enum { SVM_CPL_UNKNOWN = 0xff };
+enum svm_prepare { SVM_PREPARE_EVENTS = 1, SVM_PREPARE_GIF = 2 };
 enum svm_step { SVM_STEP_NONE, SVM_STEP_IRET, SVM_STEP_SHADOW };
 
 struct backend_ctx {
@@ -54,7 +55,8 @@ struct backend_ctx {
     struct vmcb_segment seen_ds, seen_es;
     u64 efer_added; // SVME, where the guest's EFER is without it
     u64 cr4_held;   // UMIP, where the guest's CR4 has it and the CPU does not know it
-    bool prepare;   // the next entry must look at events and windows although core asks for nothing
+    u8 prepare;     // enum svm_prepare: what the next entry must look at although core asks for nothing
+    u32 stays;      // groups of which the model's value is right behind an exit without a look
     union {
         struct {
             bool adjust; // prepare() ran for this entry: its traces go
@@ -113,6 +115,7 @@ int svm_maps_create(void); // the MSR and I/O permission maps, once
 // Groups that no VMCB field holds: the model's value is the only one, so they stay valid over an
 // entry.
 #define SVM_MODEL_GROUPS (GROUP_PDPTE | GROUP_CET | GROUP_PENDING_DBG)
+#define SVM_STAYING_GROUPS (GROUP_RIP | GROUP_BLOCKING | SVM_MODEL_GROUPS)
 void svm_pull(struct vcpu *vcpu, u32 groups);
 void svm_write_state(struct vcpu *vcpu);
 // Of `kept`, GROUP_SYSTEM and GROUP_SYSENTER.

@@ -235,13 +235,13 @@ struct vcpu_events {
             u8 nmi_count; // 0..2: one may be latched while one is in service
             bool init : 1, sipi : 1, smi : 1;
             bool mtf_pending;
-            bool gif_clear; // SVM's global interrupt flag of an L1 is 0: INIT, NMI, interrupts wait
             bool debug_check;      // pending_dbg may have become non-zero
             bool interrupts_check; // the LAPIC/PIC may have a deliverable interrupt
             bool nested_check;     // L1 may have a virtual interrupt for the L2 that runs
         };
         u64 waiting; // any of these
     };
+    bool gif_clear;    // SVM's global interrupt flag of an L1 is 0: INIT, NMI, interrupts wait
     bool init_blocked; // VMX root operation: INIT waits while the vCPU is at level 0
     u8 sipi_vector;
 };
