@@ -83,9 +83,8 @@ static bool by_l2_address(struct vcpu *vcpu)
 }
 
 // The VMCB that rAX names. NULL: the instruction is done with.
-static struct vmcb *operand_vmcb(struct vcpu *vcpu, u32 access)
+static struct vmcb *vmcb_at(struct vcpu *vcpu, gpa_t address, u32 access)
 {
-    gpa_t address = operand(vcpu);
     struct vmcb *v;
     int error;
 
@@ -106,12 +105,13 @@ static struct vmcb *operand_vmcb(struct vcpu *vcpu, u32 access)
 
 static void run_vmrun(struct vcpu *vcpu, struct vm_exit *exit)
 {
-    const struct vmcb *v = operand_vmcb(vcpu, L1_READ);
+    gpa_t address = operand(vcpu);
+    const struct vmcb *v = vmcb_at(vcpu, address, L1_READ);
     u32 news;
 
     if (!v)
         return;
-    vcpu->nested->vmcb12_gpa = operand(vcpu);
+    vcpu->nested->vmcb12_gpa = address;
     news = vmcb12_read(vcpu->nested, v);
     vcpu_finish_exit(vcpu, exit);
     vmcb12_enter(vcpu, news);
@@ -119,7 +119,7 @@ static void run_vmrun(struct vcpu *vcpu, struct vm_exit *exit)
 
 static void run_vmload(struct vcpu *vcpu, struct vm_exit *exit)
 {
-    const struct vmcb *v = operand_vmcb(vcpu, L1_READ);
+    const struct vmcb *v = vmcb_at(vcpu, operand(vcpu), L1_READ);
 
     if (!v)
         return;
@@ -129,7 +129,7 @@ static void run_vmload(struct vcpu *vcpu, struct vm_exit *exit)
 
 static void run_vmsave(struct vcpu *vcpu, struct vm_exit *exit)
 {
-    struct vmcb *v = operand_vmcb(vcpu, L1_WRITE);
+    struct vmcb *v = vmcb_at(vcpu, operand(vcpu), L1_WRITE);
 
     if (!v)
         return;

@@ -198,7 +198,8 @@ static void prepare_events(struct vcpu *vcpu)
     struct backend_ctx *hw = ctx->hw;
 
     hw->vmcb->interrupt_shadow = ctx->state.interruptibility & (BLOCK_STI | BLOCK_MOV_SS) ? 1 : 0;
-    hw->prepare = ctx->ctl.interrupt_window || ctx->ctl.offer ? SVM_PREPARE_EVENTS : 0; // to close it
+    hw->prepare =
+        ctx->ctl.interrupt_window || ctx->ctl.offer ? SVM_PREPARE_EVENTS : 0; // to close it
     if (ctx->ctl.inject.valid)
         inject(vcpu, &ctx->ctl.inject);
     if (vcpu->nested)

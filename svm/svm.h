@@ -55,8 +55,8 @@ struct backend_ctx {
     struct vmcb_segment seen_ds, seen_es;
     u64 efer_added; // SVME, where the guest's EFER is without it
     u64 cr4_held;   // UMIP, where the guest's CR4 has it and the CPU does not know it
-    u8 prepare;     // enum svm_prepare: what the next entry must look at although core asks for nothing
-    u32 stays;      // groups of which the model's value is right behind an exit without a look
+    u8 prepare; // enum svm_prepare: what the next entry must look at although core asks for nothing
+    u32 stays;  // groups of which the model's value is right behind an exit without a look
     union {
         struct {
             bool adjust; // prepare() ran for this entry: its traces go
@@ -114,7 +114,7 @@ int svm_maps_create(void); // the MSR and I/O permission maps, once
 // --- state.c ---
 // Groups that no VMCB field holds: the model's value is the only one, so they stay valid over an
 // entry.
-#define SVM_MODEL_GROUPS (GROUP_PDPTE | GROUP_CET | GROUP_PENDING_DBG)
+#define SVM_MODEL_GROUPS   (GROUP_PDPTE | GROUP_CET | GROUP_PENDING_DBG)
 #define SVM_STAYING_GROUPS (GROUP_RIP | GROUP_BLOCKING | SVM_MODEL_GROUPS)
 void svm_pull(struct vcpu *vcpu, u32 groups);
 void svm_write_state(struct vcpu *vcpu);
