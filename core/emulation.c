@@ -255,7 +255,10 @@ static enum emulate_result op_task_switch(struct emulate_ctx *ctx,
 {
     struct vcpu *vcpu = ctx->opaque;
     struct vm_exit exit = {.kind = EXIT_TASK_SWITCH, .insn_len = ctx->insn.length, .task = *task};
+    enum emulate_result r = vcpu->level ? emulate_task_check(ctx, task) : EMULATE_OK;
 
+    if (r != EMULATE_OK)
+        return r;
     if (vcpu->level && nested_reflect(vcpu, &exit))
         return EMULATE_INTERCEPTED;
     return emulate_task_switch(ctx, task);

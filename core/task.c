@@ -121,6 +121,13 @@ static enum emulate_result find_new(struct emulate_ctx *c, const struct exit_tas
                                                 : EMULATE_OK;
 }
 
+enum emulate_result emulate_task_check(struct emulate_ctx *c, const struct exit_task_switch *t)
+{
+    struct descriptor d;
+
+    return find_new(c, t, &d);
+}
+
 // All that can fault by paging before anything is changed.
 static enum emulate_result check_both(struct emulate_ctx *c, const struct segment *old,
                                       const struct segment *tr, bool link)

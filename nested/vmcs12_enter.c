@@ -58,8 +58,7 @@ static void load_guest_state(struct vcpu *vcpu)
     VMCS12_PLAIN(LOAD)
 #undef LOAD
     segments_from_vmcs12(n, s);
-    // CR0.ET is fixed; CD and NW are not loaded by an entry ("Loading Guest Control Registers").
-    s->cr0 = (s->cr0 & ~(CR0_CD | CR0_NW)) | (l1->cr0 & (CR0_CD | CR0_NW)) | CR0_ET;
+    s->cr0 = (s->cr0 & CR0_LOADED) | (l1->cr0 & ~(u64)CR0_LOADED);
     s->gdtr.limit = (u32)vmcs12_read(n, GUEST_GDTR_LIMIT);
     s->idtr.limit = (u32)vmcs12_read(n, GUEST_IDTR_LIMIT);
     s->dr7 = (entry & ENTRY_CTL_LOAD_DEBUG ? vmcs12_read(n, GUEST_DR7) : l1->dr7) | DR7_FIXED;
@@ -71,6 +70,7 @@ static void load_guest_state(struct vcpu *vcpu)
     s->efer = entry & ENTRY_CTL_LOAD_EFER ? vmcs12_read(n, GUEST_EFER)
                                           : loaded_efer(s, l1->efer, entry & ENTRY_CTL_IA32E_GUEST);
     s->interruptibility = (u32)vmcs12_read(n, GUEST_INTERRUPTIBILITY);
+    s->pending_dbg = vmcs12_read(n, GUEST_PENDING_DBG);
     // An injected event wakes a halted L2, if it has a vector.
     s->activity = vectoring(n) ? (u32)ACTIVITY_ACTIVE : (u32)vmcs12_read(n, GUEST_ACTIVITY_STATE);
 }

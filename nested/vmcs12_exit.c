@@ -45,7 +45,19 @@ static void settle_rf(struct vcpu *vcpu, const struct vm_exit *exit)
         vcpu_modify(vcpu, GROUP_RIP)->rflags = settled;
 }
 
-static void save_guest_state(struct vcpu *vcpu)
+// "Saving Non-Register State": debug exceptions that are pending are kept by exits that may come before
+// them, and in MOV SS's shadow.
+static u64 kept_pending(const struct guest_state *s, u32 reason)
+{
+    const u64 before = BIT(REASON_INIT) | BIT(REASON_MTF) | BIT(REASON_TPR_BELOW_THRESHOLD) |
+                       BIT(REASON_VIRTUALIZED_EOI) | BIT(REASON_APIC_WRITE);
+
+    if (likely(!s->pending_dbg) || (s->interruptibility & BLOCK_MOV_SS))
+        return s->pending_dbg;
+    return reason < 64 && (before >> reason & 1) ? s->pending_dbg : 0;
+}
+
+static void save_guest_state(struct vcpu *vcpu, u32 reason)
 {
     struct nested *n = vcpu->nested;
     struct guest_state *s = vcpu_state(vcpu, GROUP_ALL_CTX & ~(u32)(GROUP_CET | GROUP_PDPTE));
@@ -59,6 +71,7 @@ static void save_guest_state(struct vcpu *vcpu)
     VMCS12_PLAIN(SAVE)
 #undef SAVE
     segments_to_vmcs12(n, s);
+    vmcs12_write(n, GUEST_PENDING_DBG, kept_pending(s, reason));
     vmcs12_write(n, GUEST_GDTR_LIMIT, s->gdtr.limit);
     vmcs12_write(n, GUEST_IDTR_LIMIT, s->idtr.limit);
     vmcs12_write(n, GUEST_INTERRUPTIBILITY,
@@ -170,8 +183,7 @@ static void load_host_state(struct vcpu *vcpu, const struct guest_state *before,
     s->rip = vmcs12_read(n, HOST_RIP);
     s->rsp = vmcs12_read(n, HOST_RSP);
     s->rflags = RFLAGS_FIXED;
-    s->cr0 = (vmcs12_read(n, HOST_CR0) & ~(CR0_CD | CR0_NW)) | (before->cr0 & (CR0_CD | CR0_NW)) |
-             CR0_ET;
+    s->cr0 = (vmcs12_read(n, HOST_CR0) & CR0_LOADED) | (before->cr0 & ~(u64)CR0_LOADED);
     s->cr3 = vmcs12_read(n, HOST_CR3);
     s->cr4 = vmcs12_read(n, HOST_CR4) | (host64 ? CR4_PAE : 0);
     if (!host64)
@@ -330,7 +342,7 @@ static u32 nmis_blocked(const struct nested *n)
 void vmcs12_exit(struct vcpu *vcpu, u32 reason, u64 qualification, const struct vm_exit *exit)
 {
     settle_rf(vcpu, exit);
-    save_guest_state(vcpu);
+    save_guest_state(vcpu, reason);
     vmcs12_timer_stop(vcpu);
     save_exit_information(vcpu, reason, qualification, exit);
     store_msr_area(vcpu);

@@ -38,6 +38,10 @@ struct msr_entry {
 
 enum { VMCS12_MSR_AREA = 512 }; // entries, by IA32_VMX_MISC[27:25]; one more is one that fails
 
+// Bits of CR0 that neither an entry nor an exit loads: ET, CD and NW, and those that are reserved
+// (SDM vol. 3 "Loading Guest Control Registers", "Loading Host Control Registers").
+#define CR0_LOADED (CR0_PE | CR0_MP | CR0_EM | CR0_TS | CR0_NE | CR0_WP | CR0_AM | CR0_PG)
+
 // Loads an MSR area entry by entry, as WRMSR would at CPL 0. Returns 0, or the number of the entry
 // that fails, from 1 on.
 u32 vmcs12_load_msrs(struct vcpu *vcpu, gpa_t gpa, u64 count);
@@ -53,7 +57,7 @@ void vmcs12_use_stage2(struct vcpu *vcpu);
     X(GUEST_CR0, cr0) X(GUEST_CR3, cr3) X(GUEST_CR4, cr4)                                        \
     X(GUEST_GDTR_BASE, gdtr.base) X(GUEST_IDTR_BASE, idtr.base)                                  \
     X(GUEST_SYSENTER_CS, sysenter_cs) X(GUEST_SYSENTER_ESP, sysenter_esp)                        \
-    X(GUEST_SYSENTER_EIP, sysenter_eip) X(GUEST_PENDING_DBG, pending_dbg)
+    X(GUEST_SYSENTER_EIP, sysenter_eip)
 // clang-format on
 
 // The fields of the segments stand in one order in every width, which is enum segment_index's.

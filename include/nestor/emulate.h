@@ -151,6 +151,9 @@ enum emulate_result emulate_raise(struct emulate_ctx *ctx, u8 vector, bool has_e
 enum emulate_result emulate_load_seg(struct emulate_ctx *ctx, enum segment_index seg, u16 selector);
 
 // The task switch of ctx->gpr, next_rip and next_rflags (as they go to the old TSS) to `task`.
+// What is checked of the new task before the switch may exit (SDM vol. 3 "Treatment of Task Switches").
+enum emulate_result emulate_task_check(struct emulate_ctx *ctx,
+                                       const struct exit_task_switch *task);
 enum emulate_result emulate_task_switch(struct emulate_ctx *ctx,
                                         const struct exit_task_switch *task);
 

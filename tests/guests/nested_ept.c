@@ -29,6 +29,8 @@ static u64 caps;
 
 L2(l2_get, "mov (%rdi), %rax; l2_got: vmcall");
 L2(l2_put, "mov %rax, (%rdi); l2_was_put: vmcall");
+L2(l2_fxsave, "fxsave (%rdi); vmcall");
+L2(l2_int, "int $0x44; vmcall");
 L2(l2_get32, "mov (%rdi), %eax; vmcall");
 L2(l2_put32, "mov %eax, (%rdi); vmcall");
 L2(l2_go, "call *%rdi; l2_returned: vmcall");
@@ -268,6 +270,31 @@ static void test_devices(void)
         run() == REASON_EPT_VIOLATION &&
             violated(EPT_W | EPT_R << 3 | 0x180, WINDOW + 2 * PAGE_SIZE + APIC_TPR, l2_put32),
         "and read-only there");
+}
+
+// What is no memory is no place for code, tables and stacks; L2 alone sees what comes of it.
+static void test_on_devices(void)
+{
+    if (bare_machine() != MACHINE_OTHER) {
+        report_skip("what a CPU reads there as code differs");
+        return;
+    }
+    start(l2_go, IOAPIC + 0x40, 0);
+    run();
+    report(in_handler(VECTOR_UD) && pushed(0) == IOAPIC + 0x40, "#UD for code on L1's IOAPIC");
+    start(l2_fxsave, IOAPIC, 0);
+    run();
+    report(in_handler(VECTOR_UD) && pushed(0) == (u64)l2_fxsave,
+           "#UD for what can't be done there: reason %#llx", LLU(vmread(EXIT_REASON)));
+    start(l2_int, 0, 0);
+    vmwrite(GUEST_IDTR_BASE, IOAPIC);
+    report_exit(run() == REASON_TRIPLE_FAULT, "shutdown with the IDT there");
+    start(l2_int, 0, 0);
+    vmwrite(GUEST_RSP, IOAPIC + 0x800);
+    report_exit(run() == REASON_TRIPLE_FAULT, "or the stack");
+    start(l2_get, (u64)data, 0);
+    vmwrite(GUEST_CR3, IOAPIC);
+    report_exit(run() == REASON_TRIPLE_FAULT, "or the paging structures");
 }
 
 // An instruction that a hypervisor below may have to emulate, because of its source.
@@ -532,6 +559,7 @@ void guest_main(void)
     test_misconfigurations();
     test_no_table();
     test_devices();
+    test_on_devices();
     test_copy_from_device();
     test_paging_structures();
     test_flags();

@@ -272,6 +272,16 @@ static void good_halted(void)
     put(GUEST_ACTIVITY_STATE, ACTIVITY_HLT);
 }
 
+// A single step is due behind the shadow; the entry loads no IA32_DEBUGCTL, the field counts.
+static void good_stepped(void)
+{
+    good();
+    change(ENTRY_CONTROLS, ENTRY_CTL_LOAD_DEBUG, 0);
+    put(GUEST_RFLAGS, RFLAGS_FIXED | RFLAGS_TF | RFLAGS_IF);
+    put(GUEST_INTERRUPTIBILITY, BLOCK_STI);
+    put(GUEST_PENDING_DBG, DR6_BS);
+}
+
 static void good_cpl3(void)
 {
     good();
@@ -279,9 +289,9 @@ static void good_cpl3(void)
     put_segment(SEG_SS, 0x2b, 0xc0f3, ~0u, 0);
 }
 
-static void (*const states[])(void) = {good_cpl3,      good,         good_32,   good_v8086,
-                                       good_real,      good_host_32, good_apic, good_accesses,
-                                       good_injection, good_halted};
+static void (*const states[])(void) = {good_cpl3,      good,         good_32,     good_v8086,
+                                       good_real,      good_host_32, good_apic,   good_accesses,
+                                       good_injection, good_halted,  good_stepped};
 
 // --- each row ---
 
@@ -521,6 +531,7 @@ static const struct spoiled {
     {"pending debug exceptions: reserved bits", good, GUEST_PENDING_DBG, 0, BIT(16), 0},
     {"pending debug exceptions: BS", good_halted, GUEST_PENDING_DBG, 0, DR6_BS, 0},
     {"pending debug exceptions: BS", good_halted, GUEST_RFLAGS, 0, RFLAGS_TF, 0},
+    {"pending debug exceptions: BS", good_stepped, GUEST_DEBUGCTL, 0, DEBUGCTL_BTF, 0},
     {"VMCS link pointer: address", good, VMCS_LINK_POINTER, 0, 1, 4},
     {"VMCS link pointer: address", good, VMCS_LINK_POINTER, 0, BEYOND, 4},
     {"VMCS link pointer: revision", good, VMCS_LINK_POINTER, ALL, 0x7000, 4}, // no shadow VMCS
