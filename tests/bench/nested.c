@@ -7,42 +7,35 @@
 // instructions, or as many as the row says.
 
 #include "bench.h"
-#include "l1_svm.h"
-#include "l1_vmx.h"
+#include "svm.h"
+#include "vmx.h"
 
-enum { RAM_2M = 32, FRESH_PAGES = 1024, ENTRIES = 512 };
+enum { FRESH_PAGES = 1024, ENTRIES = 512 };
 enum { FRESH = 32 << 20, MISSING = 40 << 20 }; // GPAs of pages that L1 maps, and does not map yet
 
 static bool intel;
 static u64 *root, *directory, *leaves; // of both regions, in the order of their addresses
 static u64 leaf_bits;
-static u8 l2_stack[16384] ALIGNED(16);
+static u8 stack[16384] ALIGNED(16);
 static u32 fresh_at, missing_at;
 
 // Also for an entry that fails.
 static u64 enter(bool resume)
 {
     if (intel)
-        return l1_vmx_switch(resume);
-    l1_svm_switch(l1_registers_svm, (u64)l1_vmcb);
+        return vmx_enter(resume);
+    svm_run((u64)vmcb);
     return 0;
 }
 
 // --- nested paging: 2 MiB pages, and 4 KiB ones in the two regions ---
 
-static void make_tables(u64 bits, u64 leaf, u64 large)
+static void make_tables(u64 bits, u64 leaf)
 {
-    u64 *pointers;
-
-    root = pages(1);
-    pointers = pages(1);
-    directory = pages(1);
+    root = identity_tables(bits, leaf);
+    directory = root + DIRECTORIES;
     leaves = pages(2 * FRESH_PAGES / ENTRIES);
     leaf_bits = leaf;
-    root[0] = (u64)pointers | bits;
-    pointers[0] = (u64)directory | bits;
-    for (u64 i = 0; i < RAM_2M; i++)
-        directory[i] = i << 21 | leaf | large;
     for (u64 i = 0; i < FRESH_PAGES / ENTRIES; i++) {
         directory[(FRESH >> 21) + i] = (u64)(leaves + i * ENTRIES) | bits;
         directory[(MISSING >> 21) + i] = (u64)(leaves + FRESH_PAGES + i * ENTRIES) | bits;
@@ -98,13 +91,13 @@ static void emulate_cpuid(u64 *rax, u64 *rbx, u64 *rcx, u64 *rdx)
 static bool run_vmx(void)
 {
     for (bool resume = false;; resume = true) {
-        u64 *r = l1_registers, reason;
+        u64 *r = l2_registers, reason;
 
-        if (l1_vmx_switch(resume) != ~0ull)
+        if (vmx_enter(resume))
             return false;
         reason = vmread(EXIT_REASON);
         if (reason == REASON_CPUID) {
-            emulate_cpuid(&r[0], &r[1], &r[2], &r[3]);
+            emulate_cpuid(&r[RAX], &r[RBX], &r[RCX], &r[RDX]);
             vmwrite(GUEST_RIP, vmread(GUEST_RIP) + 2);
         } else if (reason == REASON_EPT_VIOLATION) {
             map_missing(vmread(GUEST_PHYSICAL_ADDRESS));
@@ -116,13 +109,13 @@ static bool run_vmx(void)
 
 static bool run_svm(void)
 {
-    struct vmcb *v = l1_vmcb;
-    u64 *r = l1_registers_svm;
+    struct vmcb *v = vmcb;
+    u64 *r = l2_registers;
 
     for (;;) {
-        l1_svm_switch(r, (u64)v);
+        svm_run((u64)v);
         if (v->exitcode == VMEXIT_CPUID) {
-            emulate_cpuid(&v->rax, &r[3], &r[1], &r[2]);
+            emulate_cpuid(&v->rax, &r[RBX], &r[RCX], &r[RDX]);
             v->rip += 2;
         } else if (v->exitcode == VMEXIT_NPF) {
             map_missing(v->exitinfo2);
@@ -132,8 +125,7 @@ static bool run_svm(void)
     }
 }
 
-extern char l2_cpuid[];
-__asm__(".pushsection .text; l2_cpuid: cpuid; jmp l2_cpuid; .popsection");
+L2(l2_cpuid, "cpuid; jmp l2_cpuid");
 
 // L2 executes the same CPUID again, as L1 changes nothing.
 static void row_round_trip(void)
@@ -141,16 +133,17 @@ static void row_round_trip(void)
     enter(true);
 }
 
-static void init(const void *code)
+static void prepare(const void *code)
 {
     if (intel) {
-        l1_vmx_init(code);
-        vmwrite(HOST_RIP, (u64)l1_vmx_quick_exit);
-        vmwrite(GUEST_RSP, (u64)(l2_stack + sizeof(l2_stack) - 8));
+        init(code);
+        vmwrite(GUEST_RSP, (u64)(stack + sizeof(stack) - 8));
         return;
     }
-    l1_svm_init(code);
-    l1_vmcb->rsp = (u64)(l2_stack + sizeof(l2_stack) - 8);
+    l2_init(code);
+    vmcb->intercept[SVM_WORD_3] |= SVM_INTERCEPT_INTR | SVM_INTERCEPT_NMI;
+    vmcb->v_ctl = SVM_V_INTR_MASKING;
+    vmcb->rsp = (u64)(stack + sizeof(stack) - 8);
 }
 
 static void nested_paging(void)
@@ -160,21 +153,21 @@ static void nested_paging(void)
                 vmread(PRIMARY_CONTROLS) | PRIMARY_SECONDARY | PRIMARY_MSR_BITMAPS);
         vmwrite(MSR_BITMAP, (u64)pages(1));
         vmwrite(SECONDARY_CONTROLS,
-                l1_vmx_control(MSR_VMX_PROCBASED_CTLS2, SECONDARY_EPT | SECONDARY_VPID));
-        vmwrite(EPT_POINTER, (u64)root | EPTP_TYPE_WB | 3ull << EPTP_LEVELS_SHIFT);
+                control(MSR_VMX_PROCBASED_CTLS2, SECONDARY_EPT | SECONDARY_VPID));
+        vmwrite(EPT_POINTER, eptp_of(root, false));
         vmwrite(VPID, 1);
         return;
     }
-    l1_vmcb->np_enable = SVM_NP_ENABLE;
-    l1_vmcb->n_cr3 = (u64)root;
+    vmcb->np_enable = SVM_NP_ENABLE;
+    vmcb->n_cr3 = (u64)root;
 }
 
 static void bench_refused(void)
 {
     if (!intel) {
-        l1_vmcb->guest_asid = 0;
+        vmcb->guest_asid = 0;
         bench("l1-refused-controls", row_round_trip, true);
-        report(l1_vmcb->exitcode == VMEXIT_INVALID, "VMRUN was refused");
+        report(vmcb->exitcode == VMEXIT_INVALID, "VMRUN was refused");
         return;
     }
     vmwrite(ENTRY_MSR_LOAD_COUNT, 1);
@@ -192,19 +185,19 @@ static void bench_refused(void)
 void bench_nested(void)
 {
     intel = cpuid(0, 0).ecx == 0x6c65746e; // "ntel"
-    if (!(intel ? l1_vmx_start() : l1_svm_start())) {
+    if (!(intel ? vmx_start() : svm_start())) {
         report_skip("no VMX, no SVM");
         return;
     }
-    make_tables(7, intel ? 7 | 6 << 3 : 7, BIT(7));
-    init(l2_cpuid);
+    make_tables(EPT_RWX, intel ? EPT_WB | EPT_RWX : NPT_ALL);
+    prepare(l2_cpuid);
     enter(false);
     bench_empty();
     bench("l1-cpuid-plain", row_round_trip, true); // without nested paging
     nested_paging();
     bench("l1-cpuid", row_round_trip, true);
     bench_refused();
-    init(l2_main);
+    prepare(l2_main);
     nested_paging();
     report(intel ? run_vmx() : run_svm(), "L2 ran to its end");
     if (!intel)

@@ -3,51 +3,22 @@
 //
 // A hostile SVM hypervisor: from a fixed seed it takes a good VMCB, spoils fields of it and what
 // they point at, and runs it. Each VMRUN must end as the APM says (vol. 2, 15.5, appendix C):
-// VMEXIT_INVALID or an exit code; and the good VMCB must work in between. Words on the command
-// line: count=N (300), seed=N (1); race: a second CPU overwrites the VMCB and what it points at
-// while the first one runs it; fatal=N: what ends the guest.
+// VMEXIT_INVALID or an exit code; and the good VMCB must work in between. hostile.h tells the words
+// on the command line.
 //
 // L1 keeps what gets it its CPU back: the intercepts of INTR and of shutdown, see keep_control.
 
 #include "hostile.h"
-#include "l1_svm.h"
+#include "svm.h"
 
-enum { WATCHDOG_TICKS = 4000000, STEPS = 4, GOOD_EVERY = 16, CONTROL_END = 0xe0 };
+enum { WATCHDOG_TICKS = 4000000, STEPS = 4, CONTROL_END = 0xe0 };
 enum { SAVE_START = 0x400, SAVE_END = 0x698 };
-#define LLU(x) ((unsigned long long)(x))
 
 static struct vmcb good;
-static u8 *iopm, *msrpm, *spare_vmcb;
+static u8 *own, *spare_vmcb;
 static u32 outcomes[3]; // invalid, exits, instructions that fault
-static bool racing;     // then the exit code may be the other CPU's
-static volatile bool stop_race;
 
-extern char l2_code[], l2_code_end[];
-__asm__(".pushsection .text\n"
-        "l2_code:\n"
-        "1: cpuid\n"
-        "lea l2_code(%rip), %rbx\n"
-        "add $0x6000, %rbx\n" // scratch pages
-        "mov (%rbx), %eax\n"
-        "mov %eax, 0x1000(%rbx)\n"
-        "movb $0, 0x2002(%rbx)\n"
-        "mov $0x10, %ecx\n"
-        "rdmsr\n"
-        "mov $0x80, %dx\n"
-        "in %dx, %al\n"
-        "push %rax\n"
-        "pop %rax\n"
-        "mov %cr0, %rax\n"
-        "mov %cr8, %rax\n"
-        "pause\n"
-        "vmmcall\n"
-        "hlt\n"
-        "jmp 1b\n"
-        ".org l2_code + 2048\n" // its IDT's gates
-        "vmmcall\n"
-        "jmp 1b\n"
-        "l2_code_end:\n"
-        ".popsection\n");
+HOSTILE_L2("vmmcall", "vmmcall; hlt");
 
 static bool has_npt(void)
 {
@@ -56,21 +27,22 @@ static bool has_npt(void)
 
 static void make_good(void)
 {
-    struct vmcb *v = l1_vmcb;
+    struct vmcb *v = vmcb;
 
-    l1_svm_init(l2.code);
+    l2_init(l2.code);
     v->intercept[SVM_WORD_EXCEPTIONS] = ~0u & ~BIT(VECTOR_NMI);
-    v->intercept[SVM_WORD_3] |=
-        SVM_INTERCEPT_IOIO | SVM_INTERCEPT_MSR | SVM_INTERCEPT_INVLPGA | SVM_INTERCEPT_TASK_SWITCH;
+    v->intercept[SVM_WORD_3] |= SVM_INTERCEPT_INTR | SVM_INTERCEPT_NMI | SVM_INTERCEPT_IOIO |
+                                SVM_INTERCEPT_MSR | SVM_INTERCEPT_INVLPGA |
+                                SVM_INTERCEPT_TASK_SWITCH;
     v->intercept[SVM_WORD_4] |= SVM_INTERCEPT_VMLOAD | SVM_INTERCEPT_VMSAVE | SVM_INTERCEPT_STGI |
                                 SVM_INTERCEPT_CLGI | SVM_INTERCEPT_SKINIT;
-    v->iopm_base_pa = (u64)iopm;
-    v->msrpm_base_pa = (u64)msrpm;
+    v->v_ctl = SVM_V_INTR_MASKING;
     v->cr3 = (u64)l2.paging;
     v->rsp = (u64)l2.stack;
     v->gdtr.base = (u64)l2.gdt;
     v->idtr.base = (u64)l2.idt;
-    v->tr.base = (u64)l2.tss;
+    v->tr =
+        (struct vmcb_segment){.selector = TSS, .attrib = 0x8b, .limit = 103, .base = (u64)l2.tss};
     v->rflags = RFLAGS_FIXED | RFLAGS_IF;
     if (has_npt()) {
         v->np_enable = SVM_NP_ENABLE;
@@ -122,9 +94,15 @@ static void spoil_field(struct vmcb *v)
     *at = value;
 }
 
-static void spoil(struct vmcb *v)
+static void load(void)
 {
-    *v = good;
+    *vmcb = good;
+}
+
+static void spoil(void)
+{
+    struct vmcb *v = vmcb;
+
     for (u32 n = below(3) ? 1 : 1 + below(4); n; n--)
         spoil_field(v);
     if (below(8) == 0)
@@ -162,21 +140,30 @@ static void l1_again(void)
     msr_write(MSR_EFER, EFER_LME | EFER_LMA | EFER_SVME);
 }
 
+// With GIF clear and RFLAGS.IF set around VMRUN, and all of L1's state that it leaves to VMLOAD put
+// back.
+static void enter(u64 address)
+{
+    __asm__ volatile("vmsave; clgi; sti" : : "a"(own) : "memory");
+    svm_run(address);
+    __asm__ volatile("cli; vmload; stgi" : : "a"(own) : "memory");
+}
+
 static bool run_spoiled(u64 number)
 {
-    struct vmcb *v = l1_vmcb;
+    struct vmcb *v = vmcb;
 
     for (u32 step = 0; step < STEPS; step++) {
         v->exitcode = 0xdead;
         watchdog_arm(WATCHDOG_TICKS);
-        l1_svm_enter((u64)v);
+        enter((u64)v);
         watchdog_quiet();
         if (v->exitcode == VMEXIT_INVALID) {
             outcomes[0]++;
             return true;
         }
         outcomes[1]++;
-        if (!known_code(v->exitcode) && !racing) {
+        if (!known_code(v->exitcode) && !hostile_racing) {
             report(false, "case %llu: EXITCODE %#llx", LLU(number), LLU(v->exitcode));
             return false;
         }
@@ -191,13 +178,13 @@ static bool run_good(void)
     hostile_l2_again();
     memset(msrpm, 0xff, 2 * PAGE_SIZE);
     memset(iopm, 0xff, 3 * PAGE_SIZE);
-    *l1_vmcb = good;
-    l1_vmcb->tlb_control = SVM_TLB_FLUSH_ALL; // L2's tables were elsewhere
-    do {                                      // the last case's interrupt may still come
-        l1_svm_enter((u64)l1_vmcb);
+    load();
+    vmcb->tlb_control = SVM_TLB_FLUSH_ALL; // L2's tables were elsewhere
+    do {                                   // the last case's interrupt may still come
+        enter((u64)vmcb);
         watchdog_quiet();
-    } while (l1_vmcb->exitcode == VMEXIT_INTR);
-    return l1_vmcb->exitcode == VMEXIT_CPUID && l1_vmcb->rip == (u64)l2.code;
+    } while (vmcb->exitcode == VMEXIT_INTR);
+    return vmcb->exitcode == VMEXIT_CPUID && vmcb->rip == (u64)l2.code;
 }
 
 // --- SVM's instructions on anything ---
@@ -215,7 +202,7 @@ static void do_address(void *address)
         __asm__ volatile("invlpga" : : "a"(address), "c"(random_value()) : "memory");
         break;
     default:
-        l1_svm_enter((u64)address);
+        enter((u64)address);
     }
 }
 
@@ -256,9 +243,9 @@ static void instructions(void)
 {
     static void (*const fns[])(void *) = {do_address, do_address, do_address,
                                           do_gif,     do_msr,     do_skinit};
-    static u8 own[PAGE_SIZE] ALIGNED(PAGE_SIZE);
+    static u8 before[PAGE_SIZE] ALIGNED(PAGE_SIZE);
 
-    __asm__ volatile("vmsave" : : "a"(own) : "memory");
+    __asm__ volatile("vmsave" : : "a"(before) : "memory");
     for (u32 n = below(16); n; n--) {
         void *address = below(8) ? (void *)hostile_address() : spare_vmcb;
 
@@ -268,7 +255,7 @@ static void instructions(void)
         watchdog_arm(WATCHDOG_TICKS);
         outcomes[2] += try(fns[below(ARRAY_SIZE(fns))], address) != NO_TRAP;
         stgi();
-        __asm__ volatile("vmload" : : "a"(own) : "memory");
+        __asm__ volatile("vmload" : : "a"(before) : "memory");
         l1_again();
         watchdog_quiet();
     }
@@ -278,21 +265,14 @@ static void instructions(void)
 
 static void race(void *unused)
 {
-    u8 *const at[] = {(u8 *)l1_vmcb, msrpm, iopm, spare_vmcb};
+    u8 *const at[] = {(u8 *)vmcb, msrpm, iopm, spare_vmcb};
+    struct hostile_race r = {88172645463325252ull, at, ARRAY_SIZE(at),
+                             offsetof(struct vmcb, intercept[SVM_WORD_4]) + 1};
 
     (void)unused;
-    for (u64 state = 88172645463325252ull; !stop_race;) {
-        u16 offset = (u16)(state >> 16 & 0xfff);
-        u32 which = (state >> 8 & 0xff) % ARRAY_SIZE(at);
-
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        if (which || offset > offsetof(struct vmcb, intercept[SVM_WORD_4]))
-            at[which][offset] ^= (u8)(state >> 32);
-        keep_control(l1_vmcb);
-        if (!(state & 0xf))
-            l2.nested_leaves[state >> 48 & 15] ^= BIT(state >> 24 & 7);
+    while (!hostile_stop_race) {
+        hostile_race_step(&r);
+        keep_control(vmcb);
     }
 }
 
@@ -300,13 +280,12 @@ static void race(void *unused)
 
 static bool start(void)
 {
-    if (!l1_svm_start()) {
+    if (!svm_start()) {
         report_skip("no SVM");
         return false;
     }
     hostile_l2_make(l2_code, l2_code_end, 7, 7);
-    iopm = pages(3);
-    msrpm = pages(2);
+    own = pages(1);
     spare_vmcb = pages(1);
     pages(1);
     hostile_add_target(iopm);
@@ -321,46 +300,46 @@ static bool start(void)
 static void fatal(u64 which)
 {
     if (which == 0) { // a shutdown that nobody intercepts
-        l1_vmcb->intercept[SVM_WORD_3] &= ~SVM_INTERCEPT_SHUTDOWN;
-        l1_vmcb->intercept[SVM_WORD_EXCEPTIONS] = 0;
-        l1_vmcb->idtr.limit = 0;
-        l1_vmcb->rip = 0x5000000000;
+        vmcb->intercept[SVM_WORD_3] &= ~SVM_INTERCEPT_SHUTDOWN;
+        vmcb->intercept[SVM_WORD_EXCEPTIONS] = 0;
+        vmcb->idtr.limit = 0;
+        vmcb->rip = 0x5000000000;
     }
-    l1_svm_enter((u64)l1_vmcb);
-    report(false, "fatal=%llu was none", LLU(which));
+    enter((u64)vmcb);
+}
+
+static void show(u64 number)
+{
+    const u32 *now = (const u32 *)vmcb, *was = (const u32 *)&good;
+
+    print("case %llu:", LLU(number));
+    for (u32 i = 0; i < sizeof(good) / sizeof(*now); i++)
+        if (now[i] != was[i])
+            print(" %x: %x, was %x;", i * 4, now[i], was[i]);
+    print("\n");
+}
+
+static void report_outcomes(void)
+{
+    report(outcomes[0] && outcomes[1], "%u invalid, %u exits, %u faults, %u interrupts",
+           outcomes[0], outcomes[1], outcomes[2], watchdog_count);
 }
 
 void guest_main(void)
 {
-    u64 count = number("count=", 300), seed = number("seed=", 1), done, works = 0, end = 0;
+    static const struct hostile svm = {
+        .cases = "VMCBs",
+        .start = start,
+        .race = race,
+        .fatal = fatal,
+        .instructions = instructions,
+        .run_good = run_good,
+        .load = load,
+        .spoil = spoil,
+        .show = show,
+        .run_spoiled = run_spoiled,
+        .report = report_outcomes,
+    };
 
-    random_seed(seed);
-    if (!start())
-        return;
-    if (number("fatal=", ~0ull) != ~0ull) {
-        *l1_vmcb = good;
-        fatal(number("fatal=", 0));
-        return;
-    }
-    racing = option("race");
-    if (racing) {
-        report(smp_start(2), "two CPUs");
-        smp_call(1, race, NULL);
-    }
-    for (done = 0; done < count; done++) {
-        if (done % GOOD_EVERY == 0) {
-            instructions();
-            works += run_good() || racing;
-        }
-        spoil(l1_vmcb);
-        end += run_spoiled(done);
-        hostile_l2_again();
-    }
-    stop_race = true;
-    report(end == count, "%llu spoiled VMCBs from seed %llu, %llu ended as the manual says",
-           LLU(count), LLU(seed), LLU(end));
-    report(works == (count + GOOD_EVERY - 1) / GOOD_EVERY, "the good one worked %llu times",
-           LLU(works));
-    report(outcomes[0] && outcomes[1], "%u invalid, %u exits, %u faults, %u interrupts",
-           outcomes[0], outcomes[1], outcomes[2], watchdog_count);
+    hostile_main(&svm);
 }

@@ -4,19 +4,16 @@
 // A hostile VMX hypervisor: from a fixed seed it takes a good VMCS, spoils fields of all groups and
 // what they point at, and enters. Each entry must end as the SDM says (vol. 3 "VM Entries", "VM
 // Exits"): VMfail with a number, an entry failure, an exit; and the good VMCS must work in between.
-// Words on the command line: count=N (300), seed=N (1); race: a second CPU overwrites what the
-// first one's VMCS points at, and the VMCS region; fatal=N: what ends the guest; show=N: cases from
-// this one on.
+// hostile.h tells the words on the command line.
 //
 // What ends this L1 by the manual is left out, see the functions called spare_*: host state that
 // leads it into the void, MSR lists that abort VMX, states out of which only another CPU helps.
 
 #include "hostile.h"
-#include "l1_vmx.h"
+#include "vmx.h"
 
-enum { FIELDS = 256, WATCHDOG_TICKS = 3000000, STEPS = 4, GOOD_EVERY = 16 };
+enum { FIELDS = 256, WATCHDOG_TICKS = 3000000, STEPS = 4 };
 enum { LISTS = 3 };
-#define LLU(x) ((unsigned long long)(x))
 
 static struct {
     u16 encoding;
@@ -25,34 +22,9 @@ static struct {
 static u32 field_count;
 static u8 *msr_bitmap, *io_bitmaps, *virtual_apic, *lists, *other_vmcs, *vmxon_spare;
 static u32 outcomes[4]; // VMfail, entry failures, exits, instructions that fault
-static volatile bool stop_race;
 static u64 phys_limit;
 
-extern char l2_code[], l2_code_end[];
-__asm__(".pushsection .text\n"
-        "l2_code:\n"
-        "1: cpuid\n"
-        "lea l2_code(%rip), %rbx\n"
-        "add $0x6000, %rbx\n" // scratch pages
-        "mov (%rbx), %eax\n"
-        "mov %eax, 0x1000(%rbx)\n"
-        "movb $0, 0x2002(%rbx)\n"
-        "mov $0x10, %ecx\n"
-        "rdmsr\n"
-        "mov $0x80, %dx\n"
-        "in %dx, %al\n"
-        "push %rax\n"
-        "pop %rax\n"
-        "mov %cr0, %rax\n"
-        "mov %cr8, %rax\n"
-        "pause\n"
-        "hlt\n"
-        "jmp 1b\n"
-        ".org l2_code + 2048\n" // its IDT's gates
-        "vmcall\n"
-        "jmp 1b\n"
-        "l2_code_end:\n"
-        ".popsection\n");
+HOSTILE_L2("vmcall", "hlt");
 
 // --- the good VMCS ---
 
@@ -60,10 +32,10 @@ static void write_secondary(u32 wanted)
 {
     u64 primary = vmread(PRIMARY_CONTROLS);
 
-    if (!l1_vmx_offers(MSR_VMX_PROCBASED_CTLS, PRIMARY_SECONDARY))
+    if (!offers(MSR_VMX_PROCBASED_CTLS, PRIMARY_SECONDARY))
         return;
     vmwrite(PRIMARY_CONTROLS, primary | PRIMARY_SECONDARY);
-    vmwrite(SECONDARY_CONTROLS, l1_vmx_control(MSR_VMX_PROCBASED_CTLS2, wanted));
+    vmwrite(SECONDARY_CONTROLS, control(MSR_VMX_PROCBASED_CTLS2, wanted));
 }
 
 static void point_l2(void)
@@ -80,15 +52,16 @@ static void point_l2(void)
 // Nearly all that there is, so that each field counts.
 static void make_good(void)
 {
-    l1_vmx_init(NULL);
+    vmclear(vmcs_region);
+    vmptrld(vmcs_region);
+    for (u64 field = 0; field < 0x6c20; field += 2)
+        vmwrite(field, 0); // those that are there
+    init(NULL);
+    vmwrite(HOST_RIP, (u64)vmx_exit_anyhow);
     point_l2();
-    vmwrite(PIN_BASED_CONTROLS,
-            l1_vmx_control(MSR_VMX_PINBASED_CTLS, PIN_EXTERNAL_INTERRUPT | PIN_NMI |
-                                                      PIN_VIRTUAL_NMIS | PIN_PREEMPTION_TIMER));
-    vmwrite(PRIMARY_CONTROLS,
-            l1_vmx_control(MSR_VMX_PROCBASED_CTLS, PRIMARY_HLT | PRIMARY_TSC_OFFSETTING |
-                                                       PRIMARY_TPR_SHADOW | PRIMARY_IO_BITMAPS |
-                                                       PRIMARY_MSR_BITMAPS));
+    set_pin(PIN_EXTERNAL_INTERRUPT | PIN_NMI | PIN_VIRTUAL_NMIS | PIN_PREEMPTION_TIMER);
+    set_primary(PRIMARY_HLT | PRIMARY_TSC_OFFSETTING | PRIMARY_TPR_SHADOW | PRIMARY_IO_BITMAPS |
+                PRIMARY_MSR_BITMAPS);
     write_secondary(SECONDARY_EPT | SECONDARY_VPID | SECONDARY_UNRESTRICTED_GUEST |
                     SECONDARY_APIC_REGISTERS | SECONDARY_TSC_SCALING | SECONDARY_XSAVES);
     vmwrite(EXCEPTION_BITMAP, ~0u);
@@ -96,7 +69,7 @@ static void make_good(void)
     vmwrite(IO_BITMAP_B, (u64)io_bitmaps + PAGE_SIZE);
     vmwrite(MSR_BITMAP, (u64)msr_bitmap);
     vmwrite(VIRTUAL_APIC_ADDRESS, (u64)virtual_apic);
-    vmwrite(EPT_POINTER, (u64)l2.nested | EPTP_TYPE_WB | 3ull << EPTP_LEVELS_SHIFT);
+    vmwrite(EPT_POINTER, eptp_of(l2.nested, false));
     vmwrite(VPID, 1);
     vmwrite(TSC_MULTIPLIER, 1ull << 48);
     vmwrite(PREEMPTION_TIMER_VALUE, 200000);
@@ -237,7 +210,7 @@ static void invalidate(u64 type, u64 first, u64 second)
 {
     u64 descriptor[2] = {first, second};
 
-    __asm__ volatile("invept %0, %1" : : "m"(descriptor), "r"(type) : "cc", "memory");
+    invept(type, first);
     __asm__ volatile("invvpid %0, %1" : : "m"(descriptor), "r"(type) : "cc", "memory");
 }
 
@@ -288,7 +261,7 @@ static bool judge(u64 reason)
 {
     u64 basic = reason & EXIT_REASON_BASIC;
 
-    if (reason & L1_FAILED) {
+    if (reason & FAILED) {
         outcomes[0]++;
         return (reason & 0xffff) == RFLAGS_ZF && is_error(vmread(VM_INSTRUCTION_ERROR));
     }
@@ -301,6 +274,12 @@ static bool judge(u64 reason)
            basic != REASON_MSR_LOADING;
 }
 
+static u64 enter(bool resume)
+{
+    launched = resume;
+    return run();
+}
+
 static bool run_spoiled(u64 number)
 {
     bool resume = false;
@@ -309,7 +288,7 @@ static bool run_spoiled(u64 number)
         u64 reason;
 
         watchdog_arm(WATCHDOG_TICKS);
-        reason = l1_vmx_enter(resume);
+        reason = enter(resume);
         l1_again();
         watchdog_quiet();
         if (!judge(reason)) {
@@ -317,7 +296,7 @@ static bool run_spoiled(u64 number)
                    LLU(vmread(VM_INSTRUCTION_ERROR)));
             return false;
         }
-        if (reason & (L1_FAILED | EXIT_REASON_ENTRY_FAILURE))
+        if (reason & (FAILED | EXIT_REASON_ENTRY_FAILURE))
             return true;
         resume = true;
         vmwrite(GUEST_RIP, vmread(GUEST_RIP) + vmread(EXIT_INSTRUCTION_LENGTH));
@@ -331,9 +310,9 @@ static bool run_spoiled(u64 number)
 static void load_vmcs(void)
 {
     do {
-        *(u32 *)l1_vmcs = *(u32 *)vmxon_spare;
-        vmclear((u64)l1_vmcs);
-    } while (vmptrld((u64)l1_vmcs));
+        *(u32 *)vmcs_region = *(u32 *)vmxon_spare;
+        vmclear(vmcs_region);
+    } while (vmptrld(vmcs_region));
 }
 
 // The fields that are not as they were.
@@ -359,10 +338,10 @@ static bool run_good(void)
     load_vmcs();
     restore_good();
     invalidate(2, 0, 0);
-    reason = l1_vmx_enter(false);
+    reason = enter(false);
     watchdog_quiet();
     while (reason == REASON_EXTERNAL_INTERRUPT) { // the last case's may still come
-        reason = l1_vmx_enter(true);
+        reason = enter(true);
         watchdog_quiet();
     }
     return reason == REASON_CPUID && vmread(GUEST_RIP) == (u64)l2.code;
@@ -372,21 +351,19 @@ static bool run_good(void)
 
 static void do_pointer(void *address)
 {
-    u64 at = (u64)address;
-
     switch (below(6)) {
     case 0:
-        vmxon(at);
+        vmxon(address);
         break;
     case 1:
-        vmclear(at);
+        vmclear(address);
         break;
     case 2:
     case 3:
-        vmptrld(at);
+        vmptrld(address);
         break;
     case 4:
-        l1_vmx_enter(below(2));
+        enter(below(2));
         break;
     default:
         vmwrite(random_value(), random_value());
@@ -403,9 +380,9 @@ static void do_invalidate(void *address)
 static void do_outside(void *address)
 {
     vmxoff();
-    if (below(2) && vmxon((u64)address) == 0)
+    if (below(2) && vmxon(address) == 0)
         vmxoff();
-    vmxon((u64)vmxon_spare);
+    vmxon(vmxon_spare);
 }
 
 // No VMCS that could be entered is current in these.
@@ -413,7 +390,7 @@ static void instructions(void)
 {
     static void (*const fns[])(void *) = {do_pointer, do_pointer, do_invalidate, do_outside};
 
-    vmclear((u64)l1_vmcs);
+    vmclear(vmcs_region);
     for (u32 n = below(16); n; n--) {
         if (below(4) == 0)
             for (u32 i = 0; i < 64; i++)
@@ -429,24 +406,19 @@ static void instructions(void)
 
 static void race(void *unused)
 {
-    u8 *const at[] = {l1_vmcs, msr_bitmap, io_bitmaps, virtual_apic, lists + 2 * PAGE_SIZE};
+    u8 *const at[] = {vmcs_region, msr_bitmap, io_bitmaps, virtual_apic, lists + 2 * PAGE_SIZE};
+    struct hostile_race r = {88172645463325252ull, at, ARRAY_SIZE(at), 0};
 
     (void)unused;
-    for (u64 state = 88172645463325252ull; !stop_race;) {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        at[(state >> 8 & 0xff) % ARRAY_SIZE(at)][state >> 16 & 0xfff] ^= (u8)(state >> 32);
-        if (!(state & 0xf))
-            l2.nested_leaves[state >> 48 & 15] ^= BIT(state >> 24 & 7);
-    }
+    while (!hostile_stop_race)
+        hostile_race_step(&r);
 }
 
 // --- all of it ---
 
 static bool start(void)
 {
-    if (!l1_vmx_start()) {
+    if (!vmx_start()) {
         report_skip("no VMX");
         return false;
     }
@@ -456,16 +428,16 @@ static bool start(void)
     io_bitmaps = pages(2);
     virtual_apic = pages(1);
     lists = pages(LISTS + 1);
-    other_vmcs = l1_vmx_region();
-    vmxon_spare = l1_vmx_region();
+    other_vmcs = new_region();
+    vmxon_spare = new_region();
     vmxoff();
-    vmxon((u64)vmxon_spare);
+    vmxon(vmxon_spare);
     pages(1);
     hostile_add_target(msr_bitmap);
     hostile_add_target(io_bitmaps);
     hostile_add_target(virtual_apic);
     hostile_add_target(other_vmcs);
-    hostile_add_target(l1_vmcs);
+    hostile_add_target(vmcs_region);
     watchdog_start();
     make_good();
     note_good();
@@ -487,44 +459,31 @@ static void fatal(u64 which)
         vmwrite(HOST_RIP, 0x5000000000);
     if (which == 3)
         vmwrite(HOST_IDTR_BASE, 0xfec00000);
-    l1_vmx_enter(false);
-    report(false, "fatal=%llu was none", LLU(which));
+    enter(false);
+}
+
+static void report_outcomes(void)
+{
+    report(outcomes[0] && outcomes[1] && outcomes[2],
+           "%u VMfail, %u entry failures, %u exits, %u faults, %u interrupts", outcomes[0],
+           outcomes[1], outcomes[2], outcomes[3], watchdog_count);
 }
 
 void guest_main(void)
 {
-    u64 count = number("count=", 300), seed = number("seed=", 1), done, good = 0, end = 0;
+    static const struct hostile vmx = {
+        .cases = "entries",
+        .start = start,
+        .race = race,
+        .fatal = fatal,
+        .instructions = instructions,
+        .run_good = run_good,
+        .load = load_vmcs,
+        .spoil = spoil,
+        .show = show,
+        .run_spoiled = run_spoiled,
+        .report = report_outcomes,
+    };
 
-    random_seed(seed);
-    if (!start())
-        return;
-    if (number("fatal=", ~0ull) != ~0ull) {
-        load_vmcs();
-        fatal(number("fatal=", 0));
-        return;
-    }
-    if (option("race")) {
-        report(smp_start(2), "two CPUs");
-        smp_call(1, race, NULL);
-    }
-    for (done = 0; done < count; done++) {
-        if (done % GOOD_EVERY == 0) {
-            instructions();
-            good += run_good() || option("race");
-        }
-        load_vmcs();
-        spoil();
-        if (done >= number("show=", ~0ull))
-            show(done);
-        end += run_spoiled(done);
-        hostile_l2_again();
-    }
-    stop_race = true;
-    report(end == count, "%llu spoiled entries from seed %llu, %llu ended as the manual says",
-           LLU(count), LLU(seed), LLU(end));
-    report(good == (count + GOOD_EVERY - 1) / GOOD_EVERY, "the good one worked %llu times",
-           LLU(good));
-    report(outcomes[0] && outcomes[1] && outcomes[2],
-           "%u VMfail, %u entry failures, %u exits, %u faults, %u interrupts", outcomes[0],
-           outcomes[1], outcomes[2], outcomes[3], watchdog_count);
+    hostile_main(&vmx);
 }

@@ -13,11 +13,6 @@
 #define HUGE     0x80000000ull
 #define NOWHERE  0xa0000000ull // no RAM, no device
 #define IOAPIC   0xfec00000ull
-#define EPT_R    1ull
-#define EPT_W    2ull
-#define EPT_X    4ull
-#define EPT_RWX  7ull
-#define EPT_WB   (6ull << 3)
 #define EPT_LEAF BIT(7)
 #define EPT_A    BIT(8)
 #define EPT_D    BIT(9)
@@ -40,53 +35,22 @@ L2(l2_walk, "1: add (%rdi), %rax; add %rdx, %rdi; loop 1b; vmcall");
 L2(l2_drop, "mov (%rdi), %rax; mov $0xe4, %edx; out %eax, %dx; mov (%rdi), %rbx; vmcall");
 extern char l2_got[], l2_was_put[], l2_returned[], l2_copied[];
 
-static u64 eptp_of(const u64 *top, bool ad)
-{
-    return (u64)top | 3 << EPTP_LEVELS_SHIFT | (ad ? EPTP_AD : 0) | EPTP_TYPE_WB;
-}
-
-static u64 invept(u64 type, u64 eptp)
-{
-    struct {
-        u64 pointer, reserved;
-    } descriptor = {eptp, 0};
-    u64 flags;
-
-    __asm__ volatile("invept %1, %2; pushfq; pop %0"
-                     : "=r"(flags)
-                     : "m"(descriptor), "r"(type)
-                     : "cc", "memory");
-    return flags & (RFLAGS_CF | RFLAGS_ZF);
-}
-
 static void make_tables(void)
 {
-    ept_root = pages(1);
-    ept_pdpt = pages(1);
-    ept_directories = pages(4);
+    ept_root = identity_tables(EPT_RWX, EPT_WB | EPT_RWX);
+    ept_pdpt = ept_root + PDPT;
+    ept_directories = ept_root + DIRECTORIES;
     window = pages(1);
     data = pages(1);
-    ept_root[0] = (u64)ept_pdpt | EPT_RWX;
-    for (unsigned i = 0; i < 4; i++)
-        ept_pdpt[i] = (u64)(ept_directories + 512 * i) | EPT_RWX;
-    for (u64 i = 0; i < 2048; i++)
-        ept_directories[i] = i * SIZE_2M | EPT_LEAF | EPT_WB | EPT_RWX;
     ept_directories[WINDOW / SIZE_2M] = (u64)window | EPT_RWX;
     data[0] = 0x1122334455667788;
     ((u8 *)data)[64] = 0xc3; // RET
 }
 
-static void use(u64 eptp)
-{
-    set_primary(PRIMARY_HLT | PRIMARY_SECONDARY);
-    vmwrite(SECONDARY_CONTROLS, control(MSR_VMX_PROCBASED_CTLS2, SECONDARY_EPT));
-    vmwrite(EPT_POINTER, eptp);
-}
-
 static void start(const void *code, u64 rdi, u64 rax)
 {
     init(code);
-    use(eptp_of(ept_root, false));
+    use_ept(eptp_of(ept_root, false));
     l2_registers[RDI] = rdi;
     l2_registers[RAX] = rax;
 }
@@ -327,7 +291,7 @@ static void test_copy_from_device(void)
 static void with_tables_in_window(const void *code, bool ad)
 {
     init(code);
-    use(eptp_of(ept_root, ad));
+    use_ept(eptp_of(ept_root, ad));
     vmwrite(GUEST_CR3, WINDOW + 4 * PAGE_SIZE);
     l2_registers[RDI] = WINDOW;
     invept(2, 0);
@@ -383,7 +347,7 @@ static u64 flags_after(const void *code, bool ad)
     window[0] &= ~(EPT_A | EPT_D);
     ept_directories[WINDOW / SIZE_2M] &= ~(EPT_A | EPT_D);
     start(code, address_of(0), 0x600d);
-    use(eptp_of(ept_root, ad));
+    use_ept(eptp_of(ept_root, ad));
     invept(2, 0);
     run();
     return window[0] & (EPT_A | EPT_D);
@@ -405,7 +369,7 @@ static void test_flags(void)
            "a write sets D: %#llx", LLU(window[0]));
     window[0] &= ~(EPT_A | EPT_D);
     start(l2_get, address_of(0), 0);
-    use(eptp_of(ept_root, true));
+    use_ept(eptp_of(ept_root, true));
     invept(2, 0);
     run();
     vmwrite(GUEST_RIP, (u64)l2_put);
@@ -414,7 +378,7 @@ static void test_flags(void)
            LLU(window[0]));
     window[0] = (window[0] & ~(EPT_A | EPT_D | EPT_W));
     start(l2_put, address_of(0), 0);
-    use(eptp_of(ept_root, true));
+    use_ept(eptp_of(ept_root, true));
     invept(2, 0);
     report_exit(run() == REASON_EPT_VIOLATION && !(window[0] & EPT_D), "a refused write sets no D");
     window[0] |= EPT_W;
@@ -532,7 +496,7 @@ static void test_five_levels(void)
     window[0] = (u64)data | EPT_WB | EPT_RWX;
     data[0] = 0x55;
     start(l2_get, WINDOW, 0);
-    use((u64)top | 4 << EPTP_LEVELS_SHIFT | EPTP_TYPE_WB);
+    use_ept((u64)top | 4 << EPTP_LEVELS_SHIFT | EPTP_TYPE_WB);
     report_exit(run() == REASON_VMCALL && l2_registers[RAX] == 0x55, "an L2 with 5-level EPT");
     top[0] = 0;
     invept(2, 0);

@@ -40,16 +40,11 @@ extern char l2_got[], l2_was_put[], l2_returned[], l2_copied[];
 
 static void make_tables(void)
 {
-    npt = pages(1);
-    npt_pdpt = pages(1);
-    npt_directories = pages(4);
+    npt = identity_tables(ALL, ALL);
+    npt_pdpt = npt + PDPT;
+    npt_directories = npt + DIRECTORIES;
     window = pages(1);
     data = pages(2);
-    npt[0] = (u64)npt_pdpt | ALL;
-    for (unsigned i = 0; i < 4; i++)
-        npt_pdpt[i] = (u64)(npt_directories + 512 * i) | ALL;
-    for (u64 i = 0; i < 2048; i++)
-        npt_directories[i] = i * SIZE_2M | LEAF | ALL;
     npt_directories[WINDOW / SIZE_2M] = (u64)window | ALL;
     data[0] = 0x1122334455667788;
     ((u8 *)data)[64] = 0xc3; // RET
@@ -63,7 +58,7 @@ static void start(const void *code, u64 rdi, u64 rax)
     vmcb->n_cr3 = (u64)npt;
     vmcb->tlb_control = SVM_TLB_FLUSH_ALL;
     vmcb->rax = rax;
-    l2_regs[RDI] = rdi;
+    l2_registers[RDI] = rdi;
 }
 
 static u64 run_again(const void *code)
@@ -240,7 +235,7 @@ static void test_copy_from_device(void)
 
     window[3] = 0;
     start(l2_copy, gpa, 0);
-    l2_regs[RSI] = APIC_BASE + APIC_VERSION;
+    l2_registers[RSI] = APIC_BASE + APIC_VERSION;
     l2_run();
     report_vmexit(faulted(SVM_NPF_FINAL | PF_U | PF_W, gpa, l2_copy),
                   "a copy from L1's LAPIC to a page that is missing");
@@ -250,7 +245,7 @@ static void test_copy_from_device(void)
                   "and when it is there");
     window[3] &= ~W;
     start(l2_copy, gpa, 0);
-    l2_regs[RSI] = APIC_BASE + APIC_VERSION;
+    l2_registers[RSI] = APIC_BASE + APIC_VERSION;
     l2_run();
     report_vmexit(faulted(SVM_NPF_FINAL | PF_U | PF_W | PF_P, gpa, l2_copy),
                   "and when it is read-only");
@@ -318,7 +313,7 @@ static void test_pat(void)
     u64 pat = msr_read(MSR_PAT);
 
     start(l2_write_pat, 0, 0x00070106);
-    l2_regs[RSI] = 0x00070406;
+    l2_registers[RSI] = 0x00070406;
     l2_run();
     // QEMU knows no G_PAT
     report_known(MACHINE_QEMU, vmcb->exitcode == VMEXIT_VMMCALL && msr_read(MSR_PAT) == pat,
@@ -399,7 +394,7 @@ static void test_dropped_below(void)
     window[6] = (u64)data | ALL;
     data[0] = 0xd0d0;
     start(l2_drop, WINDOW + 6 * PAGE_SIZE, 0);
-    report_vmexit(l2_run() == VMEXIT_VMMCALL && vmcb->rax == 0xd0d0 && l2_regs[RBX] == 0xd0d0,
+    report_vmexit(l2_run() == VMEXIT_VMMCALL && vmcb->rax == 0xd0d0 && l2_registers[RBX] == 0xd0d0,
                   "an L2 goes on when the hypervisor below flushes");
 }
 
@@ -445,9 +440,9 @@ static void test_many_tables(void)
     }
     start(l2_walk, HUGE, 0);
     for (unsigned round = 1; round <= 3; round++) {
-        l2_regs[RDX] = SIZE_2M + (round == 3 ? PAGE_SIZE : 0);
-        l2_regs[RCX] = 500;
-        l2_regs[RDI] = HUGE;
+        l2_registers[RDX] = SIZE_2M + (round == 3 ? PAGE_SIZE : 0);
+        l2_registers[RCX] = 500;
+        l2_registers[RDI] = HUGE;
         vmcb->rax = 0;
         vmcb->rip = (u64)l2_walk;
         l2_run();
@@ -459,8 +454,7 @@ static void test_many_tables(void)
 
 void guest_main(void)
 {
-    l2_prepare();
-    if (!svm_enable() || !(cpuid(0x8000000a, 0).edx & BIT(0))) {
+    if (!svm_start() || !(cpuid(0x8000000a, 0).edx & BIT(0))) {
         report(false, "no SVM with nested paging");
         return;
     }

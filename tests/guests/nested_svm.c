@@ -127,7 +127,7 @@ static void test_round_trip(void)
     l2_init(l2_cpuid);
     vmcb->rax = 0x1122334455667788;
     for (unsigned i = 0; i < 16; i++)
-        l2_regs[i] = 0x1000 + i;
+        l2_registers[i] = 0x1000 + i;
     vmcb->eventinj = 0x12; // not valid
     code = l2_run();
     info1 = vmcb->exitinfo1;
@@ -137,12 +137,12 @@ static void test_round_trip(void)
     report(l2_at(l2_at_cpuid), "RIP is the instruction's, off by %lld",
            (long long)(vmcb->rip - (u64)l2_at_cpuid));
     report(vmcb->rax == 0x1122334455667788, "RAX %#llx", LLU(vmcb->rax));
-    report(vmcb->rsp == (u64)(svm_l2_stack + sizeof(svm_l2_stack) - 8) &&
+    report(vmcb->rsp == (u64)(l2_stack + sizeof(l2_stack) - 8) &&
                l2_pushed(0) == 0x1122334455667788,
            "RSP and the stack");
     report(vmcb->rflags == (RFLAGS_FIXED | RFLAGS_CF), "RFLAGS %#llx", LLU(vmcb->rflags));
-    report(l2_regs[0] == (u64)vmcb, "L1's RAX is the VMCB's address");
-    report(l2_regs[RBX] == 0x1003 && l2_regs[RDI] == 0x1007 && l2_regs[15] == 0x100f,
+    report(l2_registers[0] == (u64)vmcb, "L1's RAX is the VMCB's address");
+    report(l2_registers[RBX] == 0x1003 && l2_registers[RDI] == 0x1007 && l2_registers[15] == 0x100f,
            "other registers pass through");
     report(vmcb->cpl == 0 && vmcb->cs.selector == CODE64 && vmcb->cs.attrib == 0xa9b &&
                vmcb->ss.selector == DATA,
@@ -234,7 +234,7 @@ static u64 run_intercepted(const void *code, unsigned vector, u64 rdi)
     l2_init(code);
     vmcb->intercept[SVM_WORD_EXCEPTIONS] = 1u << vector;
     vmcb->cr2 = 0x1234;
-    l2_regs[RDI] = rdi;
+    l2_registers[RDI] = rdi;
     return l2_run();
 }
 
@@ -281,10 +281,10 @@ static void test_own_exceptions(void)
 {
     l2_run_code(l2_ud);
     report(l2_in_handler(VECTOR_UD) && l2_pushed(0) == (u64)l2_ud && l2_pushed(1) == CODE64 &&
-               l2_pushed(3) == (u64)(svm_l2_stack + sizeof(svm_l2_stack)) && l2_pushed(4) == DATA,
+               l2_pushed(3) == (u64)(l2_stack + sizeof(l2_stack)) && l2_pushed(4) == DATA,
            "#UD goes to L2's own handler");
     l2_init(l2_read);
-    l2_regs[RDI] = UNMAPPED + 16;
+    l2_registers[RDI] = UNMAPPED + 16;
     l2_run();
     report(l2_in_handler(VECTOR_PF) && l2_pushed(0) == 0 && l2_pushed(1) == (u64)l2_read &&
                vmcb->cr2 == UNMAPPED + 16,
@@ -342,9 +342,9 @@ static void test_injection(void)
 // A delivery that an intercepted exception interrupts is in EXITINTINFO.
 static void test_interrupted_delivery(void)
 {
-    u64 gate = svm_l2_idt[0x40 * 2];
+    u64 gate = l2_idt[0x40 * 2];
 
-    svm_l2_idt[0x40 * 2] &= ~(1ull << 47);
+    l2_idt[0x40 * 2] &= ~(1ull << 47);
     l2_init(l2_nops);
     vmcb->intercept[SVM_WORD_EXCEPTIONS] = 1u << VECTOR_NP;
     vmcb->eventinj = 0x40 | SVM_EVENT_V;
@@ -356,7 +356,7 @@ static void test_interrupted_delivery(void)
                LLU(vmcb->exitinfo1));
     // QEMU 7.2 sets EXITINTINFO from EVENTINJ only
     report(vmcb->exitintinfo == (0x40 | SVM_EVENT_V), "EXITINTINFO %#llx", LLU(vmcb->exitintinfo));
-    svm_l2_idt[0x40 * 2] = gate;
+    l2_idt[0x40 * 2] = gate;
     vmcb->eventinj = vmcb->exitintinfo;
     l2_run();
     report(l2_in_handler(0x40) && l2_pushed(0) == (u64)l2_nops,
@@ -434,9 +434,9 @@ static void test_intercepts(void)
         l2_init(intercepts[i].code);
         vmcb->intercept[intercepts[i].word] |= intercepts[i].bit;
         vmcb->rax = (u64)vmcb;
-        l2_regs[RBX] = intercepts[i].code == l2_write_cr3   ? vmcb->cr3
-                       : intercepts[i].code == l2_write_cr4 ? vmcb->cr4
-                                                            : vmcb->cr0;
+        l2_registers[RBX] = intercepts[i].code == l2_write_cr3   ? vmcb->cr3
+                            : intercepts[i].code == l2_write_cr4 ? vmcb->cr4
+                                                                 : vmcb->cr0;
         l2_run();
         report(vmcb->exitcode == intercepts[i].exitcode &&
                    l2_at(intercepts[i].code + intercepts[i].offset),
@@ -451,14 +451,14 @@ static void test_not_intercepted(void)
     u64 before;
 
     l2_init(l2_write_cr0);
-    l2_regs[RBX] = vmcb->cr0 ^ CR0_AM;
+    l2_registers[RBX] = vmcb->cr0 ^ CR0_AM;
     before = vmcb->cr0;
     report_vmexit(l2_run() == VMEXIT_HLT && vmcb->cr0 == (before ^ CR0_AM), "MOV to CR0 goes on");
     l2_init(l2_write_cr4);
-    l2_regs[RBX] = vmcb->cr4 ^ CR4_DE;
+    l2_registers[RBX] = vmcb->cr4 ^ CR4_DE;
     before = vmcb->cr4;
     report_vmexit(l2_run() == VMEXIT_HLT && vmcb->cr4 == (before ^ CR4_DE), "MOV to CR4 goes on");
-    report(l2_run_code(l2_read_cr3) == VMEXIT_HLT && l2_regs[RBX] == read_cr3(),
+    report(l2_run_code(l2_read_cr3) == VMEXIT_HLT && l2_registers[RBX] == read_cr3(),
            "MOV from CR3 goes on");
     report(l2_run_code(l2_popf) == VMEXIT_HLT, "POPF goes on");
     report(l2_run_code(l2_pause) == VMEXIT_HLT && l2_run_code(l2_wbinvd) == VMEXIT_HLT,
@@ -474,7 +474,7 @@ static void test_not_intercepted(void)
     vmcb->tsc_offset = 1ull << 50;
     before = rdtsc();
     l2_run();
-    before = (vmcb->rax | l2_regs[RDX] << 32) - before - (1ull << 50);
+    before = (vmcb->rax | l2_registers[RDX] << 32) - before - (1ull << 50);
     report(before < 1ull << 32, "TSC_OFFSET: RDTSC is that much ahead, and %llu ticks",
            LLU(before));
 }
@@ -492,7 +492,7 @@ static u64 run_io(const void *code, u16 port)
 {
     l2_init(code);
     vmcb->intercept[SVM_WORD_3] |= SVM_INTERCEPT_IOIO;
-    l2_regs[RDX] = port;
+    l2_registers[RDX] = port;
     return l2_run();
 }
 
@@ -514,7 +514,7 @@ static void test_iopm(void)
                   "IN of 16 bits whose second byte is intercepted");
     report_vmexit(run_io(l2_in8, 0x81) == VMEXIT_HLT, "another port does not exit");
     l2_init(l2_in8);
-    l2_regs[RDX] = 0x80;
+    l2_registers[RDX] = 0x80;
     report_vmexit(l2_run() == VMEXIT_HLT, "without the intercept no port does");
     iopm[0x80 / 8] = 0;
 }
@@ -523,9 +523,9 @@ static u64 run_msr(const void *code, u32 msr, u64 value)
 {
     l2_init(code);
     vmcb->intercept[SVM_WORD_3] |= SVM_INTERCEPT_MSR;
-    l2_regs[RCX] = msr;
+    l2_registers[RCX] = msr;
     vmcb->rax = (u32)value;
-    l2_regs[RDX] = value >> 32;
+    l2_registers[RDX] = value >> 32;
     return l2_run();
 }
 
@@ -545,7 +545,7 @@ static void test_msrpm(void)
                       l2_at(l2_wrmsr),
                   "WRMSR intercepted");
     report_vmexit(run_msr(l2_rdmsr, MSR_LSTAR, 0) == VMEXIT_HLT &&
-                      (vmcb->rax | l2_regs[RDX] << 32) == 0x123456789ab,
+                      (vmcb->rax | l2_registers[RDX] << 32) == 0x123456789ab,
                   "RDMSR that is not goes on");
     msrpm[lstar] = 0;
     report_vmexit(run_msr(l2_rdmsr, 0x40001234, 0) == VMEXIT_MSR, "an MSR outside the map exits");
@@ -583,7 +583,7 @@ static void test_gif(void)
     report(nmi_count == 1, "STGI lets it come");
     // After an exit GIF is 0.
     l2_init(l2_cpuid);
-    svm_run(l2_regs, (u64)vmcb);
+    svm_run((u64)vmcb);
     self_ipi();
     sti();
     pause();
@@ -603,7 +603,7 @@ static void test_interrupts(void)
     clgi();
     start_timer(100000);
     sti();
-    svm_run(l2_regs, (u64)vmcb);
+    svm_run((u64)vmcb);
     report(vmcb->exitcode == VMEXIT_INTR && vmcb->rip - (u64)l2_loop < 4 && timer_count == 0,
            "the timer while L2 runs with IF = 0: EXITCODE %#llx", LLU(vmcb->exitcode));
     report(!(vmcb->rflags & RFLAGS_IF), "L2's IF is its own");
@@ -618,7 +618,7 @@ static void test_interrupts(void)
     clgi();
     self_ipi();
     sti();
-    svm_run(l2_regs, (u64)vmcb);
+    svm_run((u64)vmcb);
     report(vmcb->exitcode == VMEXIT_INTR && l2_at(l2_cpuid),
            "an interrupt that waits exits before L2's first instruction: %#llx",
            LLU(vmcb->exitcode));
@@ -632,7 +632,7 @@ static void test_interrupts(void)
 // exits before its handler starts.
 static void test_injection_before_exit(void)
 {
-    svm_l2_idt[VECTOR_GP * 2] |= 1ull << 40; // a trap gate
+    l2_idt[VECTOR_GP * 2] |= 1ull << 40; // a trap gate
     l2_init(l2_nops);
     vmcb->intercept[SVM_WORD_3] |= SVM_INTERCEPT_INTR;
     vmcb->v_ctl = SVM_V_INTR_MASKING;
@@ -641,8 +641,8 @@ static void test_injection_before_exit(void)
     clgi();
     self_ipi();
     sti();
-    svm_run(l2_regs, (u64)vmcb);
-    report_vmexit(vmcb->exitcode == VMEXIT_INTR && l2_at(l2_gates + 4 * VECTOR_GP) &&
+    svm_run((u64)vmcb);
+    report_vmexit(vmcb->exitcode == VMEXIT_INTR && l2_at(l2_handlers + 4 * VECTOR_GP) &&
                       l2_pushed(0) == 0x5678 && l2_pushed(1) == (u64)l2_nops &&
                       !(vmcb->exitintinfo & SVM_EVENT_V),
                   "an injection is done before an interrupt exits");
@@ -650,7 +650,7 @@ static void test_injection_before_exit(void)
     pause();
     cli();
     report(ipi_count == 1, "L1 takes it then");
-    svm_l2_idt[VECTOR_GP * 2] &= ~(1ull << 40);
+    l2_idt[VECTOR_GP * 2] &= ~(1ull << 40);
 }
 
 static void test_blocked_interrupts(void)
@@ -659,13 +659,13 @@ static void test_blocked_interrupts(void)
     vmcb->intercept[SVM_WORD_3] |= SVM_INTERCEPT_INTR;
     vmcb->v_ctl = SVM_V_INTR_MASKING;
     vmcb->rflags |= RFLAGS_IF;
-    l2_regs[RCX] = 1000000;
+    l2_registers[RCX] = 1000000;
     ipi_count = 0;
     clgi();
     start_timer(1000);
     self_ipi();
-    svm_run(l2_regs, (u64)vmcb); // L1's IF is 0
-    report(vmcb->exitcode == VMEXIT_VMMCALL && l2_regs[RCX] == 0,
+    svm_run((u64)vmcb); // L1's IF is 0
+    report(vmcb->exitcode == VMEXIT_VMMCALL && l2_registers[RCX] == 0,
            "V_INTR_MASKING with L1's IF = 0: no interrupt exits, %#llx", LLU(vmcb->exitcode));
     stgi();
     report(ipi_count == 0 && timer_count == 0, "nor is taken");
@@ -686,7 +686,7 @@ static void test_blocked_interrupts(void)
     // With the intercept but no masking, L2's IF counts.
     l2_init(l2_count);
     vmcb->intercept[SVM_WORD_3] |= SVM_INTERCEPT_INTR;
-    l2_regs[RCX] = 1000000;
+    l2_registers[RCX] = 1000000;
     start_timer(1000);
     report_vmexit(l2_run() == VMEXIT_VMMCALL && timer_count == 0, "no masking, L2's IF = 0");
     l2_init(l2_sti_loop);
@@ -704,7 +704,7 @@ static void test_nmi(void)
     vmcb->intercept[SVM_WORD_3] |= SVM_INTERCEPT_NMI;
     clgi();
     self_nmi();
-    svm_run(l2_regs, (u64)vmcb);
+    svm_run((u64)vmcb);
     report(vmcb->exitcode == VMEXIT_NMI && nmi_count == 0, "an NMI exits: EXITCODE %#llx",
            LLU(vmcb->exitcode));
     stgi();
@@ -728,7 +728,7 @@ static void test_halted(void)
     clgi();
     start_timer(100000000);
     sti();
-    svm_run(l2_regs, (u64)vmcb);
+    svm_run((u64)vmcb);
     report(vmcb->exitcode == VMEXIT_INTR && l2_at(l2_after_halt),
            "the timer while L2 halts: EXITCODE %#llx, RIP off by %lld", LLU(vmcb->exitcode),
            (long long)(vmcb->rip - (u64)l2_after_halt));
@@ -807,12 +807,12 @@ static void test_invalid(void)
         // QEMU 7.2 stores the low half only, and lacks several checks
         report_known(MACHINE_QEMU, vmcb->exitcode == VMEXIT_INVALID, "%s: EXITCODE %#llx",
                      spoils[i].name, LLU(vmcb->exitcode));
-        if (memcmp(&before, &after, sizeof(before)) != 0 || l2_regs[0] != (u64)vmcb)
+        if (memcmp(&before, &after, sizeof(before)) != 0 || l2_registers[0] != (u64)vmcb)
             report(false, "%s: L1's state changed", spoils[i].name);
     }
     l2_init(l2_cpuid);
     vmcb->guest_asid = 0;
-    svm_run(l2_regs, (u64)vmcb);
+    svm_run((u64)vmcb);
     self_ipi();
     sti();
     pause();
@@ -829,27 +829,24 @@ L2(l2_write, "mov %rbx, (%rdi); vmmcall");
 
 static void test_nested_paging(void)
 {
-    u64 *tables = pages(3), target = 0x30000000;
+    u64 *tables = identity_tables(NPT_ALL, NPT_ALL), target = 0x30000000;
 
     if (!(cpuid(0x8000000a, 0).edx & SVM_FEATURE_NP)) {
         report_skip("no nested paging");
         return;
     }
-    memcpy(tables + 1024, directories, PAGE_SIZE); // the first GiB
-    tables[512] = (u64)(tables + 1024) | 7;
-    tables[0] = (u64)(tables + 512) | 7;
-    tables[1024 + target / SIZE_2M] = 0;
+    tables[DIRECTORIES + target / SIZE_2M] = 0;
     l2_init(l2_write);
     vmcb->np_enable = 1;
     vmcb->n_cr3 = (u64)tables;
     vmcb->tlb_control = SVM_TLB_FLUSH_ALL;
-    l2_regs[RDI] = target + 8;
-    l2_regs[RBX] = 0x600df00d;
+    l2_registers[RDI] = target + 8;
+    l2_registers[RBX] = 0x600df00d;
     report_vmexit(l2_run() == VMEXIT_NPF && l2_at(l2_write) && vmcb->exitinfo2 == target + 8 &&
                       (vmcb->exitinfo1 & 0x1f) == (PF_W | PF_U) &&
                       (vmcb->exitinfo1 & SVM_NPF_FINAL),
                   "nested page fault");
-    tables[1024 + target / SIZE_2M] = 0x2000000 | 0x87;
+    tables[DIRECTORIES + target / SIZE_2M] = 0x2000000 | 0x87;
     report_vmexit(l2_run() == VMEXIT_VMMCALL && *(volatile u64 *)0x2000008 == 0x600df00d,
                   "L2 goes on when the page is there, and its write lands where L1 mapped it");
 }
@@ -916,7 +913,7 @@ static void test_vmload(void)
 
 void guest_main(void)
 {
-    l2_prepare();
+    svm_prepare();
     if (!test_presence())
         return;
     test_faults();

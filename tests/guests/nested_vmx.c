@@ -9,12 +9,6 @@
 
 #include "vmx.h"
 
-enum { TIMER_VECTOR = 0x50, IPI_VECTOR = 0x51 };
-#define UNMAPPED    (1ull << 40)
-#define BAD_ADDRESS 0x8000000000000000ull
-
-static volatile u32 timer_count, ipi_count, nmi_count;
-
 static void try_vmxon(void *region)
 {
     vmxon(region);
@@ -52,7 +46,7 @@ static void try_vmresume(void *unused)
 static void try_vmxoff(void *unused)
 {
     (void)unused;
-    __asm__ volatile("vmxoff" : : : "cc");
+    vmxoff();
 }
 static void try_cr0(void *value)
 {
@@ -102,7 +96,7 @@ static void test_enable(void)
 {
     u64 cr0 = read_cr0(), lock;
 
-    basic = msr_read(MSR_VMX_BASIC);
+    vmx_basic = msr_read(MSR_VMX_BASIC);
     vmxon_region = new_region();
     vmcs_region = new_region();
     test_unlocked();
@@ -111,8 +105,8 @@ static void test_enable(void)
     report(try(try_wrmsr, (void *)MSR_FEATURE_CONTROL) == VECTOR_GP,
            "WRMSR to it when locked: #GP");
     report(try(try_wrmsr, (void *)MSR_VMX_BASIC) == VECTOR_GP, "WRMSR to IA32_VMX_BASIC: #GP");
-    report((basic >> 32 & 0x1fff) <= PAGE_SIZE && (basic >> 50 & 15) == 6, "IA32_VMX_BASIC %#llx",
-           LLU(basic));
+    report((vmx_basic >> 32 & 0x1fff) <= PAGE_SIZE && (vmx_basic >> 50 & 15) == 6,
+           "IA32_VMX_BASIC %#llx", LLU(vmx_basic));
     report(try(try_vmxon, vmxon_region) == VECTOR_UD, "VMXON without CR4.VMXE: #UD");
     write_cr4(read_cr4() | msr_read(MSR_VMX_CR4_FIXED0) | CR4_VMXE);
     for (unsigned i = 0; i < ARRAY_SIZE(instructions); i++)
@@ -143,7 +137,7 @@ static void test_capabilities(void)
     u64 highest = msr_read(MSR_VMX_VMCS_ENUM) >> 1 & 0x1ff, value;
     bool fits = true;
 
-    if (basic & VMX_BASIC_TRUE_CTLS)
+    if (vmx_basic & VMX_BASIC_TRUE_CTLS)
         report(subset(MSR_VMX_PINBASED_CTLS, MSR_VMX_TRUE_PINBASED_CTLS) &&
                    subset(MSR_VMX_PROCBASED_CTLS, MSR_VMX_TRUE_PROCBASED_CTLS) &&
                    subset(MSR_VMX_EXIT_CTLS, MSR_VMX_TRUE_EXIT_CTLS) &&
@@ -250,8 +244,8 @@ static void check_round_trip(const char *mode)
     reason = run();
     report(reason == REASON_CPUID && at(l2_at_cpuid) && vmread(EXIT_INSTRUCTION_LENGTH) == 2,
            "%s: CPUID exits: reason %#llx", mode, LLU(reason));
-    report(l2_registers[RAX] == 0 && l2_registers[RBX] == 0x1111111111111111 &&
-               l2_registers[14] == 0xeeeeeeeeeeeeeeee,
+    report(l2_registers[RAX] == 0 && l2_registers[RCX] == 0x1111111111111111 &&
+               l2_registers[RBX] == 0x3333333333333333 && l2_registers[R14] == 0xeeeeeeeeeeeeeeee,
            "%s: registers went in and came out", mode);
     report(vmread(GUEST_RSP) == (u64)(l2_stack + sizeof(l2_stack) - 8) && pushed(0) == 0 &&
                vmread(GUEST_RFLAGS) == (RFLAGS_FIXED | RFLAGS_CF),
@@ -265,7 +259,7 @@ static void check_round_trip(const char *mode)
     reason = run();
     report(reason == REASON_HLT && at(l2_hlt) && vmread(EXIT_INSTRUCTION_LENGTH) == 1,
            "%s: HLT exits: reason %#llx", mode, LLU(reason));
-    report(l2_registers[14] == 0xfeedface12345678 && l2_registers[7] == 0x7777777777777778,
+    report(l2_registers[R15] == 0xfeedface12345678 && l2_registers[R8] == 0x8888888888888889,
            "%s: L2 worked with what it got", mode);
 }
 
@@ -764,7 +758,7 @@ static void test_io(void)
                     vmread(EXIT_QUALIFICATION) == (0x80 << 16 | 1 << 4 | 1 << 5) &&
                     vmread(GUEST_LINEAR_ADDRESS) == (u64)l2_stack,
                 "REP OUTSB");
-    if (basic & VMX_BASIC_INS_OUTS_INFO)
+    if (vmx_basic & VMX_BASIC_INS_OUTS_INFO)
         report((vmread(EXIT_INSTRUCTION_INFO) & 0x38380) == (2 << 7 | 4 << 15),
                "its instruction information %#llx", LLU(vmread(EXIT_INSTRUCTION_INFO)));
     init(l2_in8);
@@ -851,45 +845,6 @@ L2(l2_count, "1: dec %rcx; jnz 1b; vmcall");
 L2(l2_sti, "sti; l2_after_sti: nop; l2_after_nop: nop; vmcall");
 L2(l2_halt, "sti; hlt; l2_after_halt: jmp .");
 extern char l2_after_sti[], l2_after_nop[], l2_after_halt[];
-
-static void on_timer(struct trap *trap)
-{
-    (void)trap;
-    timer_count++;
-    apic_eoi();
-}
-
-static void on_ipi(struct trap *trap)
-{
-    (void)trap;
-    ipi_count++;
-    apic_eoi();
-}
-
-static void on_nmi(struct trap *trap)
-{
-    (void)trap;
-    nmi_count++;
-}
-
-static void start_timer(u32 ticks)
-{
-    timer_count = 0;
-    apic_write(APIC_LVT_TIMER, TIMER_VECTOR);
-    apic_write(APIC_TIMER_DIVIDE, 0xb);
-    apic_write(APIC_TIMER_INITIAL, ticks);
-}
-
-static void self_ipi(void)
-{
-    ipi_count = 0;
-    apic_icr(0, ICR_SELF | ICR_FIXED | ICR_ASSERT | IPI_VECTOR);
-}
-
-static void self_nmi(void)
-{
-    apic_icr(apic_id(), ICR_NMI | ICR_ASSERT);
-}
 
 static void init_interruptible(const void *code, u32 pin)
 {
@@ -998,16 +953,6 @@ static void test_window(void)
     init(l2_nops);
     set_primary(PRIMARY_HLT | PRIMARY_INTERRUPT_WINDOW);
     report_exit(run() == REASON_VMCALL, "not if it never opens");
-}
-
-static void iret(void)
-{
-    __asm__ volatile(
-        "mov %%rsp, %%rcx; mov %%ss, %%eax; push %%rax; push %%rcx; pushfq; mov %%cs, %%eax; push %%rax;"
-        "lea 1f(%%rip), %%rax; push %%rax; iretq; 1:"
-        :
-        :
-        : "rax", "rcx", "memory");
 }
 
 L2(l2_self_nmi, "mov %ecx, 0x310(%rdi); mov %ebx, 0x300(%rdi); 1: pause; jmp 1b");
@@ -1243,39 +1188,12 @@ static void test_entry_checks(void)
 
 L2(l2_write, "mov %rax, (%rdi); vmcall");
 
-static u64 *ept; // PML4, PDPT, then four directories
+static u64 *ept;
 
 static bool has_ept(void)
 {
     return offers(MSR_VMX_PROCBASED_CTLS, PRIMARY_SECONDARY) &&
            offers(MSR_VMX_PROCBASED_CTLS2, SECONDARY_EPT);
-}
-
-static void make_ept(void)
-{
-    ept = pages(6);
-    ept[0] = (u64)(ept + 512) | 7;
-    for (unsigned i = 0; i < 4; i++)
-        ept[512 + i] = (u64)(ept + 1024 + 512 * i) | 7;
-    for (u64 i = 0; i < 2048; i++)
-        ept[1024 + i] = i * SIZE_2M | 0xb7; // write-back, 2 MiB, RWX
-}
-
-static void init_ept(const void *code)
-{
-    init(code);
-    set_primary(PRIMARY_HLT | PRIMARY_SECONDARY);
-    vmwrite(SECONDARY_CONTROLS, control(MSR_VMX_PROCBASED_CTLS2, SECONDARY_EPT));
-    vmwrite(EPT_POINTER, (u64)ept | 3 << EPTP_LEVELS_SHIFT | EPTP_TYPE_WB);
-}
-
-static void invept(void)
-{
-    struct {
-        u64 pointer, reserved;
-    } descriptor = {(u64)ept | 3 << EPTP_LEVELS_SHIFT | EPTP_TYPE_WB, 0};
-
-    __asm__ volatile("invept %0, %1" : : "m"(descriptor), "r"(1ull) : "cc", "memory");
 }
 
 static void test_ept(void)
@@ -1286,13 +1204,15 @@ static void test_ept(void)
         report_skip("no EPT");
         return;
     }
-    make_ept();
-    init_ept(l2_cpuid);
+    ept = identity_tables(EPT_RWX, EPT_WB | EPT_RWX);
+    init(l2_cpuid);
+    use_ept(eptp_of(ept, false));
     check_round_trip("EPT");
-    entry = &ept[1024 + target / SIZE_2M];
+    entry = &ept[DIRECTORIES + target / SIZE_2M];
     *entry = 0;
-    invept();
-    init_ept(l2_write);
+    invept(INVEPT_SINGLE, eptp_of(ept, false));
+    init(l2_write);
+    use_ept(eptp_of(ept, false));
     l2_registers[RAX] = 0x600df00d;
     l2_registers[RDI] = target + 8;
     report_exit(run() == REASON_EPT_VIOLATION && at(l2_write) &&
@@ -1304,17 +1224,14 @@ static void test_ept(void)
     report_exit(run() == REASON_VMCALL && *(volatile u64 *)0x2000008 == 0x600df00d,
                 "L2 goes on when the page is there, and its write lands where L1 mapped it");
     *entry = target | 0x86; // write without read
-    invept();
+    invept(INVEPT_SINGLE, eptp_of(ept, false));
     vmwrite(GUEST_RIP, (u64)l2_write);
     report_exit(run() == REASON_EPT_MISCONFIGURATION && at(l2_write), "EPT misconfiguration");
 }
 
 static void prepare(void)
 {
-    put_l2_idt();
-    trap_handlers[TIMER_VECTOR] = on_timer;
-    trap_handlers[IPI_VECTOR] = on_ipi;
-    trap_handlers[VECTOR_NMI] = on_nmi;
+    l1_prepare(VMCALL);
     io_bitmaps = pages(2);
     msr_bitmap = pages(1);
 }

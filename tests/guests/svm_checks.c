@@ -115,10 +115,7 @@ static void test_nested_paging(void)
         report_skip("no nested paging");
         return;
     }
-    tables = pages(3);
-    memcpy(tables + 1024, directories, PAGE_SIZE); // the first GiB
-    tables[512] = (u64)(tables + 1024) | 7;
-    tables[0] = (u64)(tables + 512) | 7;
+    tables = identity_tables(NPT_ALL, NPT_ALL);
     init_nested();
     check(LEGAL, "nested paging");
     init_nested();
@@ -205,12 +202,11 @@ static void test_vm_cr(void)
 
 void guest_main(void)
 {
-    if (!svm_enable()) {
+    if (!svm_start()) {
         report_skip("no SVM");
         return;
     }
     address_limit = BIT(cpuid(0x80000008, 0).eax & 0xff);
-    l2_prepare();
     test_maps();
     test_registers();
     test_events();

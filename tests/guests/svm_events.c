@@ -119,7 +119,7 @@ static void test_priority(void)
     }
     init_virtual(l2_cr8, 5);
     vmcb->v_tpr = 9;
-    l2_regs[RBX] = 3;
+    l2_registers[RBX] = 3;
     report_vmexit(l2_run() == VMEXIT_VMMCALL && l2_in_handler(VIRTUAL_VECTOR) && vmcb->v_tpr == 3,
                   "L2 lowers its TPR by CR8: taken then");
 }
@@ -132,13 +132,13 @@ static void test_cr8(void)
     l2_init(l2_cr8);
     vmcb->v_ctl = SVM_V_INTR_MASKING;
     vmcb->v_tpr = 7;
-    l2_regs[RBX] = 9;
-    report_vmexit(l2_run() == VMEXIT_VMMCALL && l2_regs[RSI] == 9 && vmcb->v_tpr == 9,
+    l2_registers[RBX] = 9;
+    report_vmexit(l2_run() == VMEXIT_VMMCALL && l2_registers[RSI] == 9 && vmcb->v_tpr == 9,
                   "V_INTR_MASKING: L2's CR8 is V_TPR");
     report(read_cr8() == 2, "and L1's TPR is its own: %llu", LLU(read_cr8()));
     l2_init(l2_cr8);
-    l2_regs[RBX] = 11;
-    report_vmexit(l2_run() == VMEXIT_VMMCALL && l2_regs[RSI] == 11, "without it");
+    l2_registers[RBX] = 11;
+    report_vmexit(l2_run() == VMEXIT_VMMCALL && l2_registers[RSI] == 11, "without it");
     report(read_cr8() == 11, "CR8 is the LAPIC's: %llu", LLU(read_cr8()));
     write_cr8(0);
 }
@@ -153,7 +153,7 @@ static void test_physical(void)
     clgi();
     start_timer(100000);
     sti();
-    svm_run(l2_regs, (u64)vmcb);
+    svm_run((u64)vmcb);
     report_vmexit(l2_in_handler(TIMER_VECTOR) && !(l2_pushed(2) & RFLAGS_IF),
                   "V_INTR_MASKING without the intercept: by L1's IF = 1, though L2's is 0");
     stgi();
@@ -165,7 +165,7 @@ static void test_physical(void)
     clgi();
     self_ipi();
     sti();
-    svm_run(l2_regs, (u64)vmcb);
+    svm_run((u64)vmcb);
     report_vmexit(vmcb->exitcode == VMEXIT_INTR && (vmcb->v_irq & SVM_V_IRQ) && l2_at(l2_nops),
                   "a physical interrupt exits before a virtual one is taken");
     stgi();
@@ -181,7 +181,7 @@ static void test_physical(void)
     write_cr8(15);
     self_ipi();
     sti();
-    svm_run(l2_regs, (u64)vmcb);
+    svm_run((u64)vmcb);
     report_vmexit(vmcb->exitcode == VMEXIT_VMMCALL, "L1's TPR holds a physical interrupt up");
     stgi();
     cli();
@@ -192,7 +192,7 @@ static void test_physical(void)
     vmcb->intercept[SVM_WORD_3] |= SVM_INTERCEPT_INTR;
     clgi();
     sti();
-    svm_run(l2_regs, (u64)vmcb);
+    svm_run((u64)vmcb);
     report_vmexit(vmcb->exitcode == VMEXIT_INTR, "V_TPR does not");
     stgi();
     pause();
@@ -212,7 +212,7 @@ static void test_smi(void)
     clgi();
     self_nmi();
     vmcb->intercept[SVM_WORD_3] |= SVM_INTERCEPT_NMI;
-    svm_run(l2_regs, (u64)vmcb);
+    svm_run((u64)vmcb);
     report_vmexit(vmcb->exitcode == VMEXIT_NMI && nmi_count == 0, "so does an NMI");
     stgi();
     pause();
@@ -247,7 +247,7 @@ static void test_vgif(void)
     clgi();
     self_ipi();
     sti();
-    svm_run(l2_regs, (u64)vmcb);
+    svm_run((u64)vmcb);
     report_vmexit(vmcb->exitcode == VMEXIT_INTR, "and no physical one");
     stgi();
     pause();
@@ -344,11 +344,10 @@ static void test_step(void)
 
 void guest_main(void)
 {
-    if (!svm_enable()) {
+    if (!svm_start()) {
         report_skip("no SVM");
         return;
     }
-    l2_prepare();
     test_virtual();
     test_shadow();
     test_window();

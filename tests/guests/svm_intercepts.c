@@ -129,9 +129,9 @@ static u32 features;
 static void prepare(const void *code)
 {
     l2_init(code);
-    l2_regs[RDI] = 0x50000;
-    l2_regs[RCX] = 0x10000;
-    l2_regs[9] = vmcb->cr0;
+    l2_registers[RDI] = 0x50000;
+    l2_registers[RCX] = 0x10000;
+    l2_registers[9] = vmcb->cr0;
 }
 
 static void test_rows(void)
@@ -178,7 +178,7 @@ static void test_undefined(void)
         if (cpuid(absent[i].leaf, 0).ecx & BIT(absent[i].bit))
             continue;
         prepare(absent[i].code);
-        l2_regs[RCX] = 0; // extensions: else #GP
+        l2_registers[RCX] = 0; // extensions: else #GP
         vmcb->intercept[SVM_WORD_4] |= absent[i].intercept;
         report_known(MACHINE_QEMU, l2_run() == VMEXIT_VMMCALL && l2_in_handler(VECTOR_UD),
                      "%s, which there is none of", absent[i].name);
@@ -191,7 +191,7 @@ static u64 run_cr0(const void *code, u64 value, u32 intercept)
 {
     prepare(code);
     vmcb->intercept[SVM_WORD_3] |= intercept;
-    l2_regs[9] = l2_regs[RBX] = value;
+    l2_registers[9] = l2_registers[RBX] = value;
     return l2_run();
 }
 
@@ -223,7 +223,7 @@ static void test_traps(void)
 
     prepare(i_write_cr0);
     vmcb->intercept[SVM_WORD_4] |= SVM_INTERCEPT_CR0_WRITE_TRAP;
-    l2_regs[9] = cr0 ^ CR0_AM;
+    l2_registers[9] = cr0 ^ CR0_AM;
     // QEMU 7.2 has no traps
     report_known(MACHINE_QEMU,
                  l2_run() == VMEXIT_CR0_WRITE_TRAP && l2_at(i_write_cr0 + 4) &&
@@ -231,7 +231,7 @@ static void test_traps(void)
                  "CR0's write trap");
     prepare(i_wrmsr);
     vmcb->intercept[SVM_WORD_4] |= SVM_INTERCEPT_EFER_WRITE_TRAP;
-    l2_regs[RCX] = MSR_EFER;
+    l2_registers[RCX] = MSR_EFER;
     vmcb->rax = (u32)efer ^ EFER_SCE;
     report_known(MACHINE_QEMU,
                  l2_run() == VMEXIT_EFER_WRITE_TRAP && l2_at(i_wrmsr + 2) &&
@@ -239,7 +239,7 @@ static void test_traps(void)
                  "EFER's write trap");
     prepare(i_write_cr4);
     vmcb->intercept[SVM_WORD_4] |= SVM_INTERCEPT_CR0_WRITE_TRAP << 4;
-    l2_regs[RBX] = BIT(40);
+    l2_registers[RBX] = BIT(40);
     report_known(MACHINE_QEMU, l2_run() == VMEXIT_VMMCALL && l2_in_handler(VECTOR_GP),
                  "a write that faults does not trap");
 }
@@ -284,8 +284,8 @@ static void test_io(void)
     for (unsigned i = 0; i < ARRAY_SIZE(io); i++) {
         prepare(io[i].code);
         vmcb->intercept[SVM_WORD_3] |= SVM_INTERCEPT_IOIO;
-        l2_regs[RDX] = 0x80;
-        l2_regs[RCX] = 4;
+        l2_registers[RDX] = 0x80;
+        l2_registers[RCX] = 4;
         l2_run();
         // QEMU 7.2 gives no address size but with strings
         report_known(MACHINE_QEMU,
@@ -310,7 +310,7 @@ static void test_bytes(void)
     }
     prepare(l2_store);
     vmcb->intercept[SVM_WORD_EXCEPTIONS] = BIT(VECTOR_PF);
-    l2_regs[RDI] = UNMAPPED;
+    l2_registers[RDI] = UNMAPPED;
     report_vmexit(l2_run() == VMEXIT_EXCP0 + VECTOR_PF && vmcb->exitinfo2 == UNMAPPED + 8 &&
                       vmcb->insn_bytes_count >= 7 && memcmp(vmcb->insn_bytes, l2_store, 7) == 0 &&
                       vmcb->nrip == 0,
@@ -326,17 +326,14 @@ static void test_bytes(void)
 static void test_virtual_vmload(void)
 {
     struct vmcb *saved = pages(1);
-    u64 *tables = pages(3);
+    u64 *tables = identity_tables(NPT_ALL, NPT_ALL);
 
     if (!(features & SVM_FEATURE_VLS) || !(features & SVM_FEATURE_NP)) {
         report_skip("no virtual VMLOAD");
         return;
     }
     // L2's 0x30000000 is `saved`'s page.
-    memcpy(tables + 1024, directories, PAGE_SIZE);
-    tables[512] = (u64)(tables + 1024) | 7;
-    tables[0] = (u64)(tables + 512) | 7;
-    tables[1024 + 0x30000000 / SIZE_2M] = ((u64)saved & ~(SIZE_2M - 1)) | 0x87;
+    tables[DIRECTORIES + 0x30000000 / SIZE_2M] = ((u64)saved & ~(SIZE_2M - 1)) | 0x87;
     prepare(i_vmsave);
     vmcb->np_enable = 1;
     vmcb->n_cr3 = (u64)tables;
@@ -345,7 +342,7 @@ static void test_virtual_vmload(void)
     saved->tr.selector = 0x5555;
     report_vmexit(l2_run() == VMEXIT_VMMCALL && saved->tr.selector == TSS,
                   "virtual VMSAVE goes by L2's address");
-    tables[1024 + 0x30000000 / SIZE_2M] = 0;
+    tables[DIRECTORIES + 0x30000000 / SIZE_2M] = 0;
     prepare(i_vmload);
     vmcb->np_enable = 1;
     vmcb->n_cr3 = (u64)tables;
@@ -358,12 +355,11 @@ static void test_virtual_vmload(void)
 
 void guest_main(void)
 {
-    if (!svm_enable()) {
+    if (!svm_start()) {
         report_skip("no SVM");
         return;
     }
     features = cpuid(0x8000000a, 0).edx;
-    l2_prepare();
     test_rows();
     test_undefined();
     test_selective();

@@ -7,13 +7,12 @@
 
 #include <nestor/segment.h>
 
-#include "lib/vmx.h"
+#include "vmx.h"
 
 enum { CHANGES = 5, PHYS_52 = 52 };
-#define BEYOND             (1ull << PHYS_52)
-#define INFO(type, vector) (INFO_VALID | (u64)(type) << INFO_TYPE_SHIFT | (vector))
-#define INVALID_STATE      (EXIT_REASON_ENTRY_FAILURE | REASON_INVALID_GUEST_STATE)
-#define MSR_FAILURE        (EXIT_REASON_ENTRY_FAILURE | REASON_MSR_LOADING)
+#define BEYOND        (1ull << PHYS_52)
+#define INVALID_STATE (EXIT_REASON_ENTRY_FAILURE | REASON_INVALID_GUEST_STATE)
+#define MSR_FAILURE   (EXIT_REASON_ENTRY_FAILURE | REASON_MSR_LOADING)
 
 L2(l2_vmcall, "vmcall");
 L2(l2_vmcall_32, ".code32; vmcall; .code64");
@@ -49,13 +48,8 @@ static u32 secondary_offered(void)
 
 static void make_tables(void)
 {
-    ept = pages(6);
-    ept[0] = (u64)(ept + 512) | 7;
-    for (unsigned i = 0; i < 4; i++)
-        ept[512 + i] = (u64)(ept + 1024 + 512 * i) | 7;
-    for (u64 i = 0; i < 2048; i++)
-        ept[1024 + i] = i << 21 | 0xb7; // write-back, 2 MiB, RWX
-    eptp = (u64)ept | 3 << EPTP_LEVELS_SHIFT | EPTP_TYPE_WB;
+    ept = identity_tables(EPT_RWX, EPT_WB | EPT_RWX);
+    eptp = eptp_of(ept, false);
     if (secondary_offered() & (SECONDARY_EPT | SECONDARY_VPID))
         capabilities = msr_read(MSR_VMX_EPT_VPID_CAP);
     pdpt = pages(1);
@@ -342,7 +336,7 @@ static const struct test_case cases[] = {
      0,
      0,
      NULL,
-     {{ENTRY_INTERRUPTION_INFO, ALL, INFO(4, 0x40)}, {ENTRY_INSTRUCTION_LENGTH, ALL, 16}}},
+     {{ENTRY_INTERRUPTION_INFO, ALL, INJECT(4, 0x40)}, {ENTRY_INSTRUCTION_LENGTH, ALL, 16}}},
     {"#GP, error code bit 16",
      CONTROLS,
      0,
@@ -351,7 +345,7 @@ static const struct test_case cases[] = {
      0,
      0,
      NULL,
-     {{ENTRY_INTERRUPTION_INFO, ALL, INFO(3, 13) | INFO_ERROR_CODE},
+     {{ENTRY_INTERRUPTION_INFO, ALL, INJECT(3, 13) | INFO_ERROR_CODE},
       {ENTRY_EXCEPTION_ERROR_CODE, ALL, BIT(16)}}},
     {"exit MSR-store area, end beyond",
      CONTROLS,
@@ -463,7 +457,7 @@ static const struct test_case cases[] = {
      0,
      0,
      make_real,
-     {{ENTRY_INTERRUPTION_INFO, ALL, INFO(3, 13) | INFO_ERROR_CODE}}},
+     {{ENTRY_INTERRUPTION_INFO, ALL, INJECT(3, 13) | INFO_ERROR_CODE}}},
     {"unrestricted, RPL of DS above its DPL",
      PASSES,
      0,
@@ -517,7 +511,7 @@ static const struct test_case cases[] = {
      0,
      0,
      NULL,
-     {{ENTRY_INTERRUPTION_INFO, ALL, INFO(3, 6)}, {GUEST_ACTIVITY_STATE, 0, 1}}},
+     {{ENTRY_INTERRUPTION_INFO, ALL, INJECT(3, 6)}, {GUEST_ACTIVITY_STATE, 0, 1}}},
     {"an NMI injected with MOV SS blocking",
      GUEST,
      0,
@@ -526,7 +520,7 @@ static const struct test_case cases[] = {
      0,
      0,
      NULL,
-     {{ENTRY_INTERRUPTION_INFO, ALL, INFO(2, 2)}, {GUEST_INTERRUPTIBILITY, 0, 2}}},
+     {{ENTRY_INTERRUPTION_INFO, ALL, INJECT(2, 2)}, {GUEST_INTERRUPTIBILITY, 0, 2}}},
     {"an NMI injected with virtual-NMI blocking",
      GUEST,
      0,
@@ -535,7 +529,7 @@ static const struct test_case cases[] = {
      0,
      PIN_NMI | PIN_VIRTUAL_NMIS,
      NULL,
-     {{ENTRY_INTERRUPTION_INFO, ALL, INFO(2, 2)}, {GUEST_INTERRUPTIBILITY, 0, 8}}},
+     {{ENTRY_INTERRUPTION_INFO, ALL, INJECT(2, 2)}, {GUEST_INTERRUPTIBILITY, 0, 8}}},
     {"link pointer, misaligned", GUEST, 4, 0, 0, 0, 0, NULL, {{VMCS_LINK_POINTER, ALL, 8}}},
     {"link pointer beyond", GUEST, 4, 0, 0, 0, 0, NULL, {{VMCS_LINK_POINTER, ALL, BEYOND}}},
 };
@@ -680,29 +674,13 @@ static void test_again(void)
     report(run() == REASON_VMCALL, "all is well");
 }
 
-static bool start(void)
-{
-    u64 lock = msr_read(MSR_FEATURE_CONTROL);
-
-    if (!(lock & FEATURE_CONTROL_LOCK))
-        msr_write(MSR_FEATURE_CONTROL,
-                  lock | FEATURE_CONTROL_LOCK | FEATURE_CONTROL_VMX_OUTSIDE_SMX);
-    basic = msr_read(MSR_VMX_BASIC);
-    vmxon_region = new_region();
-    vmcs_region = new_region();
-    write_cr0(read_cr0() | msr_read(MSR_VMX_CR0_FIXED0));
-    write_cr4(read_cr4() | msr_read(MSR_VMX_CR4_FIXED0));
-    put_l2_idt();
-    return vmxon(vmxon_region) == 0;
-}
-
 void guest_main(void)
 {
     if (!(cpuid(1, 0).ecx & CPUID_VMX)) {
         report_skip("no VMX");
         return;
     }
-    report(start(), "VMXON");
+    report(vmx_start(), "VMXON");
     make_tables();
     pdpt[4] = pdpt[0] | BIT(1); // the tables of CR3 + 20H
     memcpy(pdpt + 5, pdpt + 1, 3 * sizeof(*pdpt));

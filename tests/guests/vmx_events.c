@@ -8,10 +8,6 @@
 
 #include "vmx.h"
 
-enum { IPI_VECTOR = 0x51 };
-#define INJECT(type, vector) (INFO_VALID | (u64)(type) << INFO_TYPE_SHIFT | (vector))
-#define UNMAPPED             (1ull << 40)
-
 L2(l2_nops, "nop; nop; nop; vmcall");
 L2(l2_hlt, "hlt; l2_woken: vmcall");
 L2(l2_sti, "sti; l2_sti_nop: nop; l2_sti_end: nop; vmcall");
@@ -22,26 +18,6 @@ L2(l2_ud, "ud2");
 L2(l2_read, "mov (%rdi), %eax; vmcall");
 extern char l2_woken[], l2_sti_nop[], l2_sti_end[], l2_mov_ss_nop[], l2_mov_ss_end[],
     l2_wbinvd_end[];
-
-static volatile u32 nmi_count, ipi_count;
-
-static void on_nmi(struct trap *trap)
-{
-    (void)trap;
-    nmi_count = nmi_count + 1;
-}
-
-static void on_ipi(struct trap *trap)
-{
-    (void)trap;
-    ipi_count = ipi_count + 1;
-    apic_eoi();
-}
-
-static u32 pin_msr(void)
-{
-    return capability_msr(MSR_VMX_PINBASED_CTLS, MSR_VMX_TRUE_PINBASED_CTLS);
-}
 
 static bool use_virtual_nmis(const void *code)
 {
@@ -118,11 +94,7 @@ static void test_nmi_exit(void)
         "a physical NMI, with virtual ones blocked: reason %#llx", LLU(vmread(EXIT_REASON)));
     apic_icr(apic_id(), ICR_NMI | ICR_ASSERT);
     report_known(MACHINE_BOCHS, nmi_count == 0, "L1 has NMIs blocked behind it");
-    __asm__ volatile("mov %%rsp, %%rcx; mov %%ss, %%eax; push %%rax; push %%rcx; pushf; push %0;"
-                     "lea 1f(%%rip), %%rax; push %%rax; iretq; 1: nop"
-                     :
-                     : "r"((u64)CODE64)
-                     : "rax", "rcx", "memory");
+    iret();
     report_known(MACHINE_BOCHS, nmi_count == 1, "until IRET");
 }
 
@@ -374,8 +346,6 @@ void guest_main(void)
         return;
     }
     apic_enable();
-    trap_handlers[VECTOR_NMI] = on_nmi;
-    trap_handlers[IPI_VECTOR] = on_ipi;
     test_virtual_nmis();
     test_nmi_exit();
     test_windows();

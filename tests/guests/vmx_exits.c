@@ -9,16 +9,9 @@
 
 #include "vmx.h"
 
-#define INJECT(type, vector) (INFO_VALID | (u64)(type) << INFO_TYPE_SHIFT | (vector))
-
 L2(l2_cpuid, "cpuid; vmcall");
 L2(l2_nops, "nop; nop; vmcall");
 L2(l2_get, "mov (%rdi), %rax; vmcall");
-
-static u32 pin_msr(void)
-{
-    return capability_msr(MSR_VMX_PINBASED_CTLS, MSR_VMX_TRUE_PINBASED_CTLS);
-}
 
 // --- RF ---
 
@@ -59,7 +52,7 @@ static void test_rf(void)
 
 // --- NMIs ---
 
-static volatile u32 nmi_count, nmi_inside;
+static volatile u32 nmi_inside;
 static bool nmi_fails_entry;
 
 static void send_nmi(void)
@@ -140,12 +133,7 @@ static void test_iret(void)
                    vmread(GUEST_INTERRUPTIBILITY) == rows[i].after,
                "IRET %s: interruptibility %#llx", rows[i].what,
                LLU(vmread(GUEST_INTERRUPTIBILITY)));
-        __asm__ volatile(
-            "mov %%rsp, %%rcx; mov %%ss, %%eax; push %%rax; push %%rcx; pushf; push %0;"
-            "lea 1f(%%rip), %%rax; push %%rax; iretq; 1: nop"
-            :
-            : "r"((u64)CODE64)
-            : "rax", "rcx", "memory"); // L1's own blocking ends
+        iret(); // L1's own blocking ends
     }
 }
 
@@ -162,11 +150,7 @@ static void test_blocked_nmi(void)
     nmi_count = 0;
     report_exit(run() == REASON_VMCALL, "NMIs that are blocked do not exit");
     report(nmi_count == 0, "and are blocked behind the exit, too");
-    __asm__ volatile("mov %%rsp, %%rcx; mov %%ss, %%eax; push %%rax; push %%rcx; pushf; push %0;"
-                     "lea 1f(%%rip), %%rax; push %%rax; iretq; 1: nop"
-                     :
-                     : "r"((u64)CODE64)
-                     : "rax", "rcx", "memory");
+    iret();
     report_known(MACHINE_BOCHS, nmi_count == 1, "until L1's IRET"); // Bochs loses it
 }
 

@@ -6,25 +6,12 @@
 // mode and CPL 3, INVEPT and INVVPID with all their types, and the same behind the prefix that has
 // Nestor's emulator execute them. What nested_vmx does for the rest is not repeated.
 
-#include <arch/x86/vmx.h>
+#include "vmx.h"
 
-#include "guest.h"
-
-enum { CPUID_VMX = 1 << 5, VALUE = 0x1234567 };
-#define LLU(x)        ((unsigned long long)(x))
+enum { VALUE = 0x1234567 };
 #define STATUS_FLAGS  (RFLAGS_CF | RFLAGS_PF | RFLAGS_AF | RFLAGS_ZF | RFLAGS_SF | RFLAGS_OF)
 #define NOT_CANONICAL ((void *)0x0000800000000000ull)
 #define NOT_MAPPED    ((void *)(3ull << 39))
-
-static void *vmxon_region, *vmcs_region;
-
-static void *new_region(void)
-{
-    u32 *region = pages(1);
-
-    region[0] = (u32)(msr_read(MSR_VMX_BASIC) & VMX_BASIC_REVISION);
-    return region;
-}
 
 // --- operands ---
 
@@ -380,15 +367,7 @@ static void test_halves(void)
 
 static bool make_ready(void)
 {
-    u64 lock = msr_read(MSR_FEATURE_CONTROL);
-
-    if (!(lock & FEATURE_CONTROL_LOCK))
-        msr_write(MSR_FEATURE_CONTROL,
-                  lock | FEATURE_CONTROL_LOCK | FEATURE_CONTROL_VMX_OUTSIDE_SMX);
-    write_cr0(read_cr0() | msr_read(MSR_VMX_CR0_FIXED0));
-    write_cr4(read_cr4() | msr_read(MSR_VMX_CR4_FIXED0));
-    vmxon_region = new_region();
-    vmcs_region = new_region();
+    vmx_prepare();
     operand[0] = (u64)vmxon_region;
     test_faults(false);
     return flags_of(form_vmxon, 0, operand) == 0;

@@ -8,8 +8,6 @@
 #include "vmx.h"
 
 #define WINDOW   0x50000000ull
-#define EPT_RWX  7ull
-#define EPT_WB   (6ull << 3)
 #define EPT_LEAF BIT(7)
 #define EPT_A    BIT(8)
 #define EPT_D    BIT(9)
@@ -28,28 +26,15 @@ static u64 *root, *ept_directories, *window, *log_page;
 
 static void make_tables(void)
 {
-    u64 *pdpt = pages(1);
     u8 *data = pages(WINDOW_PAGES);
 
-    root = pages(1);
-    ept_directories = pages(4);
+    root = identity_tables(EPT_RWX, EPT_WB | EPT_A | EPT_D | EPT_RWX);
+    ept_directories = root + DIRECTORIES;
     window = pages(1);
     log_page = pages(1);
-    root[0] = (u64)pdpt | EPT_RWX;
-    for (unsigned i = 0; i < 4; i++)
-        pdpt[i] = (u64)(ept_directories + 512 * i) | EPT_RWX;
-    for (u64 i = 0; i < 2048; i++)
-        ept_directories[i] = i * SIZE_2M | EPT_LEAF | EPT_WB | EPT_A | EPT_D | EPT_RWX;
     ept_directories[WINDOW / SIZE_2M] = (u64)window | EPT_RWX;
     for (unsigned i = 0; i < WINDOW_PAGES; i++)
         window[i] = (u64)(data + i * PAGE_SIZE) | EPT_WB | EPT_RWX;
-}
-
-static void invept(void)
-{
-    const u64 descriptor[2] = {0, 0};
-
-    __asm__ volatile("invept %0, %1" : : "m"(descriptor), "r"(2ull) : "cc", "memory");
 }
 
 // The window is clean again, and what the L2's own tables and stack lie in is dirty already.
@@ -61,9 +46,9 @@ static bool prepare(const void *code, u64 at_offset, u64 index, bool ad)
     for (unsigned i = 0; i < WINDOW_PAGES; i++)
         window[i] &= ~(EPT_A | EPT_D);
     ept_directories[WINDOW / SIZE_2M] &= ~EPT_A;
-    invept();
+    invept(INVEPT_ALL, 0);
     memset(log_page, 0xee, PAGE_SIZE);
-    vmwrite(EPT_POINTER, (u64)root | 3 << EPTP_LEVELS_SHIFT | (ad ? EPTP_AD : 0) | EPTP_TYPE_WB);
+    vmwrite(EPT_POINTER, eptp_of(root, ad));
     vmwrite(PML_ADDRESS, (u64)log_page);
     vmwrite(PML_INDEX, index);
     l2_registers[RDI] = WINDOW + at_offset;
@@ -184,7 +169,7 @@ void guest_main(void)
     run();
     root[0] |= EPT_A;
     for (unsigned i = 0; i < 4; i++)
-        ((u64 *)(root[0] & PAGE_MASK))[i] |= EPT_A;
+        root[PDPT + i] |= EPT_A;
     test_log();
     test_large_page();
     test_full();

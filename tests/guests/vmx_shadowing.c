@@ -161,7 +161,7 @@ static void test_failures(void)
 static void test_link(void)
 {
     prepare(l2_read, GUEST_RSP, 0);
-    *shadow = (u32)basic & ~(u32)SHADOW_INDICATOR;
+    *shadow = (u32)vmx_basic & ~(u32)SHADOW_INDICATOR;
     report_exit(run() == (BIT(31) | REASON_INVALID_GUEST_STATE) && vmread(EXIT_QUALIFICATION) == 4,
                 "an ordinary VMCS that is linked: reason 33, qualification 4");
     *shadow |= (u32)SHADOW_INDICATOR;
@@ -193,7 +193,7 @@ void guest_main(void)
     }
     for (unsigned i = 0; i < PAGE_SIZE; i++)
         read_bitmap[i] = write_bitmap[i] = 0xff;
-    *shadow = (u32)basic | (u32)SHADOW_INDICATOR;
+    *shadow = (u32)vmx_basic | (u32)SHADOW_INDICATOR;
     vmclear(shadow);
     test_reads();
     test_writes();

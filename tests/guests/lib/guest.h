@@ -78,7 +78,10 @@ extern trap_fn trap_handlers[256];
 extern struct trap last_trap; // of the last try()
 extern u64 last_cr2;
 extern u64 idt[512];
-void set_gate(unsigned vector, void *handler, unsigned selector, unsigned ist, unsigned attributes);
+void make_gate(u64 gate[2], const void *handler, unsigned selector, unsigned ist,
+               unsigned attributes);
+void set_gate(unsigned vector, const void *handler, unsigned selector, unsigned ist,
+              unsigned attributes); // in idt
 enum { GATE_INTERRUPT = 0x8e, GATE_TRAP = 0x8f, GATE_USER = 0xee };
 extern char trap_stubs[]; // 16 bytes each
 

@@ -5,10 +5,13 @@
 
 #include "hostile.h"
 
+enum { GOOD_EVERY = 16 };
 enum { L2_PAGES = 6, TABLES = 4, TARGETS = 16, LVT_DEADLINE = 2 << 17, ENTRIES = 512 };
 
 struct hostile_l2 l2;
 volatile u32 watchdog_count;
+volatile bool hostile_stop_race;
+bool hostile_racing;
 static u64 targets[TARGETS];
 static u32 target_count;
 static u8 *first;      // of L2's pages, tables included
@@ -62,11 +65,8 @@ void hostile_l2_make(const char *code, const char *code_end, u64 nested_bits, u6
     l2.scratch = at + L2_PAGES * PAGE_SIZE;
     memcpy(l2.code, code, (size_t)(code_end - code));
     memcpy(l2.gdt, gdt, 0x70);
-    for (u64 i = 0, handler = (u64)l2.code + PAGE_SIZE / 2; i < 256; i++) {
-        l2.idt[i * 2] = (handler & 0xffff) | CODE64 << 16 | (u64)GATE_INTERRUPT << 40 |
-                        (handler >> 16 & 0xffff) << 48;
-        l2.idt[i * 2 + 1] = handler >> 32;
-    }
+    for (u32 i = 0; i < 256; i++)
+        make_gate(&l2.idt[i * 2], l2.code + HOSTILE_L2_GATES, CODE64, 0, GATE_INTERRUPT);
     for (u32 i = 0; i < HOSTILE_SCRATCH / 2; i += 2) // a free page behind each
         hostile_add_target(l2.scratch + i * PAGE_SIZE);
     original = pages(page_count);
@@ -183,4 +183,61 @@ void watchdog_quiet(void)
         apic_eoi();
     sti();
     cli();
+}
+
+// --- a run ---
+
+void hostile_race_step(struct hostile_race *race)
+{
+    u64 s = race->state;
+    u32 which, offset;
+
+    s ^= s << 13;
+    s ^= s >> 7;
+    s ^= s << 17;
+    race->state = s;
+    which = (s >> 8 & 0xff) % race->count;
+    offset = s >> 16 & 0xfff;
+    if (which || offset >= race->spare)
+        race->at[which][offset] ^= (u8)(s >> 32);
+    if (!(s & 0xf))
+        l2.nested_leaves[s >> 48 & 15] ^= BIT(s >> 24 & 7);
+}
+
+void hostile_main(const struct hostile *h)
+{
+    u64 count = number("count=", 300), seed = number("seed=", 1), good = 0, end = 0;
+
+    random_seed(seed);
+    if (!h->start())
+        return;
+    if (number("fatal=", ~0ull) != ~0ull) {
+        h->load();
+        h->fatal(number("fatal=", 0));
+        report(false, "fatal=%llu was none", LLU(number("fatal=", 0)));
+        return;
+    }
+    hostile_racing = option("race");
+    if (hostile_racing) {
+        report(smp_start(2), "two CPUs");
+        smp_call(1, h->race, NULL);
+    }
+    for (u64 done = 0; done < count; done++) {
+        if (done % GOOD_EVERY == 0) {
+            h->instructions();
+            good += h->run_good() || hostile_racing;
+        }
+        h->load();
+        h->spoil();
+        if (done >= number("show=", ~0ull))
+            h->show(done);
+        end += h->run_spoiled(done);
+        hostile_l2_again();
+    }
+    hostile_stop_race = true;
+    report(end == count, "%llu spoiled %s from seed %llu, %llu ended as the manual says",
+           LLU(count), h->cases, LLU(seed), LLU(end));
+    report(good == (count + GOOD_EVERY - 1) / GOOD_EVERY, "the good one worked %llu times",
+           LLU(good));
+    h->report();
 }

@@ -232,13 +232,20 @@ bool wait_for(volatile u32 *word, u32 value, u32 ms)
 
 // --- traps ---
 
-void set_gate(unsigned vector, void *handler, unsigned selector, unsigned ist, unsigned attributes)
+void make_gate(u64 gate[2], const void *handler, unsigned selector, unsigned ist,
+               unsigned attributes)
 {
     u64 offset = (u64)handler;
 
-    idt[vector * 2] = (offset & 0xffff) | selector << 16 | (u64)ist << 32 | (u64)attributes << 40 |
-                      (offset >> 16 & 0xffff) << 48;
-    idt[vector * 2 + 1] = offset >> 32;
+    gate[0] = (offset & 0xffff) | selector << 16 | (u64)ist << 32 | (u64)attributes << 40 |
+              (offset >> 16 & 0xffff) << 48;
+    gate[1] = offset >> 32;
+}
+
+void set_gate(unsigned vector, const void *handler, unsigned selector, unsigned ist,
+              unsigned attributes)
+{
+    make_gate(&idt[vector * 2], handler, selector, ist, attributes);
 }
 
 static void unexpected(const struct trap *t)

@@ -2,92 +2,20 @@
 // Copyright (c) 2026 The Nestor authors
 //
 // The small hypervisor of the guests that use VMX: VMXON, a VMCS with an L2 of a few instructions,
-// entries, and what the VMCS and the registers hold after each exit. An L2 shares L1's paging and
-// GDT and has an IDT of its own, behind whose gates there is a VMCALL each.
+// entries, and what the VMCS and the registers hold after each exit (SDM vol. 3 "VMX Instruction
+// Reference", "VM Entries").
 
 #include "vmx.h"
 
 void *vmxon_region, *vmcs_region;
-u64 basic;
+u64 vmx_basic;
 bool launched;
-u64 l2_idt[512] ALIGNED(16);
-u8 l2_stack[L2_STACK] ALIGNED(16);
+extern u64 l1_saved[]; // (l1_run.S)
 
-u64 l2_registers[REGISTERS];
-
-extern char vmx_exit[];
-extern u16 vmx_ss; // for the assembly
-u16 vmx_ss = DATA;
-__asm__(".globl vmx_enter\n"
-        "vmx_enter:\n"
-        "push %rbx; push %rbp; push %r12; push %r13; push %r14; push %r15\n"
-        "mov $0x6c14, %eax; vmwrite %rsp, %rax\n" // HOST_RSP
-        "cmp $1, %rdi\n"
-        "lea l2_registers(%rip), %rdi\n"
-        "mov 0(%rdi), %rax; mov 8(%rdi), %rbx; mov 16(%rdi), %rcx; mov 24(%rdi), %rdx\n"
-        "mov 32(%rdi), %rsi; mov 48(%rdi), %rbp; mov 56(%rdi), %r8; mov 64(%rdi), %r9\n"
-        "mov 72(%rdi), %r10; mov 80(%rdi), %r11; mov 88(%rdi), %r12; mov 96(%rdi), %r13\n"
-        "mov 104(%rdi), %r14; mov 112(%rdi), %r15; mov 40(%rdi), %rdi\n"
-        "je 1f\n"
-        "ja 4f\n"
-        "vmlaunch\n"
-        "jmp 2f\n"
-        "1: vmresume\n"
-        "jmp 2f\n"
-        "4: mov vmx_ss(%rip), %ss\n"
-        "vmlaunch\n"
-        "2: pushfq; pop %rax; and $0x41, %eax\n"
-        "jmp 3f\n"
-        "vmx_exit:\n"
-        "push %rdi\n"
-        "lea l2_registers(%rip), %rdi\n"
-        "mov %rax, 0(%rdi); mov %rbx, 8(%rdi); mov %rcx, 16(%rdi); mov %rdx, 24(%rdi)\n"
-        "mov %rsi, 32(%rdi); mov %rbp, 48(%rdi); mov %r8, 56(%rdi); mov %r9, 64(%rdi)\n"
-        "mov %r10, 72(%rdi); mov %r11, 80(%rdi); mov %r12, 88(%rdi); mov %r13, 96(%rdi)\n"
-        "mov %r14, 104(%rdi); mov %r15, 112(%rdi)\n"
-        "pop 40(%rdi)\n"
-        "xor %eax, %eax\n"
-        "3: pop %r15; pop %r14; pop %r13; pop %r12; pop %rbp; pop %rbx\n"
-        "ret\n"
-        ".globl l2_handlers\n"
-        ".balign 4\n"
-        "l2_handlers:\n" // one VMCALL for each vector, 4 bytes apart
-        ".rept 256; .balign 4; vmcall; .endr\n");
-
-// --- VMX instructions: 0, or CF and ZF ---
-
-u64 vmwrite(u64 field, u64 value)
-{
-    u64 flags;
-
-    __asm__ volatile("vmwrite %2, %1; pushfq; pop %0"
-                     : "=r"(flags)
-                     : "r"(field), "r"(value)
-                     : "cc");
-    return flags & (RFLAGS_CF | RFLAGS_ZF);
-}
-
-u64 vmread_flags(u64 field, u64 *value)
-{
-    u64 flags;
-
-    __asm__ volatile("vmread %2, %1; pushfq; pop %0"
-                     : "=r"(flags), "=r"(*value)
-                     : "r"(field)
-                     : "cc");
-    return flags & (RFLAGS_CF | RFLAGS_ZF);
-}
-
-u64 vmread(u64 field)
-{
-    u64 value = 0;
-
-    vmread_flags(field, &value);
-    return value;
-}
+// --- VMX instructions ---
 
 #define POINTER_INSN(name)                           \
-    u64 name(void *region)                           \
+    u64 name(const void *region)                     \
     {                                                \
         u64 flags, address = (u64)region;            \
                                                      \
@@ -100,6 +28,18 @@ u64 vmread(u64 field)
 POINTER_INSN(vmxon)
 POINTER_INSN(vmclear)
 POINTER_INSN(vmptrld)
+#undef POINTER_INSN
+
+u64 invept(u64 type, u64 eptp)
+{
+    u64 flags, descriptor[2] = {eptp, 0};
+
+    __asm__ volatile("invept %1, %2; pushfq; pop %0"
+                     : "=r"(flags)
+                     : "m"(descriptor), "r"(type)
+                     : "cc", "memory");
+    return flags & (RFLAGS_CF | RFLAGS_ZF);
+}
 
 // --- the VMCS ---
 
@@ -112,7 +52,12 @@ u32 control(u32 msr, u32 wanted)
 
 u32 capability_msr(u32 plain, u32 true_one)
 {
-    return basic & VMX_BASIC_TRUE_CTLS ? true_one : plain;
+    return vmx_basic & VMX_BASIC_TRUE_CTLS ? true_one : plain;
+}
+
+u32 pin_msr(void)
+{
+    return capability_msr(MSR_VMX_PINBASED_CTLS, MSR_VMX_TRUE_PINBASED_CTLS);
 }
 
 void put_segment(unsigned n, u16 selector, u32 access, u32 limit, u64 base)
@@ -177,13 +122,13 @@ void put_host(void)
     vmwrite(HOST_SYSENTER_EIP, 0);
     vmwrite(HOST_EFER, msr_read(MSR_EFER));
     vmwrite(HOST_PAT, msr_read(MSR_PAT));
+    vmwrite(HOST_RSP, (u64)l1_saved);
     vmwrite(HOST_RIP, (u64)vmx_exit);
 }
 
 void set_pin(u32 wanted)
 {
-    vmwrite(PIN_BASED_CONTROLS,
-            control(capability_msr(MSR_VMX_PINBASED_CTLS, MSR_VMX_TRUE_PINBASED_CTLS), wanted));
+    vmwrite(PIN_BASED_CONTROLS, control(pin_msr(), wanted));
 }
 
 void set_primary(u32 wanted)
@@ -232,7 +177,7 @@ void *new_region(void)
 {
     u32 *region = pages(1);
 
-    region[0] = (u32)(basic & VMX_BASIC_REVISION);
+    region[0] = (u32)(vmx_basic & VMX_BASIC_REVISION);
     return region;
 }
 
@@ -301,32 +246,26 @@ bool excepted(u64 type, unsigned vector, bool error)
                (INFO_VALID | type << INFO_TYPE_SHIFT | vector | (error ? INFO_ERROR_CODE : 0));
 }
 
-void put_l2_idt(void)
-{
-    for (unsigned i = 0; i < 256; i++) {
-        u64 handler = (u64)l2_handlers + 4 * i;
-
-        l2_idt[i * 2] = (handler & 0xffff) | CODE64 << 16 | (u64)GATE_INTERRUPT << 40 |
-                        (handler >> 16 & 0xffff) << 48;
-        l2_idt[i * 2 + 1] = handler >> 32;
-    }
-}
-
-bool vmx_start(void)
+void vmx_prepare(void)
 {
     u64 lock = msr_read(MSR_FEATURE_CONTROL);
 
-    if (!(cpuid(1, 0).ecx & CPUID_VMX))
-        return false;
     if (!(lock & FEATURE_CONTROL_LOCK))
         msr_write(MSR_FEATURE_CONTROL,
                   lock | FEATURE_CONTROL_LOCK | FEATURE_CONTROL_VMX_OUTSIDE_SMX);
-    basic = msr_read(MSR_VMX_BASIC);
+    vmx_basic = msr_read(MSR_VMX_BASIC);
     vmxon_region = new_region();
     vmcs_region = new_region();
     write_cr4(read_cr4() | msr_read(MSR_VMX_CR4_FIXED0) | CR4_VMXE);
     write_cr0(read_cr0() | msr_read(MSR_VMX_CR0_FIXED0));
-    put_l2_idt();
+    l1_prepare(VMCALL);
+}
+
+bool vmx_start(void)
+{
+    if (!(cpuid(1, 0).ecx & CPUID_VMX))
+        return false;
+    vmx_prepare();
     return vmxon(vmxon_region) == 0;
 }
 
@@ -339,4 +278,16 @@ bool use_secondary(u32 primary, u32 secondary)
     set_primary(PRIMARY_HLT | primary);
     vmwrite(SECONDARY_CONTROLS, secondary);
     return true;
+}
+
+u64 eptp_of(const u64 *root, bool ad)
+{
+    return (u64)root | 3 << EPTP_LEVELS_SHIFT | (ad ? EPTP_AD : 0) | EPTP_TYPE_WB;
+}
+
+void use_ept(u64 eptp)
+{
+    set_primary(PRIMARY_HLT | PRIMARY_SECONDARY);
+    vmwrite(SECONDARY_CONTROLS, control(MSR_VMX_PROCBASED_CTLS2, SECONDARY_EPT));
+    vmwrite(EPT_POINTER, eptp);
 }
