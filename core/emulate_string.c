@@ -143,6 +143,8 @@ enum emulate_result emu_run_string(struct emulate_ctx *c)
         emu_commit(c);
         if (repeat_ends(c, c->gpr[1] & size_mask(size)))
             return EMULATE_OK;
+        if (c->ops->interrupted && c->ops->interrupted(c))
+            break;
     }
     return emu_repeat(c);
 }

@@ -264,6 +264,16 @@ static enum emulate_result op_task_switch(struct emulate_ctx *ctx,
     return emulate_task_switch(ctx, task);
 }
 
+// What the repetition brought about itself, what others posted, and what is due by now.
+static bool op_interrupted(struct emulate_ctx *ctx)
+{
+    const struct vcpu *vcpu = ctx->opaque;
+    const struct vcpu_events *ev = &vcpu->events;
+
+    return __atomic_load_n(&vcpu->requests, __ATOMIC_RELAXED) || timer_next() <= tsc_now() ||
+           (ev->interrupts_check && (ctx->next_rflags & RFLAGS_IF));
+}
+
 static const struct emulate_ops ops = {
     .read_mem = op_read,
     .write_mem = op_write,
@@ -278,6 +288,7 @@ static const struct emulate_ops ops = {
     .load_cr3 = op_load_cr3,
     .system = op_system,
     .intercept = op_intercept,
+    .interrupted = op_interrupted,
     .offers = op_offers,
     .vector = op_vector,
     .x87 = op_x87,

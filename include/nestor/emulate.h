@@ -101,6 +101,8 @@ struct emulate_ops {
     // A far transfer or IRET names a task: emulate_task_switch, or an exit to L1. NULL: unhandled.
     enum emulate_result (*task_switch)(struct emulate_ctx *ctx,
                                        const struct exit_task_switch *task);
+    // Whether an event may wait for the boundary behind a repetition. NULL: none comes.
+    bool (*interrupted)(struct emulate_ctx *ctx);
     // CR3 of the new task, at once: #GP if it is refused. NULL: CR3 stays.
     enum emulate_result (*load_cr3)(struct emulate_ctx *ctx, u64 cr3);
 };

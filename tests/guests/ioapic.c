@@ -21,12 +21,14 @@ enum {
 };
 
 static volatile u32 taken;
+static u64 taken_rip, taken_rcx; // of the last one
 static void (*volatile during)(void);
 
 static void handler(struct trap *trap)
 {
-    (void)trap;
     taken++;
+    taken_rip = trap->rip;
+    taken_rcx = trap->rcx;
     if (during)
         during();
     apic_eoi();
@@ -162,6 +164,31 @@ static void test_test_edge(void)
     route(LINE, MASKED);
 }
 
+// Between two repetitions of a string instruction, of which the first raises the line and the
+// others lower it.
+static void test_repetition(void)
+{
+    static const u8 levels[16] = {1};
+    const u8 *from = levels;
+    u64 at, count = sizeof(levels);
+
+    if (!has_test_device())
+        return;
+    taken = 0;
+    route(LINE, VECTOR);
+    sti();
+    __asm__ volatile("lea 1f(%%rip), %0; 1: rep outsb"
+                     : "=&r"(at), "+S"(from), "+c"(count)
+                     : "d"(TEST_LINES + LINE)
+                     : "memory");
+    cli();
+    set_line(LINE, false);
+    report(taken == 1 && taken_rip == at && taken_rcx == sizeof(levels) - 1 && count == 0,
+           "REP OUTSB: %u taken, RIP off by %lld, RCX %llu", taken, (long long)(taken_rip - at),
+           (unsigned long long)taken_rcx);
+    route(LINE, MASKED);
+}
+
 void guest_main(void)
 {
     trap_handlers[VECTOR] = handler;
@@ -169,4 +196,5 @@ void guest_main(void)
     test_edge();
     test_level();
     test_test_edge();
+    test_repetition();
 }

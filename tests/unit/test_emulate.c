@@ -511,6 +511,33 @@ static void test_repeat(void **state)
     done(RUN("\xf3\x48\xa5"), 3);
 }
 
+static unsigned repetitions;
+
+static bool every_third(struct emulate_ctx *c)
+{
+    (void)c;
+    return ++repetitions % 3 == 0;
+}
+
+static void test_repeat_interrupted(void **state)
+{
+    struct emulate_ops with_events;
+
+    (void)state;
+    begin(INSN_MODE_64);
+    with_events = *ctx.ops;
+    with_events.interrupted = every_third;
+    ctx.ops = &with_events;
+    regs.gpr[1] = 7;
+    regs.gpr[7] = DATA;
+    assert_int_equal(RUN("\xf3\xaa"), EMULATE_REPEAT);
+    assert_int_equal(regs.gpr[1], 4);
+    assert_int_equal(ctx.next_rip, CODE);
+    assert_int_equal(RUN("\xf3\xaa"), EMULATE_REPEAT);
+    done(RUN("\xf3\xaa"), 2); // the last one ends the instruction, whatever waits
+    assert_int_equal(regs.gpr[1], 0);
+}
+
 static void test_repeat_fault(void **state)
 {
     (void)state;
@@ -947,6 +974,7 @@ int main(void)
         cmocka_unit_test(test_alignment_check),
         cmocka_unit_test(test_fetch),
         cmocka_unit_test(test_repeat),
+        cmocka_unit_test(test_repeat_interrupted),
         cmocka_unit_test(test_repeat_fault),
         cmocka_unit_test(test_compare_strings),
         cmocka_unit_test(test_ports),
