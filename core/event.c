@@ -206,11 +206,27 @@ static void take_smi(struct vcpu *vcpu)
         nested_event(vcpu, NESTED_SMI);
 }
 
+// APM vol. 2, 15.30.1: VM_CR.R_INIT. True: not now, since another event goes first.
+static bool redirect_init(struct vcpu *vcpu)
+{
+    struct vcpu_events *ev = &vcpu->events;
+
+    if (ev->reinject.valid || ev->exception.valid)
+        return vcpu->immediate_exit = true;
+    vcpu_modify(vcpu, GROUP_BLOCKING)->activity = ACTIVITY_ACTIVE;
+    vcpu_inject_exception(vcpu, VECTOR_SX, true, 1);
+    return false;
+}
+
 static void take_init(struct vcpu *vcpu)
 {
     vcpu->events.init = false;
     if (vcpu->level && nested_event(vcpu, NESTED_INIT) != NESTED_DELIVER)
         return;
+    if (unlikely(vcpu->events.init_redirected)) {
+        vcpu->events.init = redirect_init(vcpu);
+        return;
+    }
     if (vcpu->id == 0)
         vm_reset(vcpu->vm); // the boot CPU starts in the firmware, which boots the machine anew
     else

@@ -158,7 +158,7 @@ static void reset_power_on(struct vcpu *vcpu)
 
 void vcpu_reset(struct vcpu *vcpu, bool init)
 {
-    nested_reset(vcpu);
+    nested_reset(vcpu, init);
     if (!init)
         reset_power_on(vcpu);
     reset_context(vcpu, init);

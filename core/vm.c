@@ -403,7 +403,7 @@ static void run_vcpu(struct vm *vm, struct vcpu *vcpu)
 {
     backend->load(vcpu);
     vcpu_run(vcpu);
-    nested_reset(vcpu); // out of an L2 here: vcpu_reset comes from vCPU 0's CPU
+    nested_reset(vcpu, false); // out of an L2 here: vcpu_reset comes from vCPU 0's CPU
     backend->put(vcpu);
     __atomic_fetch_add(&vm->left, 1, __ATOMIC_RELEASE);
 }

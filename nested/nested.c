@@ -49,14 +49,16 @@ void nested_destroy(struct vcpu *vcpu)
     vcpu->nested_bitmap = vcpu->nested = NULL;
 }
 
-void nested_reset(struct vcpu *vcpu)
+void nested_reset(struct vcpu *vcpu, bool init)
 {
+    size_t kept = init ? ops()->init_keeps : 0;
+
     if (!vcpu->nested)
         return;
     if (vcpu->level)
         nested_leave_l2(vcpu);
     nested_stage2_drop(vcpu);
-    memset(vcpu->nested, 0, ops()->state_size);
+    memset((u8 *)vcpu->nested + kept, 0, ops()->state_size - kept);
     ops()->reset(vcpu);
 }
 

@@ -11,6 +11,7 @@
 
 struct nested_ops {
     size_t state_size;
+    size_t init_keeps;     // bytes at the state's start that INIT leaves as they are
     unsigned bitmap_order; // of vcpu->nested_bitmap
     u32 kept;              // groups of the context that neither way switches
     void (*reset)(struct vcpu *vcpu);

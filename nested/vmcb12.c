@@ -9,6 +9,7 @@
 #include "vmcb12.h"
 #include <arch/x86/msr.h>
 #include <arch/x86/regs.h>
+#include <nestor/decode.h>
 #include <nestor/nested_stage2.h>
 #include <nestor/string.h>
 
@@ -52,9 +53,21 @@ static void do_vmsave(struct vcpu *vcpu, struct vmcb *v)
 
 // --- the instructions ---
 
-static gpa_t operand(struct vcpu *vcpu)
+// rAX as far as the effective address size goes. False: the instruction can't be read, which L1 has
+// a fault for.
+static bool operand(struct vcpu *vcpu, const struct vm_exit *exit, gpa_t *address)
 {
-    return vcpu_mode_64bit(vcpu) ? vcpu->gpr[GPR_RAX] : (u32)vcpu->gpr[GPR_RAX];
+    enum { WITHOUT_PREFIX = 3 };
+    unsigned size = vcpu_code_size(vcpu);
+    struct insn insn;
+
+    if (unlikely(exit->insn_len != WITHOUT_PREFIX)) {
+        if (!insn_decode_current(vcpu, &insn))
+            return false;
+        size = insn.addr_size;
+    }
+    *address = vcpu->gpr[GPR_RAX] & BITS(size * 8 - 1, 0);
+    return true;
 }
 
 // #UD without SVME or outside protected mode, then #GP for the CPL. True: go on.
@@ -83,12 +96,13 @@ static bool by_l2_address(struct vcpu *vcpu)
 }
 
 // The VMCB that rAX names. NULL: the instruction is done with.
-static struct vmcb *vmcb_at(struct vcpu *vcpu, gpa_t address, u32 access)
+static struct vmcb *operand_vmcb(struct vcpu *vcpu, const struct vm_exit *exit, u32 access)
 {
+    gpa_t address;
     struct vmcb *v;
     int error;
 
-    if (!may_execute(vcpu))
+    if (!may_execute(vcpu) || !operand(vcpu, exit, &address))
         return NULL;
     if (IS_ALIGNED(address, PAGE_SIZE) && by_l2_address(vcpu)) {
         error = nested_translate(vcpu, &address, 0, access);
@@ -100,18 +114,19 @@ static struct vmcb *vmcb_at(struct vcpu *vcpu, gpa_t address, u32 access)
     v = IS_ALIGNED(address, PAGE_SIZE) ? vm_ram_ptr(vcpu->vm, address, PAGE_SIZE) : NULL;
     if (!v)
         vcpu_inject_gp0(vcpu);
+    else if (exit->kind == EXIT_VMRUN)
+        vcpu->nested->vmcb12_gpa = address;
     return v;
 }
 
 static void run_vmrun(struct vcpu *vcpu, struct vm_exit *exit)
 {
-    gpa_t address = operand(vcpu);
-    const struct vmcb *v = vmcb_at(vcpu, address, L1_READ);
+    const struct vmcb *v = operand_vmcb(vcpu, exit, L1_READ);
     u32 news;
 
     if (!v)
         return;
-    vcpu->nested->vmcb12_gpa = address;
+    vcpu->nested->host_rax = vcpu->gpr[GPR_RAX];
     news = vmcb12_read(vcpu->nested, v);
     vcpu_finish_exit(vcpu, exit);
     vmcb12_enter(vcpu, news);
@@ -119,7 +134,7 @@ static void run_vmrun(struct vcpu *vcpu, struct vm_exit *exit)
 
 static void run_vmload(struct vcpu *vcpu, struct vm_exit *exit)
 {
-    const struct vmcb *v = vmcb_at(vcpu, operand(vcpu), L1_READ);
+    const struct vmcb *v = operand_vmcb(vcpu, exit, L1_READ);
 
     if (!v)
         return;
@@ -129,7 +144,7 @@ static void run_vmload(struct vcpu *vcpu, struct vm_exit *exit)
 
 static void run_vmsave(struct vcpu *vcpu, struct vm_exit *exit)
 {
-    struct vmcb *v = vmcb_at(vcpu, operand(vcpu), L1_WRITE);
+    struct vmcb *v = operand_vmcb(vcpu, exit, L1_WRITE);
 
     if (!v)
         return;
@@ -197,8 +212,8 @@ static int vmcb12_read_msr(struct vcpu *vcpu, u32 msr, u64 *value)
     return 0;
 }
 
-// SVMDIS can't be set while SVM is on; LOCK holds both as they are (15.30.1). Of the others INIT
-// redirection, A20M and debug-port disabling have nothing to act on here.
+// SVMDIS can't be set while SVM is on; LOCK holds both as they are (15.30.1). Of the others A20M and
+// debug-port disabling have nothing to act on here.
 static int write_vm_cr(struct vcpu *vcpu, u64 value)
 {
     u64 held = vcpu->nested->vm_cr & VM_CR_LOCK ? VM_CR_LOCK | VM_CR_SVMDIS : 0;
@@ -208,6 +223,7 @@ static int write_vm_cr(struct vcpu *vcpu, u64 value)
     if ((value & VM_CR_SVMDIS) && (vcpu_state(vcpu, GROUP_EFER_PAT)->efer & EFER_SVME))
         return -E_FAULT;
     vcpu->nested->vm_cr = (value & ~held) | (vcpu->nested->vm_cr & held);
+    vcpu->events.init_redirected = value & VM_CR_R_INIT;
     return 0;
 }
 
@@ -272,8 +288,11 @@ static void vmcb12_cpuid(const struct vm *vm, u32 leaf, u32 regs[4])
     }
 }
 
+// INIT leaves VM_HSAVE_PA and VM_CR alone, but for SVMDIS where LOCK does not hold it (15.30.1).
 static void vmcb12_reset(struct vcpu *vcpu)
 {
+    if (!(vcpu->nested->vm_cr & VM_CR_LOCK))
+        vcpu->nested->vm_cr &= ~(u64)VM_CR_SVMDIS;
     vmcb12_set_gif(vcpu, true);
     vcpu->nested->features = features_of(vcpu->vm);
     vmcb12_prepare_msrpm(vcpu);
@@ -281,6 +300,7 @@ static void vmcb12_reset(struct vcpu *vcpu)
 
 const struct nested_ops vmcb12_ops = {
     .state_size = sizeof(struct nested),
+    .init_keeps = offsetof(struct nested, features),
     .bitmap_order = 1,
     .kept = GROUP_SYSTEM | GROUP_SYSENTER,
     .reset = vmcb12_reset,

@@ -14,10 +14,11 @@ enum vmcb12_news { CTL_NEW = BIT(30), CHECK_NEW = BIT(31) };
 enum { MSRPM_SIZE = 0x2000, IOPM_SIZE = 0x3000, VMCB12_ASIDS = 64 };
 
 struct nested {
-    u64 hsave_pa, vm_cr;
-    u32 features; // what CPUID Fn8000_000A_EDX offers this guest (SVM_FEATURE_*)
+    u64 hsave_pa, vm_cr; // first, because INIT keeps them
+    u32 features;        // what CPUID Fn8000_000A_EDX offers this guest (SVM_FEATURE_*)
     gpa_t vmcb12_gpa;
-    bool host_if; // L1's RFLAGS.IF at VMRUN: HIF
+    u64 host_rax; // L1's RAX at VMRUN
+    bool host_if; // and its RFLAGS.IF: HIF
     u16 pauses_left;
     u16 open[8]; // words of the VM's MSR map that are not all ones
     u8 open_count;

@@ -122,14 +122,16 @@ static bool type_reserved(const struct vmcb *v, limits *l)
     return (v->eventinj & SVM_EVENT_V) && (type == 1 || type > SVM_EVENT_SOFT_INT);
 }
 
-// Vector 2 is the NMI, no exception.
+// Vector 2 is the NMI; 9, 15, 20, 22 to 27 and 31 are reserved; #CP, #HV and #VC take features that
+// no guest here is offered.
 static bool no_exception(const struct vmcb *v, limits *l)
 {
+    const u32 exceptions = BIT(VECTOR_SX) | BITS(19, 16) | BITS(14, 10) | BITS(8, 3) | BITS(1, 0);
     u8 vector = (u8)v->eventinj;
 
     (void)l;
     return (v->eventinj & SVM_EVENT_V) && injected_type(v) == SVM_EVENT_EXCEPTION &&
-           (vector > 31 || vector == VECTOR_NMI);
+           (vector > 31 || !(exceptions >> vector & 1));
 }
 
 static bool asid_zero(const struct vmcb *v, limits *l)

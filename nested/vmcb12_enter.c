@@ -155,8 +155,10 @@ static void load_state(struct vcpu *vcpu, const struct vmcb *v, u32 groups)
     }
     s->rip = v->rip;
     s->rsp = v->rsp;
-    s->rflags = v->rflags | RFLAGS_FIXED;
-    s->interruptibility = v->interrupt_shadow & 1 ? BLOCK_STI : 0;
+    s->rflags = (v->rflags & RFLAGS_KNOWN) | RFLAGS_FIXED;
+    // NMI blocking is the CPU's, whatever runs on it.
+    s->interruptibility = (v->interrupt_shadow & 1 ? BLOCK_STI : 0) |
+                          (vcpu->ctx[0].state.interruptibility & BLOCK_NMI);
     s->activity = ACTIVITY_ACTIVE;
     s->pending_dbg = 0;
     vcpu->gpr[GPR_RAX] = v->rax;
@@ -294,8 +296,10 @@ static void take_eventinj(struct vcpu *vcpu, u64 eventinj)
 
     if (!(eventinj & SVM_EVENT_V))
         return;
-    if (event.type == SVM_EVENT_NMI)
+    if (event.type == SVM_EVENT_NMI) {
         event.vector = VECTOR_NMI; // the field is ignored
+        event.nmis_open = true;
+    }
     if (event.type == SVM_EVENT_EXCEPTION &&
         (event.vector == VECTOR_BP || event.vector == VECTOR_OF))
         event.type = EVENT_SOFT_EXCEPTION;
@@ -397,7 +401,7 @@ void vmcb12_enter(struct vcpu *vcpu, u32 news)
 {
     struct nested *n = vcpu->nested;
     const struct vmcb *v = &n->vmcb;
-    const struct guest_state *l1 = vcpu_state(vcpu, GROUP_RIP | GROUP_EFER_PAT);
+    const struct guest_state *l1 = vcpu_state(vcpu, GROUP_RIP | GROUP_EFER_PAT | GROUP_BLOCKING);
     const char *illegal;
 
     n->host_if = l1->rflags & RFLAGS_IF;

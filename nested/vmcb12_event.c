@@ -84,9 +84,9 @@ enum nested_answer vmcb12_event(struct vcpu *vcpu, enum nested_event event)
         return exit_if(vcpu, SVM_INTERCEPT_SMI, VMEXIT_SMI);
     case NESTED_INIT:
         return init(vcpu);
-    case NESTED_NMI: // L1's handler is still at one
-        if (vcpu->ctx[0].state.interruptibility & BLOCK_NMI)
-            return NESTED_BLOCKED;
+    case NESTED_NMI: // an IRET of L1's or L2's ends the blocking, and then it exits
+        if (vcpu_state(vcpu, GROUP_BLOCKING)->interruptibility & BLOCK_NMI)
+            return NESTED_DELIVER;
         return exit_if(vcpu, SVM_INTERCEPT_NMI, VMEXIT_NMI);
     case NESTED_INTERRUPT:
         return interrupt(vcpu);

@@ -124,12 +124,14 @@ static void leave(struct vcpu *vcpu)
     vcpu->events.reinject.valid = false;
     vcpu->events.exception.valid = false;
     nested_leave_l2(vcpu);
-    l1 = vcpu_state(vcpu, GROUP_DEBUG);
+    l1 = vcpu_state(vcpu, GROUP_DEBUG | GROUP_BLOCKING);
     if (l1->dr7 != DR7_FIXED)
         vcpu_modify(vcpu, GROUP_DEBUG)->dr7 = DR7_FIXED;
+    if ((l1->interruptibility ^ vcpu->ctx[1].state.interruptibility) & BLOCK_NMI)
+        vcpu_modify(vcpu, GROUP_BLOCKING)->interruptibility ^= BLOCK_NMI;
     if (!vmcb12_npt(vcpu) && l1->pat != vcpu->ctx[1].state.pat) // one PAT for both
         vcpu_modify(vcpu, GROUP_EFER_PAT)->pat = vcpu->ctx[1].state.pat;
-    vcpu->gpr[GPR_RAX] = vcpu->nested->vmcb12_gpa;
+    vcpu->gpr[GPR_RAX] = vcpu->nested->host_rax;
     vmcb12_set_gif(vcpu, false);
     vcpu->events.debug_check |= l1->pending_dbg != 0; // the single step of VMRUN itself
 }

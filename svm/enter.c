@@ -89,7 +89,7 @@ static void inject(struct vcpu *vcpu, const struct event *event)
     u8 length = event->insn_len;
 
     vmcb->eventinj = svm_encode_event(event);
-    if (event->type == EVENT_NMI)
+    if (event->type == EVENT_NMI && !event->nmis_open)
         vcpu->cur->state.interruptibility |= BLOCK_NMI;
     if (!is_software(event))
         return;
@@ -318,7 +318,9 @@ static void take_back_injection(struct vcpu_ctx *ctx, struct vm_exit *exit)
     struct backend_ctx *hw = ctx->hw;
     struct event *event = &exit->interrupted;
 
-    if (event->type == EVENT_NMI)
+    event->nmis_open =
+        event->type == EVENT_NMI && ctx->ctl.inject.valid && ctx->ctl.inject.nmis_open;
+    if (event->type == EVENT_NMI && !event->nmis_open)
         ctx->state.interruptibility &= ~(u32)BLOCK_NMI; // core injects it anew
     event->rip_is_next = ctx->ctl.inject.valid && ctx->ctl.inject.rip_is_next &&
                          is_software(event) && event->vector == ctx->ctl.inject.vector;

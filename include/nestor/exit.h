@@ -30,6 +30,7 @@ struct event {
     u8 insn_len; // of INT n, INT1, INT3, INTO; 0 = not known
     // of the same: RIP is behind the instruction already (SVM without nRIP save injects them so)
     bool rip_is_next;
+    bool nmis_open; // an NMI that an L1 on SVM injects: it blocks no others
     bool has_payload;
     // #PF: CR2; #DB: the DR6 bits (B0-3, BD, BS, BT; BLD and RTM positive, as in pending debug
     // exceptions)

@@ -60,7 +60,7 @@ const char *nested_feature_name(u32 n); // NULL behind the last
 
 int nested_create(struct vcpu *vcpu); // 0 when nested is off; else ctx[1] and the front end's state
 void nested_destroy(struct vcpu *vcpu);
-void nested_reset(struct vcpu *vcpu);
+void nested_reset(struct vcpu *vcpu, bool init);
 
 // An L2 exited: if L1 wants it, makes L1's exit (the vCPU is at level 0 afterwards) and returns
 // true.

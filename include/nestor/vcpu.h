@@ -241,8 +241,9 @@ struct vcpu_events {
         };
         u64 waiting; // any of these
     };
-    bool gif_clear;    // SVM's global interrupt flag of an L1 is 0: INIT, NMI, interrupts wait
-    bool init_blocked; // VMX root operation: INIT waits while the vCPU is at level 0
+    bool gif_clear;       // SVM's global interrupt flag of an L1 is 0: INIT, NMI, interrupts wait
+    bool init_blocked;    // VMX root operation: INIT waits while the vCPU is at level 0
+    bool init_redirected; // SVM's VM_CR.R_INIT: an INIT that is not intercepted is #SX
     u8 sipi_vector;
 };
 

@@ -219,6 +219,80 @@ static void test_smi(void)
     report(nmi_count == 1, "which L1 takes at STGI");
 }
 
+// --- NMI blocking: the CPU's, over VMRUN and #VMEXIT, until somebody's IRET ---
+
+L2(l2_iret, "mov %ss, %eax; push %rax; lea 8(%rsp), %rbx; push %rbx; pushfq; mov %cs, %eax;"
+            "push %rax; lea l2_behind_iret(%rip), %rbx; push %rbx; iretq;"
+            "l2_behind_iret: nop; nop; vmmcall");
+extern char l2_behind_iret[];
+
+static const void *nmi_code;
+static u64 nmi_exit, nmi_rip;
+
+static void run_in_handler(struct trap *trap)
+{
+    (void)trap;
+    if (nmi_count++ || !nmi_code)
+        return;
+    apic_icr(apic_id(), ICR_NMI | ICR_ASSERT); // waits for IRET
+    l2_init(nmi_code);
+    vmcb->intercept[SVM_WORD_3] |= SVM_INTERCEPT_NMI;
+    nmi_exit = l2_run();
+    nmi_rip = vmcb->rip;
+}
+
+static void run_in_nmi(const void *code)
+{
+    nmi_code = code;
+    self_nmi();
+    wait_for(&nmi_count, 2, 10);
+    nmi_code = NULL;
+}
+
+static void iret(void)
+{
+    u64 unused;
+
+    __asm__ volatile("mov %%rsp, %0; mov %%ss, %%eax; push %%rax; push %0; pushfq; mov %%cs, %%eax;"
+                     "push %%rax; lea 1f(%%rip), %%rax; push %%rax; iretq; 1:"
+                     : "=&r"(unused)
+                     :
+                     : "rax", "memory");
+}
+
+static void test_nmi_blocking(void)
+{
+    trap_fn before = trap_handlers[VECTOR_NMI];
+
+    trap_handlers[VECTOR_NMI] = run_in_handler;
+    run_in_nmi(l2_nops);
+    report(nmi_exit == VMEXIT_VMMCALL, "blocked by L1's handler: L2 is not left, %#llx",
+           LLU(nmi_exit));
+    report(nmi_count == 2, "L1's IRET lets it come: %u", nmi_count);
+    run_in_nmi(l2_iret);
+    report(nmi_exit == VMEXIT_NMI && nmi_rip == (u64)l2_behind_iret,
+           "L2's IRET ends the blocking: %#llx, off by %lld", LLU(nmi_exit),
+           (long long)(nmi_rip - (u64)l2_behind_iret));
+    trap_handlers[VECTOR_NMI] = before;
+    l2_init(l2_pause_loop);
+    clgi();
+    self_nmi();
+    svm_run(l2_regs, (u64)vmcb);
+    stgi();
+    report_vmexit(l2_in_handler(VECTOR_NMI) && nmi_count == 0,
+                  "L2 takes one that is not intercepted");
+    self_nmi();
+    delay_us(100);
+    report(nmi_count == 0, "then L1's are blocked");
+    iret();
+    report(wait_for(&nmi_count, 1, 10), "until its IRET");
+    l2_init(l2_nops);
+    vmcb->eventinj = VECTOR_NMI | SVM_EVENT_NMI << SVM_EVENT_TYPE_SHIFT | SVM_EVENT_V;
+    report_vmexit(l2_run() == VMEXIT_VMMCALL && l2_in_handler(VECTOR_NMI), "one that is injected");
+    self_nmi();
+    report(wait_for(&nmi_count, 1, 10), "blocks none");
+}
+
 // --- virtual GIF ---
 
 static void test_vgif(void)
@@ -355,6 +429,7 @@ void guest_main(void)
     test_cr8();
     test_physical();
     test_smi();
+    test_nmi_blocking();
     test_vgif();
     test_nrip();
     test_breakpoints();

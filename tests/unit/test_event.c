@@ -588,6 +588,29 @@ static void test_init_sipi(void **state)
     assert_int_equal(vm_resets, 1);
 }
 
+static void test_redirected_init(void **state)
+{
+    (void)state;
+    vcpu.events.init_redirected = true;
+    vcpu.cur->state.activity = ACTIVITY_HLT;
+    vcpu.events.init = true;
+    events_prepare(&vcpu);
+    assert_int_equal(vm_resets + resets, 0);
+    assert_true(injected()->valid && injected()->has_error);
+    assert_int_equal(injected()->vector, VECTOR_SX);
+    assert_int_equal(injected()->error, 1);
+    assert_int_equal(vcpu.cur->state.activity, ACTIVITY_ACTIVE);
+    // An interrupted delivery is not lost to it.
+    vcpu.events.reinject = (struct event){.valid = true, .vector = 14, .type = EVENT_EXCEPTION};
+    vcpu.events.init = true;
+    events_prepare(&vcpu);
+    assert_int_equal(injected()->vector, 14);
+    assert_true(vcpu.events.init && vcpu.immediate_exit);
+    events_prepare(&vcpu);
+    assert_int_equal(injected()->vector, VECTOR_SX);
+    assert_false(vcpu.events.init);
+}
+
 // --- L2 ---
 
 static void test_l1_takes_an_exception(void **state)
@@ -909,6 +932,7 @@ int main(void)
         cmocka_unit_test_setup(test_gif, setup),
         cmocka_unit_test_setup(test_halt_ends, setup),
         cmocka_unit_test_setup(test_init_sipi, setup),
+        cmocka_unit_test_setup(test_redirected_init, setup),
         cmocka_unit_test_setup(test_l1_takes_an_exception, setup),
         cmocka_unit_test_setup(test_injection_is_not_asked_for, setup),
         cmocka_unit_test_setup(test_injection_is_done_before_an_exit, setup),

@@ -112,7 +112,14 @@ static const struct {
     SPOIL(eventinj, 0, SVM_EVENT_V | SVM_EVENT_NMI << SVM_EVENT_TYPE_SHIFT | 2, true),
     SPOIL(eventinj, 0, SVM_EVENT_V | SVM_EVENT_SOFT_INT << SVM_EVENT_TYPE_SHIFT | 255, true),
     SPOIL(eventinj, 0, EXCEPTION | 2, false),
-    SPOIL(eventinj, 0, EXCEPTION | 31, true),
+    SPOIL(eventinj, 0, EXCEPTION | 9, false),
+    SPOIL(eventinj, 0, EXCEPTION | 14, true),
+    SPOIL(eventinj, 0, EXCEPTION | 15, false),
+    SPOIL(eventinj, 0, EXCEPTION | 19, true),
+    SPOIL(eventinj, 0, EXCEPTION | 20, false), // Intel's #VE
+    SPOIL(eventinj, 0, EXCEPTION | 21, false), // no shadow stacks, no #CP
+    SPOIL(eventinj, 0, EXCEPTION | 30, true),
+    SPOIL(eventinj, 0, EXCEPTION | 31, false),
     SPOIL(eventinj, 0, EXCEPTION | 32, false),
     SPOIL(eventinj, 0, EXCEPTION | 255, false),
     SPOIL(n_cr3, 0, BIT(40), false),
@@ -194,7 +201,8 @@ static bool event_legal(u64 event)
 
     if (!(event >> 31 & 1) || type == 0 || type == 2 || type == 4)
         return true;
-    return type == 3 && vector < 32 && vector != 2;
+    return type == 3 &&
+           (vector == 30 || (vector < 20 && vector != 2 && vector != 9 && vector != 15));
 }
 
 static bool pat_legal(u64 pat)

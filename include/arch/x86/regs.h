@@ -70,6 +70,8 @@
 #define RFLAGS_VIF   BIT(19)
 #define RFLAGS_VIP   BIT(20)
 #define RFLAGS_ID    BIT(21)
+// all that exist
+#define RFLAGS_KNOWN (BITS(21, 16) | BITS(14, 6) | RFLAGS_AF | RFLAGS_PF | RFLAGS_FIXED | RFLAGS_CF)
 
 #define DR6_FIXED \
     0xffff0ff0ull // bits that read 1 (incl. the inverted BLD and RTM when they do not apply)
