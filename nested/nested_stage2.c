@@ -239,6 +239,11 @@ void nested_stage2_use(struct vcpu *vcpu, const struct l1_stage2 *l1, const stru
         shadow = shadow_for(vcpu, l1, l1->kind == L1_STAGE2_NPT ? ns->tag : 0);
         shadow->last_use = ++ns->uses;
         tables = &shadow->tables;
+        // A D flag that L1 clears is seen again without INVEPT if only combined mappings had it,
+        // and an entry without VPID drops those (SDM vol. 3 "Operations that Invalidate Cached
+        // Mappings").
+        if (log && !ns->tag)
+            shadow_drop(vcpu, shadow);
     }
     if (shadow != ns->current)
         forget(vcpu);

@@ -79,6 +79,11 @@ static void test_log(void)
     vmwrite(GUEST_RIP, (u64)l2_put);
     report_exit(run() == REASON_VMCALL && vmread(PML_INDEX) == ENTRIES - 2,
                 "a second one to the same page is not");
+    // Nothing but combined mappings know the flag, and an entry without VPID drops them.
+    window[1] &= ~EPT_D;
+    vmwrite(GUEST_RIP, (u64)l2_put);
+    report_exit(run() == REASON_VMCALL && vmread(PML_INDEX) == ENTRIES - 3 && (window[1] & EPT_D),
+                "it is with its D flag cleared, without INVEPT");
     prepare(l2_add, 0x3000, 0, true);
     report_exit(run() == REASON_VMCALL && vmread(PML_INDEX) == FULL &&
                     log_page[0] == WINDOW + 0x3000,
