@@ -8,7 +8,8 @@
 // and zero-page.rst of Linux; ACPI 6.4 chapter 5; Multiboot 0.6.96; National PC16550D.)
 //
 // vmm [-i INITRD] [-a COMMAND-LINE] [-c CPUS] [-m MIB] [-s] KERNEL: the status is the guest's code.
-// Its memory is large pages where L1 has any; with -s small ones only.
+// Its memory is large pages where L1 has any (a Linux with less than 512 MiB free has none); with -s
+// small ones only. What it took in ticks of the TSC is said last.
 
 #include <elf.h>
 #include <errno.h>
@@ -41,9 +42,12 @@ static int small_pages;
 static const char *command_line = "console=ttyS0";
 static struct termios terminal;
 static int terminal_changed;
+static uint64_t start_tick;
 
 static void finish(int status)
 {
+    if (start_tick)
+        printf("vmm: %llu ticks\n", (unsigned long long)(__builtin_ia32_rdtsc() - start_tick));
     if (terminal_changed)
         tcsetattr(0, TCSANOW, &terminal);
     fflush(NULL);
@@ -589,8 +593,8 @@ static void create_vm(void)
     if (ram == MAP_FAILED)
         die("memory: %m");
     ram += -(uintptr_t)ram & (2 * MIB - 1);
-    if (!small_pages && madvise(ram, ram_size, MADV_HUGEPAGE))
-        die("large pages: %m");
+    if (madvise(ram, ram_size, small_pages ? MADV_NOHUGEPAGE : MADV_HUGEPAGE))
+        die("page size: %m");
     region.userspace_addr = (uintptr_t)ram;
     control(vm, KVM_SET_TSS_ADDR, (void *)0xfffbd000, "KVM_SET_TSS_ADDR");
     control(vm, KVM_SET_IDENTITY_MAP_ADDR, &identity, "KVM_SET_IDENTITY_MAP_ADDR");
@@ -651,5 +655,6 @@ int main(int argc, char **argv)
     load(argv[optind], initrd);
     acpi_write();
     make_terminal_raw();
+    start_tick = __builtin_ia32_rdtsc();
     start();
 }

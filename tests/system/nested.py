@@ -19,7 +19,7 @@ IMAGE = os.path.join(BUILD, "l1", "initramfs.cpio.gz")
 QEMU_IMAGE = os.path.join(BUILD, "l1", "qemu.cpio.gz")
 TINY = os.path.join(BUILD, "system", "tiny.elf")
 NESTOR = os.path.join(BUILD, "nestor")
-L1_MEM = 512
+L1_MEM = 768  # with 512 or less Linux has no large pages to give
 SCALE = {"qemu-svm": 1, "bochs-vmx": 5}
 # Devices four times as slow as elsewhere: an L2's timer tick costs its hypervisor some 30 exits.
 SLOW_DEVICES = {"qemu-svm": [], "bochs-vmx": ["--emulator-option", "cpu: ips=200000000"]}
