@@ -60,7 +60,7 @@ fuzz:
 
 bench:
 	@tests/deps check
-	$(SUB_MAKE) $(BUILD)/nestor guest-files bench-files
+	$(SUB_MAKE) $(BUILD)/nestor l1-files bench-files
 	@tests/bench/run
 
 CLANG_FORMAT ?= clang-format

@@ -360,6 +360,11 @@ void guest_main(void)
         bench_nested();
         return;
     }
+    if (option("cpuid")) {
+        bench_empty();
+        bench("cpuid", row_cpuid, true);
+        return;
+    }
     cr0 = read_cr0();
     cr4 = read_cr4();
     tsc_adjust = cpuid(7, 0).ebx & BIT(1) ? msr_read(MSR_TSC_ADJUST) : 0;
