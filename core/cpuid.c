@@ -337,8 +337,7 @@ int cpuid_create(struct vm *vm)
     apply_policies(t, vm->config);
     mask_cores(t);
     build_caches(t);
-    // A guest hypervisor has no controls that switch CET's state for its own guests.
-    settle_lacks(t, backend->lacks | (nested_offered(vm) ? ISA_CET : 0));
+    settle_lacks(t, backend->lacks | nested_lacks(vm));
     build_xsave(t);
     settle_components(t);
     vm->disabled_isa = disabled_isa(t);

@@ -36,7 +36,9 @@ static const char *const names[OFFER_FEATURE_COUNT] = {
     [OFFER_VMCS_SHADOWING] = "vmcs-shadowing",
     [OFFER_PML] = "pml",
     [OFFER_TSC_SCALING] = "tsc-scaling",
+    [OFFER_USER_WAIT] = "user-wait",
     [OFFER_CET] = "cet",
+    [OFFER_PKRS] = "pkrs",
     // SVM
     [OFFER_NPT] = "npt",
     [OFFER_NRIP] = "nrip",

@@ -21,6 +21,12 @@ bool nested_offered(const struct vm *vm)
     return vm->config->nested;
 }
 
+// With CET, but no controls to switch its state, L1's would be its guests' as well.
+u32 nested_lacks(const struct vm *vm)
+{
+    return nested_offered(vm) && !(vm->config->nested_features & BIT(OFFER_CET)) ? ISA_CET : 0;
+}
+
 int nested_create(struct vcpu *vcpu)
 {
     if (!nested_offered(vcpu->vm))

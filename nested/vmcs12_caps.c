@@ -43,7 +43,7 @@ static const struct {
     {MSR_VMX_PROCBASED_CTLS2, SECONDARY_TSC_SCALING, F(TSC_SCALING), 0, 0, 0},
     {MSR_VMX_PROCBASED_CTLS2, SECONDARY_XSAVES, F(XSAVES), 0, 0, 0},
     {MSR_VMX_PROCBASED_CTLS2, SECONDARY_VMCS_SHADOWING, F(VMCS_SHADOWING), 0, 0, 0},
-    {MSR_VMX_PROCBASED_CTLS2, SECONDARY_USER_WAIT_PAUSE, 0, 7, ECX, 5},
+    {MSR_VMX_PROCBASED_CTLS2, SECONDARY_USER_WAIT_PAUSE, F(USER_WAIT), 7, ECX, 5},
     {MSR_VMX_PROCBASED_CTLS, PRIMARY_MTF, F(MTF), 0, 0, 0},
     {MSR_VMX_PROCBASED_CTLS2, SECONDARY_PAUSE_LOOP, F(PAUSE_LOOP), 0, 0, 0},
     {MSR_VMX_PROCBASED_CTLS2, SECONDARY_RDRAND, F(RDRAND), 1, ECX, 30},
@@ -61,6 +61,11 @@ static const struct {
     {MSR_VMX_ENTRY_CTLS,
      ENTRY_CTL_LOAD_DEBUG | ENTRY_CTL_IA32E_GUEST | ENTRY_CTL_LOAD_PAT | ENTRY_CTL_LOAD_EFER, 0, 0,
      0, 0},
+    {MSR_VMX_BASIC, VMX_BASIC_ANY_ERROR, F(CET), 0, 0, 0}, // any CPU with CET has it (vmx/cpu.c)
+    {MSR_VMX_EXIT_CTLS, EXIT_CTL_LOAD_CET, F(CET), 0, 0, 0},
+    {MSR_VMX_ENTRY_CTLS, ENTRY_CTL_LOAD_CET, F(CET), 0, 0, 0},
+    {MSR_VMX_EXIT_CTLS, EXIT_CTL_LOAD_PKRS, F(PKRS), 7, ECX, 31},
+    {MSR_VMX_ENTRY_CTLS, ENTRY_CTL_LOAD_PKRS, F(PKRS), 7, ECX, 31},
     // four CR3 targets; 0 in bits 27:25: 512 entries in an MSR area; 0 in bits 4:0: the preemption
     // timer counts every tick of the TSC
     {MSR_VMX_MISC,
@@ -116,7 +121,8 @@ static bool is_offered(const struct vcpu *vcpu, unsigned i)
 
     if (((offered[i].features & F(TSC_SCALING)) && !backend->scales_tsc) ||
         ((offered[i].features & F(MTF)) && !backend->has_mtf) ||
-        ((offered[i].features & F(XSAVES)) && !cpuid_has_xsaves(vm)))
+        ((offered[i].features & F(XSAVES)) && !cpuid_has_xsaves(vm)) ||
+        ((offered[i].features & F(CET)) && (vm->disabled_isa & ISA_CET)))
         return false;
     return !(offered[i].features & ~vm->config->nested_features) &&
            (!offered[i].leaf || cpuid_has(vm, offered[i].leaf, offered[i].reg, offered[i].bit));
@@ -153,8 +159,8 @@ void vmcs12_caps_reset(struct vcpu *vcpu)
         *slot(n, control_msrs[i].exact) = *plain & ~(u64)(exact ? control_msrs[i].may_be_0 : 0);
     }
     vmcs12_fields_reset(n);
-    *slot(n, MSR_VMX_BASIC) = VMCS12_REVISION | PAGE_SIZE << 32 | VMX_MEMORY_WB |
-                              VMX_BASIC_INS_OUTS_INFO | (exact ? VMX_BASIC_TRUE_CTLS : 0);
+    *slot(n, MSR_VMX_BASIC) |= VMCS12_REVISION | PAGE_SIZE << 32 | VMX_MEMORY_WB |
+                               VMX_BASIC_INS_OUTS_INFO | (exact ? VMX_BASIC_TRUE_CTLS : 0);
     *slot(n, MSR_VMX_CR0_FIXED0) = CR0_FIXED0_VALUE;
     *slot(n, MSR_VMX_CR0_FIXED1) = 0xffffffff;
     *slot(n, MSR_VMX_CR4_FIXED0) = CR4_FIXED0_VALUE;

@@ -5,6 +5,7 @@
 // Controls"), in its order, and what the groups share. Pure but for the guest's memory.
 
 #include "vmcs12_check.h"
+#include <arch/x86/msr.h>
 
 // --- what the groups share ---
 
@@ -145,12 +146,15 @@ bool check_cr4(const struct check *c, const struct check_row *row)
     return outside(c, field_of(c, row), MSR_VMX_CR4_FIXED0);
 }
 
-// IA32_S_CET: bits 9:6 are reserved, and SUPPRESS (10) and TRACKER (11) exclude each other.
+// IA32_S_CET: bits 9:6 are reserved, bits 1:0 without shadow stacks (CPUID.7:ECX[7]), all others
+// without branch tracking (EDX[20]); SUPPRESS (10) and TRACKER (11) exclude each other.
 bool check_s_cet(const struct check *c, const struct check_row *row)
 {
     u64 s_cet = field_of(c, row);
+    u64 reserved = BITS(9, 6) | (cpuid_has(c->vcpu->vm, 7, 2, 7) ? 0 : BITS(1, 0)) |
+                   (cpuid_has(c->vcpu->vm, 7, 3, 20) ? 0 : BITS(63, 10) | BITS(5, 2));
 
-    return (s_cet & BITS(9, 6)) || (s_cet & BITS(11, 10)) == BITS(11, 10) ||
+    return (s_cet & reserved) || (s_cet & BITS(11, 10)) == BITS(11, 10) ||
            !is_sign_extended(s_cet, c->linear_bits);
 }
 
@@ -268,23 +272,24 @@ static bool injection_vector(const struct check *c, const struct check_row *row)
     }
 }
 
-static bool has_error_code(const struct check *c, u8 vector)
+static bool has_error_code(u8 vector)
 {
-    bool cet = capability(c, MSR_VMX_CR4_FIXED1) & CR4_CET;
-
-    u64 with = BIT(VECTOR_DF) | BIT(VECTOR_TS) | BIT(VECTOR_NP) | BIT(VECTOR_SS) | BIT(VECTOR_GP) |
-               BIT(VECTOR_PF) | BIT(VECTOR_AC) | (cet ? BIT(VECTOR_CP) : 0);
+    const u64 with = BIT(VECTOR_DF) | BIT(VECTOR_TS) | BIT(VECTOR_NP) | BIT(VECTOR_SS) |
+                     BIT(VECTOR_GP) | BIT(VECTOR_PF) | BIT(VECTOR_AC);
 
     return vector < 32 && (with >> vector & 1);
 }
 
+// Of an exception in protected mode; with bit 56 of IA32_VMX_BASIC of any, or none.
 static bool injection_error_code(const struct check *c, const struct check_row *row)
 {
     u64 info = field_of(c, row);
-    bool wanted = (!c->unrestricted || (get(c, GUEST_CR0) & CR0_PE)) &&
-                  injected_type(c) == EVENT_EXCEPTION && has_error_code(c, (u8)info);
+    bool can =
+        (!c->unrestricted || (get(c, GUEST_CR0) & CR0_PE)) && injected_type(c) == EVENT_EXCEPTION;
 
-    return !!(info & INFO_ERROR_CODE) != wanted;
+    if (can && (capability(c, MSR_VMX_BASIC) & VMX_BASIC_ANY_ERROR))
+        return false;
+    return !!(info & INFO_ERROR_CODE) != (can && has_error_code((u8)info));
 }
 
 static bool injection_length(const struct check *c, const struct check_row *row)

@@ -246,14 +246,19 @@ static bool task_unusable(const struct check *c, const struct check_row *row)
 
 // --- "Checks on Guest RIP, RFLAGS, and SSP" ---
 
+static bool high_alike(const struct check *c, u64 address)
+{
+    u64 high = ~0ull << c->linear_bits;
+
+    return !(address & high) || (address & high) == high;
+}
+
 // In 64-bit code the bits above the CPU's width must be alike; RIP need not be canonical.
 static bool rip(const struct check *c, const struct check_row *row)
 {
-    u64 value = field_of(c, row), high = ~0ull << c->linear_bits;
-
     if (c->ia32e && (access_of(c, SEG_CS) & SEG_L))
-        return (value & high) && (value & high) != high;
-    return value >> 32;
+        return !high_alike(c, field_of(c, row));
+    return field_of(c, row) >> 32;
 }
 
 static bool injects(const struct check *c, u8 type)
@@ -279,13 +284,10 @@ static bool rflags_if(const struct check *c, const struct check_row *row)
     return injects(c, EVENT_INTERRUPT) && !(field_of(c, row) & RFLAGS_IF);
 }
 
+// Need not be canonical either, whatever the mode.
 static bool ssp(const struct check *c, const struct check_row *row)
 {
-    u64 value = field_of(c, row);
-
-    if ((value & 3) || !is_sign_extended(value, c->linear_bits))
-        return true;
-    return !(c->ia32e && (access_of(c, SEG_CS) & SEG_L)) && value >> 32;
+    return (field_of(c, row) & 3) || !high_alike(c, field_of(c, row));
 }
 
 // --- "Checks on Guest Non-Register State" ---

@@ -69,6 +69,7 @@ static void load_guest_state(struct vcpu *vcpu)
     s->pat = entry & ENTRY_CTL_LOAD_PAT ? vmcs12_read(n, GUEST_PAT) : l1->pat;
     s->efer = entry & ENTRY_CTL_LOAD_EFER ? vmcs12_read(n, GUEST_EFER)
                                           : loaded_efer(s, l1->efer, entry & ENTRY_CTL_IA32E_GUEST);
+    vmcs12_cet_enter(vcpu, s);
     s->interruptibility = (u32)vmcs12_read(n, GUEST_INTERRUPTIBILITY);
     s->pending_dbg = vmcs12_read(n, GUEST_PENDING_DBG);
     // An injected event wakes a halted L2, if it has a vector.
@@ -376,6 +377,7 @@ void vmcs12_enter(struct vcpu *vcpu)
         vmcs12_entry_failed(vcpu, REASON_INVALID_GUEST_STATE, 2); // qualification 2: PDPTE loading
         return;
     }
+    vmcs12_pkrs_enter(vcpu);
     merge_controls(vcpu);
     vmcs12_use_stage2(vcpu);
     nested_enter_l2(vcpu);

@@ -53,6 +53,8 @@ void vmcs12_stage2_fault(struct vcpu *vcpu, const struct vm_exit *exit,
     }
     if (s->gla_valid)
         qualification |= QUAL_EPT_GLA_VALID | (s->gla_final ? QUAL_EPT_GLA_FINAL : 0);
+    if (s->shadow_stack)
+        qualification |= QUAL_EPT_SHADOW_STACK;
     if (exit->nmi_unblocked_by_iret)
         qualification |= QUAL_EPT_NMI_UNBLOCKING;
     vmcs12_exit(vcpu, REASON_EPT_VIOLATION, qualification, exit);

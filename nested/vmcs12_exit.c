@@ -85,6 +85,7 @@ static void save_guest_state(struct vcpu *vcpu, u32 reason)
         vmcs12_write(n, GUEST_PAT, s->pat);
     if (exit & EXIT_CTL_SAVE_EFER)
         vmcs12_write(n, GUEST_EFER, s->efer);
+    vmcs12_cet_save(vcpu);
     vmcs12_write(n, ENTRY_CONTROLS,
                  (vmcs12_read(n, ENTRY_CONTROLS) & ~(u64)ENTRY_CTL_IA32E_GUEST) |
                      (s->efer & EFER_LMA ? (u64)ENTRY_CTL_IA32E_GUEST : 0));
@@ -194,6 +195,7 @@ static void load_host_state(struct vcpu *vcpu, const struct guest_state *before,
     s->pat = controls & EXIT_CTL_LOAD_PAT ? vmcs12_read(n, HOST_PAT) : before->pat;
     s->dr7 = DR7_FIXED;
     s->debugctl = 0;
+    vmcs12_cet_leave(vcpu, before);
     load_host_segments(n, s, host64);
     s->sysenter_cs = vmcs12_read(n, HOST_SYSENTER_CS);
     s->sysenter_esp = vmcs12_read(n, HOST_SYSENTER_ESP);
@@ -357,7 +359,8 @@ void vmcs12_exit(struct vcpu *vcpu, u32 reason, u64 qualification, const struct 
 // loaded as by an exit, but NMIs are blocked as they were before.
 void vmcs12_entry_failed(struct vcpu *vcpu, u32 reason, u64 qualification)
 {
-    struct guest_state before = *vcpu_state(vcpu, GROUP_CR | GROUP_EFER_PAT | GROUP_BLOCKING);
+    struct guest_state before =
+        *vcpu_state(vcpu, GROUP_CR | GROUP_EFER_PAT | GROUP_BLOCKING | vmcs12_cet_group(vcpu));
 
     vmcs12_write(vcpu->nested, EXIT_REASON, reason | EXIT_REASON_ENTRY_FAILURE);
     vmcs12_write(vcpu->nested, EXIT_QUALIFICATION, qualification);

@@ -29,6 +29,16 @@ bool vmcs12_apic_page(struct vcpu *vcpu, struct vm_exit *exit);
 bool vmcs12_is_posted(const struct vcpu *vcpu, int vector);
 void vmcs12_take_posted(struct vcpu *vcpu);
 
+// --- vmcs12_cet.c ---
+// GROUP_CET if L1 has CET, else 0.
+u32 vmcs12_cet_group(const struct vcpu *vcpu);
+// Of L2's state in `s`, at an entry; the vCPU's is L1's.
+void vmcs12_cet_enter(struct vcpu *vcpu, struct guest_state *s);
+void vmcs12_pkrs_enter(struct vcpu *vcpu); // at an entry that loads L2's state
+void vmcs12_cet_save(struct vcpu *vcpu);   // with IA32_PKRS, here and below
+// Into L1's state; `before`: L2's, or L1's own if L2's was not loaded.
+void vmcs12_cet_leave(struct vcpu *vcpu, const struct guest_state *before);
+
 // --- vmcs12_enter.c, vmcs12_exit.c ---
 // An entry of an MSR area.
 struct msr_entry {

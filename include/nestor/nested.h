@@ -43,7 +43,9 @@ enum nested_feature {
     OFFER_VMCS_SHADOWING,
     OFFER_PML,
     OFFER_TSC_SCALING,
+    OFFER_USER_WAIT,
     OFFER_CET,
+    OFFER_PKRS,
     OFFER_NPT,
     OFFER_NRIP,
     OFFER_DECODE_ASSISTS,
@@ -122,3 +124,5 @@ int nested_check_cr(const struct vcpu *vcpu, unsigned number, u64 value);
 // CPUID bits of the front end, put into the VM's leaves.
 void nested_cpuid(const struct vm *vm, u32 leaf, u32 regs[4]);
 bool nested_offered(const struct vm *vm);
+// What the VM can't have beside nesting as it is offered: bits of enum guest_isa.
+u32 nested_lacks(const struct vm *vm);

@@ -28,7 +28,7 @@ static struct vcpu vcpu;
 static struct vm_config config;
 static struct vm vm = {.config = &config};
 static struct nested nested;
-static bool la57;
+static bool la57, shadow_stacks, branch_tracking, pks;
 
 // --- fakes ---
 
@@ -49,7 +49,9 @@ u8 cpuid_phys_bits(const struct vm *v)
 bool cpuid_has(const struct vm *v, u32 leaf, unsigned reg, unsigned bit)
 {
     (void)v;
-    return la57 && leaf == 7 && reg == 2 && bit == 16;
+    return leaf == 7 &&
+           ((la57 && reg == 2 && bit == 16) || (shadow_stacks && reg == 2 && bit == 7) ||
+            (branch_tracking && reg == 3 && bit == 20) || (pks && reg == 2 && bit == 31));
 }
 
 bool cpuid_has_xsaves(const struct vm *v)
@@ -284,6 +286,8 @@ static int setup(void **state)
     vcpu.cur->state.efer = EFER_64;
     vcpu.cur->state.cr4 = CR4_PAE | CR4_VMXE;
     config.nested_features = ~0ull;
+    shadow_stacks = branch_tracking = pks = false;
+    vm.disabled_isa = ISA_CET;
     vmcs12_caps_reset(&vcpu);
     put_controls();
     put_host();
@@ -913,6 +917,117 @@ static void test_fields_from_memory(void **state)
             assert_int_equal(*vmcs12_field(&nested, encoding), all[encoding >> 13]);
 }
 
+static bool offered(u32 entry, u32 exit)
+{
+    bool in = vmcs12_capability(&vcpu, MSR_VMX_ENTRY_CTLS) >> 32 & entry;
+
+    assert_int_equal(in, !!(vmcs12_capability(&vcpu, MSR_VMX_EXIT_CTLS) >> 32 & exit));
+    return in;
+}
+
+static bool has_fields(u32 guest, u32 host)
+{
+    assert_int_equal(!vmcs12_field(&nested, guest), !vmcs12_field(&nested, host));
+    return vmcs12_field(&nested, guest);
+}
+
+static void offer_cet(bool ss, bool ibt)
+{
+    shadow_stacks = ss;
+    branch_tracking = ibt;
+    vm.disabled_isa = ss || ibt ? 0 : ISA_CET;
+    vmcs12_caps_reset(&vcpu);
+    put_controls();
+    change(ENTRY_CONTROLS, 0, ss || ibt ? ENTRY_CTL_LOAD_CET : 0);
+}
+
+// Controls and fields are there with the feature; no guest has performance counters.
+static void test_offered_state(void **state)
+{
+    (void)state;
+    assert_false(offered(ENTRY_CTL_LOAD_CET, EXIT_CTL_LOAD_CET));
+    assert_false(has_fields(GUEST_S_CET, HOST_S_CET) || has_fields(GUEST_SSP, HOST_SSP));
+    assert_false(offered(ENTRY_CTL_LOAD_PKRS, EXIT_CTL_LOAD_PKRS));
+    assert_false(has_fields(GUEST_PKRS, HOST_PKRS));
+    assert_false(vmcs12_capability(&vcpu, MSR_VMX_BASIC) & VMX_BASIC_ANY_ERROR);
+    assert_false(offered(ENTRY_CTL_LOAD_PERF_GLOBAL, EXIT_CTL_LOAD_PERF_GLOBAL));
+    assert_false(has_fields(GUEST_PERF_GLOBAL_CTRL, HOST_PERF_GLOBAL_CTRL));
+    change(ENTRY_CONTROLS, 0, ENTRY_CTL_LOAD_PERF_GLOBAL);
+    assert_int_equal(check(), CONTROLS);
+    put_controls();
+    change(EXIT_CONTROLS, 0, EXIT_CTL_LOAD_PERF_GLOBAL);
+    assert_int_equal(check(), CONTROLS);
+
+    pks = true;
+    offer_cet(true, true);
+    assert_true(offered(ENTRY_CTL_LOAD_CET, EXIT_CTL_LOAD_CET));
+    assert_true(has_fields(GUEST_S_CET, HOST_S_CET) && has_fields(GUEST_SSP, HOST_SSP));
+    assert_true(offered(ENTRY_CTL_LOAD_PKRS, EXIT_CTL_LOAD_PKRS));
+    assert_true(has_fields(GUEST_PKRS, HOST_PKRS));
+    assert_true(vmcs12_capability(&vcpu, MSR_VMX_BASIC) & VMX_BASIC_ANY_ERROR);
+    config.nested_features = ~(BIT(OFFER_CET) | BIT(OFFER_PKRS));
+    offer_cet(true, true);
+    assert_false(offered(ENTRY_CTL_LOAD_CET, EXIT_CTL_LOAD_CET));
+    assert_false(offered(ENTRY_CTL_LOAD_PKRS, EXIT_CTL_LOAD_PKRS));
+}
+
+// With CET an exception may have an error code or not, but not in real mode, nor what is none.
+static void test_any_error_code(void **state)
+{
+    (void)state;
+    offer_cet(true, true);
+    for (unsigned vector = 0; vector < 32; vector++)
+        for (unsigned error = 0; error < 2; error++) {
+            put(ENTRY_INTERRUPTION_INFO, INFO(3, vector) | (error ? INFO_ERROR_CODE : 0));
+            assert_int_equal(check(), PASSES);
+        }
+    put(ENTRY_INTERRUPTION_INFO, INFO(0, 0x40) | INFO_ERROR_CODE);
+    assert_int_equal(check(), CONTROLS);
+    put(ENTRY_INTERRUPTION_INFO, INFO(2, VECTOR_NMI) | INFO_ERROR_CODE);
+    assert_int_equal(check(), CONTROLS);
+}
+
+static void test_s_cet(void **state)
+{
+    static const struct {
+        u64 value;
+        bool ss, ibt; // passes with
+    } values[] = {
+        {0, true, true},        {1, true, false},        {2, true, false},
+        {BIT(2), false, true},  {BIT(5), false, true},   {BIT(6), false, false},
+        {BIT(9), false, false}, {BIT(10), false, true},  {BIT(11), false, true},
+        {0x1000, false, true},  {BIT(47), false, false}, {BITS(63, 47), false, true},
+        {0xc00, false, false},
+    };
+
+    (void)state;
+    for (unsigned i = 0; i < ARRAY_SIZE(values); i++) {
+        offer_cet(true, false);
+        put(GUEST_S_CET, values[i].value);
+        assert_int_equal(check(), values[i].ss ? PASSES : GUEST);
+        offer_cet(false, true);
+        assert_int_equal(check(), values[i].ibt ? PASSES : GUEST);
+        offer_cet(true, true);
+        assert_int_equal(check(), values[i].ss || values[i].ibt ? PASSES : GUEST);
+    }
+}
+
+// The bits above the CPU's width must be alike; canonical it need not be.
+static void test_guest_ssp(void **state)
+{
+    (void)state;
+    offer_cet(true, true);
+    put(GUEST_S_CET, 0);
+    put(GUEST_SSP, BIT(47));
+    assert_int_equal(check(), PASSES);
+    put(GUEST_SSP, BITS(63, 48));
+    assert_int_equal(check(), PASSES);
+    put(GUEST_SSP, BIT(48));
+    assert_int_equal(check(), GUEST);
+    put(GUEST_SSP, 1);
+    assert_int_equal(check(), GUEST);
+}
+
 static void test_capabilities(void **state)
 {
     static const u32 pairs[][2] = {
@@ -944,6 +1059,10 @@ int main(void)
         cmocka_unit_test_setup(test_good, setup),
         cmocka_unit_test_setup(test_controls, setup),
         cmocka_unit_test_setup(test_bitmaps_that_are_not_used, setup),
+        cmocka_unit_test_setup(test_offered_state, setup),
+        cmocka_unit_test_setup(test_any_error_code, setup),
+        cmocka_unit_test_setup(test_s_cet, setup),
+        cmocka_unit_test_setup(test_guest_ssp, setup),
         cmocka_unit_test_setup(test_injection, setup),
         cmocka_unit_test_setup(test_msr_areas, setup),
         cmocka_unit_test_setup(test_host, setup),

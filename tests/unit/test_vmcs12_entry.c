@@ -135,6 +135,7 @@ static void offer_everything(void)
     *capability_of(MSR_VMX_EPT_VPID_CAP) =
         EPT_CAP_WALK_4 | EPT_CAP_WALK_5 | EPT_CAP_UC | EPT_CAP_WB | EPT_CAP_AD;
     *capability_of(MSR_VMX_VMFUNC) = 1;
+    *capability_of(MSR_VMX_BASIC) &= ~VMX_BASIC_ANY_ERROR; // unless a case has it
     *capability_of(MSR_VMX_MISC) &= ~VMX_MISC_ACTIVITY_SHUTDOWN;
     *capability_of(MSR_VMX_MISC) |= VMX_MISC_ACTIVITY_HLT | VMX_MISC_ACTIVITY_WAIT_SIPI;
 }
@@ -517,7 +518,7 @@ static const struct spoiled {
     {"guest RFLAGS: fixed bits", good, GUEST_RFLAGS, RFLAGS_FIXED, 0, 0},
     {"guest RFLAGS: fixed bits", good, GUEST_RFLAGS, 0, BIT(22), 0},
     {"guest SSP", good, GUEST_SSP, 0, 1, 0},
-    {"guest SSP", good_32, GUEST_SSP, 0, BIT(32), 0},
+    {"guest SSP", good_32, GUEST_SSP, 0, BIT(60), 0},
     {"activity state", good, GUEST_ACTIVITY_STATE, 0, 4, 0},
     {"activity state", good, GUEST_ACTIVITY_STATE, 0, ACTIVITY_SHUTDOWN, 0},
     {"activity state HLT with SS.DPL", good_cpl3, GUEST_ACTIVITY_STATE, 0, 1, 0},
@@ -752,15 +753,16 @@ static bool injection_right(u64 secondary)
     u64 info = at(ENTRY_INTERRUPTION_INFO), length = at(ENTRY_INSTRUCTION_LENGTH);
     u8 vector = (u8)info;
     bool urg = secondary & SECONDARY_UNRESTRICTED_GUEST, error = info & INFO_ERROR_CODE;
-    static const u32 with_error = 1u << 8 | 0x1f << 10 | 1u << 17 | 1u << 21; // 15 is none
-    bool wanted;
+    static const u32 with_error = 1u << 8 | 0x1f << 10 | 1u << 17; // 15 is none
+    bool wanted, can = injected() == 3 && (!urg || (at(GUEST_CR0) & 1));
 
     if (injected() < 0)
         return true;
     if (info & 0x7ffff000)
         return false;
-    wanted = injected() == 3 && vector < 32 && vector != 15 && (with_error >> vector & 1) &&
-             (!urg || (at(GUEST_CR0) & 1));
+    wanted = can && vector < 32 && vector != 15 && (with_error >> vector & 1);
+    if (can && (*capability_of(MSR_VMX_BASIC) & VMX_BASIC_ANY_ERROR))
+        wanted = error;
     if (error != wanted || (error && at(ENTRY_EXCEPTION_ERROR_CODE) > 0xffff))
         return false;
     switch (injected()) {
@@ -953,8 +955,7 @@ static bool msrs_right(u64 entry, bool wide)
     }
     return !(entry & ENTRY_CTL_LOAD_CET) ||
            (s_cet_right(at(GUEST_S_CET)) && canonical(at(GUEST_INTERRUPT_SSP_TABLE)) &&
-            canonical(at(GUEST_SSP)) && !(at(GUEST_SSP) & 3) &&
-            ((wide && (at(GUEST_CS_ACCESS) & 0x2000)) || !(at(GUEST_SSP) >> 32)));
+            (at(GUEST_SSP) >> 48 == 0 || at(GUEST_SSP) >> 48 == 0xffff) && !(at(GUEST_SSP) & 3));
 }
 
 static bool registers_right(u64 entry, bool urg, bool wide)
@@ -1174,6 +1175,7 @@ static void test_mutation(void **state)
         struct vmcs12 before;
 
         nested = start[from];
+        *capability_of(MSR_VMX_BASIC) |= below(2) ? VMX_BASIC_ANY_ERROR : 0;
         vcpu.cur->state.efer = efer[from];
         for (unsigned n = 1 + below(3); n; n--)
             mutate();
