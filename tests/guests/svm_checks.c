@@ -101,7 +101,7 @@ static void test_events(void)
 
 // --- rAX by the effective address size ---
 
-u64 svm_run_addr32(u64 rax, u64 *regs); // VMRUN EAX; RAX afterwards
+u64 svm_run_addr32(u64 rax); // VMRUN EAX; RAX afterwards
 __asm__(".pushsection .text; svm_run_addr32: push %rbx; push %rbp; push %r12; push %r13; push %r14;"
         "push %r15; mov %rdi, %rax; addr32 vmrun; pop %r15; pop %r14; pop %r13; pop %r12; pop %rbp;"
         "pop %rbx; ret; .popsection");
@@ -118,7 +118,7 @@ static void test_address_size(void)
     l2_init(l2_vmmcall);
     vmcb->rflags = ~(u64)(RFLAGS_TF | RFLAGS_VM | RFLAGS_NT | RFLAGS_RF);
     clgi();
-    after = svm_run_addr32(rax, l2_regs);
+    after = svm_run_addr32(rax);
     stgi();
     // QEMU 7.2 takes RAX whole, or gives it back so
     report_known(MACHINE_QEMU, vmcb->exitcode == VMEXIT_VMMCALL && after == rax,

@@ -249,17 +249,6 @@ static void run_in_nmi(const void *code)
     nmi_code = NULL;
 }
 
-static void iret(void)
-{
-    u64 unused;
-
-    __asm__ volatile("mov %%rsp, %0; mov %%ss, %%eax; push %%rax; push %0; pushfq; mov %%cs, %%eax;"
-                     "push %%rax; lea 1f(%%rip), %%rax; push %%rax; iretq; 1:"
-                     : "=&r"(unused)
-                     :
-                     : "rax", "memory");
-}
-
 static void test_nmi_blocking(void)
 {
     trap_fn before = trap_handlers[VECTOR_NMI];
@@ -277,7 +266,7 @@ static void test_nmi_blocking(void)
     l2_init(l2_pause_loop);
     clgi();
     self_nmi();
-    svm_run(l2_regs, (u64)vmcb);
+    svm_run((u64)vmcb);
     stgi();
     report_vmexit(l2_in_handler(VECTOR_NMI) && nmi_count == 0,
                   "L2 takes one that is not intercepted");

@@ -86,11 +86,10 @@ static void send_init(void)
 
 static void test_redirection(void)
 {
-    if (bare_machine() == MACHINE_QEMU || !svm_enable()) {
+    if (bare_machine() == MACHINE_QEMU || !svm_start()) {
         report_skip("QEMU 7.2 has no VM_CR, and resets the machine");
         return;
     }
-    l2_prepare();
     set_gate(VECTOR_SX, sx_stub, CODE64, 0, GATE_INTERRUPT);
     msr_write(MSR_VM_CR, VM_CR_R_INIT);
     send_init();
@@ -103,7 +102,7 @@ static void test_redirection(void)
     report(sx_count == 1, "GIF holds it up");
     l2_init(l2_nops);
     vmcb->intercept[SVM_WORD_3] |= SVM_INTERCEPT_INIT;
-    svm_run(l2_regs, (u64)vmcb);
+    svm_run((u64)vmcb);
     report_vmexit(vmcb->exitcode == VMEXIT_INIT && sx_count == 1,
                   "L2's intercept of INIT goes first");
     stgi();
@@ -111,14 +110,14 @@ static void test_redirection(void)
     l2_init(l2_nops);
     clgi();
     send_init();
-    svm_run(l2_regs, (u64)vmcb);
+    svm_run((u64)vmcb);
     stgi();
     report_vmexit(l2_in_handler(VECTOR_SX), "without it, L2 has the #SX");
     l2_init(l2_nops);
     vmcb->intercept[SVM_WORD_EXCEPTIONS] = BIT(VECTOR_SX);
     clgi();
     send_init();
-    svm_run(l2_regs, (u64)vmcb);
+    svm_run((u64)vmcb);
     stgi();
     report_vmexit(vmcb->exitcode == VMEXIT_EXCP0 + VECTOR_SX && vmcb->exitinfo1 == 1,
                   "or L1, which intercepts that");
