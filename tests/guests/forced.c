@@ -51,8 +51,18 @@ static void forced_avx(void *unused)
     __asm__ volatile(FORCED "vmovdqa %%ymm0, %%ymm15" : : : "memory");
 }
 
+static void forced_nop(void *unused)
+{
+    (void)unused;
+    __asm__ volatile(FORCED "nop");
+}
+
 void guest_main(void)
 {
+    if (!has_test_device()) {
+        report(try(forced_nop, NULL) == VECTOR_UD, "the prefix is UD2 without the test device");
+        return;
+    }
     test_sse();
     if (!(cpuid(1, 0).ecx & BIT(28))) {
         report_skip("no AVX");

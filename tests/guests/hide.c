@@ -59,6 +59,28 @@ static const struct {
     {"INVPCID", 7, 0, BIT(10), 0, 0, 0},
 };
 
+static u64 vmcall_ipi(void)
+{
+    u64 result = 10; // PV IPI, to nobody
+
+    if (cpuid(0, 0).ecx == 0x444d4163) // "cAMD"
+        __asm__ volatile("vmmcall" : "+a"(result) : "b"(0), "c"(0), "d"(0), "S"(0) : "memory");
+    else
+        __asm__ volatile("vmcall" : "+a"(result) : "b"(0), "c"(0), "d"(0), "S"(0) : "memory");
+    return result;
+}
+
+static void test_paravirt(void)
+{
+    static const u32 msrs[] = {0x11, 0x12, 0x4b564d00, 0x4b564d01, 0x4b564d03, 0x4b564d04};
+
+    report(cpuid(0x40000000, 0).ebx == 0x7473654e && cpuid(0x40000001, 0).eax == 0,
+           "KVM's leaves: Nestor's own stand first"); // "Nest"
+    for (unsigned i = 0; i < ARRAY_SIZE(msrs); i++)
+        report(try(read_msr, (void *)(u64)msrs[i]) == VECTOR_GP, "KVM's MSR %#x is #GP", msrs[i]);
+    report((s64)vmcall_ipi() == -1000, "PV IPI is unknown");
+}
+
 void guest_main(void)
 {
     for (unsigned i = 0; i < ARRAY_SIZE(hidden); i++) {
@@ -88,4 +110,5 @@ void guest_main(void)
     report_cpu(MACHINE_QEMU, try(set_all_components, NULL) == VECTOR_GP,
                "XCR0's bit for AVX is #GP");
     report(try(read_msr, (void *)MSR_EFER) == NO_TRAP, "other MSRs are there");
+    test_paravirt();
 }

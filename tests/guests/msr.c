@@ -281,6 +281,7 @@ static void test_absent(void)
         {"IA32_MISC_ENABLE", MSR_MISC_ENABLE, false, AMD},
         {"HWCR", MSR_HWCR, false, INTEL},
         {"DE_CFG", MSR_DE_CFG, false, INTEL},
+        {"VIRT_SPEC_CTRL", 0xc001011f, false, ANY}, // CPUID does not offer it
         {"IA32_PERFEVTSEL0", 0x186, false, ANY},
         {"IA32_PERF_GLOBAL_CTRL", 0x38f, false, ANY},
         {"a machine-check bank beyond the last", 0, false, ANY},
