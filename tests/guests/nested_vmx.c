@@ -1154,7 +1154,7 @@ static void check_failures(const struct spoil *spoils, unsigned count, u64 error
 static void test_entry_checks(void)
 {
     check_failures(control_spoils, ARRAY_SIZE(control_spoils), 7, "controls");
-    if (!(basic & VMX_BASIC_ANY_ERROR)) // vmx_cet has the others
+    if (!(vmx_basic & VMX_BASIC_ANY_ERROR)) // vmx_cet has the others
         check_failures(error_code_spoils, ARRAY_SIZE(error_code_spoils), 7, "controls");
     init(l2_cpuid);
     set_primary(PRIMARY_HLT | PRIMARY_IO_BITMAPS | PRIMARY_MSR_BITMAPS);

@@ -67,7 +67,7 @@ class Case:
         for name, content in self.files.items():
             path = os.path.join(directory, name)
             with open(path, "wb") as file:
-                file.write(content)
+                file.write(content() if callable(content) else content)
             out += ["--module", "%s=%s" % (name, path)]
         return out + self.options
 
@@ -186,12 +186,21 @@ def read(path):
         return file.read()
 
 
-def patched(path, *patches):
-    """The file's bytes with (offset, struct format, value) patches."""
-    data = bytearray(read(path))
-    for offset, fmt, value in patches:
-        struct.pack_into(fmt, data, offset, value)
-    return bytes(data)
+def first(path, share):
+    """A function of the file's first bytes, for when the test runs: the file is built by then."""
+    def make():
+        data = read(path)
+        return data[:share(len(data))]
+    return make
+
+
+def patched(path, patch, size=None):
+    """The same of its first `size` bytes with (offset, struct format, value) written over."""
+    def make():
+        data = bytearray(read(path))
+        struct.pack_into(patch[1], data, patch[0], patch[2])
+        return bytes(data[:size])
+    return make
 
 
 # Of the ELF32 header and of the first program header behind it (ELF specification, 1-3 and 2-2).
@@ -230,7 +239,7 @@ LYING_SETUP = {
 
 
 def file_case(name, files):
-    """A boot for each of `files` {name: bytes}, which is the kernel of a guest that can't start."""
+    """A boot for each of `files` {name: bytes, or a function of them}: a kernel that can't start."""
     return [Case("%s-%s" % (name, key), tree(guest("bad", kernel='"%s"' % key), GOOD),
                  ["error: guest bad: %s\\b" % key], {key: content},
                  options=["--host-cpus", 2], statuses=(GOOD_CODE, 126))
@@ -245,13 +254,13 @@ def file_cases():
                [r"bad\b.*nothere"], options=two)
     yield Case("missing-module", tree(guest("bad", modules='"nothere"'), GOOD),
                [r"bad\b.*nothere"], options=two)
-    vmlinuz = read(VMLINUZ)
     files = {"empty": b"", "junk": bytes(range(256)) * 64, "zeros": bytes(65536),
-             "truncated-header": vmlinuz[:0x210], "truncated-kernel": vmlinuz[:len(vmlinuz) // 2],
+             "truncated-header": first(VMLINUZ, lambda size: 0x210),
+             "truncated-kernel": first(VMLINUZ, lambda size: size // 2),
              "one-byte": b"\x7f"}
     yield from file_case("kernel", files)
     yield from file_case("setup", {
-        key: patched(VMLINUZ, patch[:3])[:patch[3] if key in ("setup-sects", "syssize") else None]
+        key: patched(VMLINUZ, patch, patch[3] if key in ("setup-sects", "syssize") else None)
         for key, patch in LYING_SETUP.items()})
     yield from file_case("elf", {key: patched(TINY, patch) for key, patch in LYING_ELF.items()})
 
