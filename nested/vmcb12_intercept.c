@@ -32,6 +32,8 @@ static void take_operands(struct vcpu *vcpu, const struct insn *insn, struct vm_
     case EXIT_CR:
         if (insn->op == INSN_MOV_TO_CR || insn->op == INSN_MOV_FROM_CR)
             exit->cr.gpr = insn->rm; // CLTS, LMSW and SMSW have none to report
+        else if (insn->op == INSN_CLTS || insn->op == INSN_LMSW)
+            exit->cr.access = insn->op == INSN_CLTS ? CR_CLTS : CR_LMSW;
         break;
     case EXIT_DR:
         exit->dr.gpr = insn->rm;
@@ -41,6 +43,15 @@ static void take_operands(struct vcpu *vcpu, const struct insn *insn, struct vm_
         break;
     case EXIT_SOFT_INT:
         exit->event.vector = (u8)insn->imm;
+        if (insn->op != INSN_INT) { // QEMU's INT3 and INTO come so
+            exit->kind = EXIT_EXCEPTION;
+            exit->event = (struct event){
+                .valid = true,
+                .vector = insn->op == INSN_INT3 ? VECTOR_BP : VECTOR_OF,
+                .type = EVENT_SOFT_EXCEPTION,
+                .insn_len = insn->length,
+            };
+        }
         break;
     case EXIT_IO:
         exit->io.seg = insn->op == INSN_INS ? (u8)SEG_ES : insn->seg;
@@ -207,12 +218,15 @@ static bool reflect_invlpg(struct vcpu *vcpu, struct vm_exit *exit)
     return true;
 }
 
-// QEMU's INT3 and INTO come as INT n.
 static bool reflect_soft_int(struct vcpu *vcpu, struct vm_exit *exit)
 {
     if (!vmcb12_intercepts(vcpu, SVM_WORD_3, SVM_INTERCEPT_SWINT))
         return false;
-    if (complete(vcpu, exit))
+    if (!complete(vcpu, exit))
+        return true;
+    if (exit->kind == EXIT_EXCEPTION)
+        vcpu_inject_event(vcpu, &exit->event);
+    else
         vmcb12_exit(vcpu, VMEXIT_SWINT, assists(vcpu) ? exit->event.vector : 0, 0, exit);
     return true;
 }
@@ -281,13 +295,13 @@ static bool reflect_msr(struct vcpu *vcpu, struct vm_exit *exit)
     return exit_insn(vcpu, exit, VMEXIT_MSR, write, 0);
 }
 
-// Whether the selective intercept takes a CR0 write: MOV that changes more than TS and MP, and any
-// LMSW; never CLTS (15.8.1). The hardware says so, or Nestor has the instruction's operands.
+// Whether the selective intercept takes a write that is complete: MOV to CR0 that changes more than
+// TS and MP, and any LMSW; never CLTS (15.8.1).
 static bool is_selective(struct vcpu *vcpu, const struct exit_cr *cr)
 {
     if (cr->selective || cr->number)
         return cr->selective;
-    if (cr->access != CR_WRITE || cr->gpr == EXIT_GPR_UNKNOWN)
+    if (cr->access != CR_WRITE)
         return cr->access == CR_LMSW;
     return (vcpu_gpr(vcpu, cr->gpr) ^ vcpu_state(vcpu, GROUP_CR)->cr0) & ~(CR0_TS | CR0_MP);
 }
@@ -339,9 +353,12 @@ static bool reflect_cr(struct vcpu *vcpu, struct vm_exit *exit)
     if (vmcb12_intercepts(vcpu, SVM_WORD_CR, bit))
         return exit_cr(vcpu, exit,
                        (u64)(read ? VMEXIT_CR0_READ : VMEXIT_CR0_WRITE) + exit->cr.number);
-    if (!read && vmcb12_intercepts(vcpu, SVM_WORD_3, SVM_INTERCEPT_CR0_SEL_WRITE) &&
-        is_selective(vcpu, &exit->cr))
-        return exit_cr(vcpu, exit, VMEXIT_CR0_SEL_WRITE);
+    if (!read && vmcb12_intercepts(vcpu, SVM_WORD_3, SVM_INTERCEPT_CR0_SEL_WRITE)) {
+        if (!complete(vcpu, exit))
+            return true;
+        if (is_selective(vcpu, &exit->cr))
+            return exit_cr(vcpu, exit, VMEXIT_CR0_SEL_WRITE);
+    }
     return reflect_cr_trap(vcpu, exit);
 }
 

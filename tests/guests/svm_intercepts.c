@@ -217,6 +217,57 @@ static void test_selective(void)
                "LMSW that changes nothing: selective too");
 }
 
+// --- INT3 and INTO are exceptions, no INT n ---
+
+L2(l2_int3, "int3; vmmcall");
+
+static void test_int3(void)
+{
+    u64 code;
+
+    prepare(l2_int3);
+    vmcb->intercept[SVM_WORD_3] |= SVM_INTERCEPT_SWINT;
+    code = l2_run();
+    // QEMU 7.2 takes it for INT n
+    report_known(MACHINE_QEMU, l2_in_handler(VECTOR_BP) && l2_pushed(0) == (u64)l2_int3 + 1,
+                 "INT3 is not INT n's intercept: EXITCODE %#llx", LLU(code));
+    prepare(l2_int3);
+    vmcb->intercept[SVM_WORD_3] |= SVM_INTERCEPT_SWINT;
+    vmcb->intercept[SVM_WORD_EXCEPTIONS] |= BIT(VECTOR_BP);
+    code = l2_run();
+    report_known(MACHINE_QEMU, code == VMEXIT_EXCP0 + VECTOR_BP && l2_at(l2_int3),
+                 "but #BP's: EXITCODE %#llx", LLU(code));
+}
+
+static u64 run_both(const void *code, u64 value)
+{
+    prepare(code);
+    vmcb->intercept[SVM_WORD_3] |= SVM_INTERCEPT_CR0_SEL_WRITE;
+    vmcb->intercept[SVM_WORD_4] |= SVM_INTERCEPT_CR0_WRITE_TRAP;
+    l2_registers[9] = l2_registers[RBX] = value;
+    return l2_run();
+}
+
+static void test_selective_and_trap(void)
+{
+    u64 cr0 = read_cr0(), code = run_both(i_write_cr0, cr0 ^ CR0_AM);
+
+    report_known(MACHINE_QEMU,
+                 code == VMEXIT_CR0_SEL_WRITE && l2_at(i_write_cr0) && vmcb->cr0 == cr0,
+                 "selective intercept and trap, AM: the intercept, %#llx", LLU(code));
+    code = run_both(i_write_cr0, cr0 ^ CR0_MP);
+    report_known(MACHINE_QEMU,
+                 code == VMEXIT_CR0_WRITE_TRAP && l2_at(i_write_cr0 + 4) &&
+                     vmcb->exitinfo1 == (cr0 ^ CR0_MP),
+                 "MP: the trap, %#llx", LLU(code));
+    code = run_both(i_clts, 0);
+    report_known(MACHINE_QEMU, code == VMEXIT_CR0_WRITE_TRAP && l2_at(i_clts + 2),
+                 "CLTS: the trap, %#llx", LLU(code));
+    code = run_both(i_lmsw, cr0 & 0xf);
+    report_known(MACHINE_QEMU, code == VMEXIT_CR0_SEL_WRITE, "LMSW: the intercept, %#llx",
+                 LLU(code));
+}
+
 static void test_traps(void)
 {
     u64 cr0 = read_cr0(), efer = msr_read(MSR_EFER);
@@ -363,6 +414,8 @@ void guest_main(void)
     test_rows();
     test_undefined();
     test_selective();
+    test_int3();
+    test_selective_and_trap();
     test_traps();
     test_io();
     test_bytes();
