@@ -257,6 +257,53 @@ static void test_widths(void)
     }
 }
 
+// --- who accesses the APIC-access page ---
+
+L2(l2_jump, "jmp *%rdi");
+L2(l2_soft, "int $0x44; vmcall");
+
+static void accessed(enum machine wrong, u64 type, u32 offset, const char *what)
+{
+    run();
+    report_known(wrong,
+                 vmread(EXIT_REASON) == REASON_APIC_ACCESS &&
+                     vmread(EXIT_QUALIFICATION) == (offset | type << 12),
+                 "%s: reason %#llx, qualification %#llx", what, LLU(vmread(EXIT_REASON)),
+                 LLU(vmread(EXIT_QUALIFICATION)));
+}
+
+static void test_access_types(void)
+{
+    u64 *ept;
+
+    if (!use_access_page(l2_jump, 0, 0)) {
+        report_skip("no APIC-access page");
+        return;
+    }
+    l2_registers[RDI] = (u64)access_page + 0x80;
+    if (bare_machine() == MACHINE_BOCHS)
+        report_skip("Bochs fetches from the APIC-access page");
+    else
+        accessed(MACHINE_NONE, 2, 0x80, "a fetch from the APIC-access page");
+    use_access_page(l2_soft, 0, 0);
+    vmwrite(GUEST_IDTR_BASE, (u64)access_page);
+    accessed(MACHINE_NONE, 3, 0x440, "the delivery of an event");
+    report(vmread(IDT_VECTORING_INFO) == INJECT(TYPE_SOFT_INTERRUPT, 0x44) &&
+               vmread(EXIT_INSTRUCTION_LENGTH) == 2,
+           "which is told of: %#llx, length %llu", LLU(vmread(IDT_VECTORING_INFO)),
+           LLU(vmread(EXIT_INSTRUCTION_LENGTH)));
+    // The newer Bochs sets it there, too
+    report_cpu(MACHINE_BOCHS, !saved_rf(), "RF is what it would push");
+    if (!use_access_page(l2_nops, 0, SECONDARY_EPT)) {
+        report_skip("no EPT");
+        return;
+    }
+    ept = identity_ept();
+    vmwrite(EPT_POINTER, (u64)ept | 3 << EPTP_LEVELS_SHIFT | EPTP_TYPE_WB);
+    vmwrite(GUEST_CR3, (u64)access_page);
+    accessed(MACHINE_BOCHS, 15, 0, "a paging structure there"); // Bochs says that it is linear
+}
+
 static void test_icr(void)
 {
     static const struct {
@@ -331,6 +378,7 @@ void guest_main(void)
     test_pending_mtf();
     test_lmsw();
     test_widths();
+    test_access_types();
     test_icr();
     test_tsc();
 }
