@@ -268,7 +268,7 @@ static void test_injection(void)
                 "an injected #CP has an error code");
     init(l2_vmcall);
     vmwrite(ENTRY_INTERRUPTION_INFO, cp);
-    if (basic & VMX_BASIC_ANY_ERROR)
+    if (vmx_basic & VMX_BASIC_ANY_ERROR)
         report_exit(run() == REASON_VMCALL && in_handler(VECTOR_CP) && pushed(0) == (u64)l2_vmcall,
                     "or none, as IA32_VMX_BASIC[56] says");
     else
