@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // Copyright (c) 2026 The Nestor authors
-// unit-sources: core/config.c core/hide.c nested/features.c
+// unit-sources: core/config.c core/hide.c nested/features.c core/format.c
 // unit-libs: -lfdt
 //
 // The configuration: what is right is read wholly; each mistake gives its line and leaves the guest
@@ -19,21 +19,6 @@
 #include <nestor/config.h>
 #include <nestor/nested.h>
 #include <nestor/string.h>
-
-int fmt_vsnprintf(char *buf, size_t size, const char *fmt, va_list args)
-{
-    return vsnprintf(buf, size, fmt, args);
-}
-
-int fmt_snprintf(char *buf, size_t size, const char *fmt, ...)
-{
-    va_list args;
-
-    va_start(args, fmt);
-    int len = vsnprintf(buf, size, fmt, args);
-    va_end(args);
-    return len;
-}
 
 static char lines[65536];
 

@@ -20,18 +20,16 @@
 
 #include <nestor/decode.h>
 
+#include "rng.h"
+
 #define BYTES (INSN_MAX_LENGTH + 1)
 
 static ZydisDecoder decoders[4];
-static u64 rng_state = 0x9e3779b97f4a7c15ull;
 static unsigned long compared, both_valid, operands_compared, mismatches;
 
 static u64 rng(void)
 {
-    rng_state ^= rng_state << 13;
-    rng_state ^= rng_state >> 7;
-    rng_state ^= rng_state << 17;
-    return rng_state * 0x2545f4914f6cdd1dull >> 8;
+    return random_u64() >> 8;
 }
 
 static int setup(void **state)

@@ -28,6 +28,8 @@
 #if defined(__x86_64__)
 #include <cpuid.h>
 
+#include "rng.h"
+
 #define DATA_BASE  0x20000000ull // below 4 GiB for the 32-bit address forms
 #define DATA_SIZE  0x8000u
 #define CODE_BASE  0x30000000ull
@@ -37,15 +39,6 @@
 
 static u8 *host_data = (u8 *)DATA_BASE, *code = (u8 *)CODE_BASE;
 static u8 model_data[DATA_SIZE], initial_data[DATA_SIZE];
-static u64 rng_state = 0x243f6a8885a308d3ull;
-
-static u64 rng(void)
-{
-    rng_state ^= rng_state << 13;
-    rng_state ^= rng_state >> 7;
-    rng_state ^= rng_state << 17;
-    return rng_state * 0x2545f4914f6cdd1dull;
-}
 
 // --- running on the CPU ---
 
@@ -291,10 +284,10 @@ static void random_bytes(u8 *bytes)
 {
     static const u8 prefixes[] = {0x66, 0x66, 0x67, 0xf0, 0xf2, 0xf3, 0x2e};
     unsigned len = 0;
-    u64 r = rng();
+    u64 r = random_u64();
 
     for (unsigned i = 0; i < 16; i++)
-        bytes[i] = (u8)rng();
+        bytes[i] = (u8)random_u64();
     if (r % 4 == 0)
         bytes[len++] = prefixes[(r >> 8) % sizeof(prefixes)];
     if (r % 16 == 0)
@@ -325,14 +318,14 @@ static u64 interesting(void)
                                  ~0ull,
                                  0x7fffffffffffffff,
                                  0x8000000000000000};
-    u64 r = rng();
+    u64 r = random_u64();
 
-    return r % 3 == 0 ? values[r / 3 % ARRAY_SIZE(values)] : rng() >> (r >> 8) % 64;
+    return r % 3 == 0 ? values[r / 3 % ARRAY_SIZE(values)] : random_u64() >> (r >> 8) % 64;
 }
 
 static u64 data_address(u64 align)
 {
-    return DATA_BASE + 0x1000 + (rng() % (DATA_SIZE - 0x2000) & ~(align - 1));
+    return DATA_BASE + 0x1000 + (random_u64() % (DATA_SIZE - 0x2000) & ~(align - 1));
 }
 
 // Gives registers such values that the memory operand lies in the data. False: can't be done.
@@ -340,9 +333,9 @@ static bool aim(const struct insn *insn, struct emulate_regs *regs)
 {
     bool bit_string = insn->op >= INSN_BT && insn->op <= INSN_BTC && insn->src == OPERAND_REG;
     bool aligned = insn->prefixes & INSN_LOCK || insn->op == INSN_XCHG ||
-                   (insn->mem_size == 16 && (insn->op == INSN_CMPXCHG8B || rng() % 4));
+                   (insn->mem_size == 16 && (insn->op == INSN_CMPXCHG8B || random_u64() % 4));
     u64 target = data_address(aligned && insn->mem_size ? insn->mem_size : 1), rest;
-    u64 garbage = insn->addr_size == 4 ? rng() << 32 : 0;
+    u64 garbage = insn->addr_size == 4 ? random_u64() << 32 : 0;
 
     if (!insn->has_mem || !insn->mem_size)
         return true;
@@ -351,7 +344,7 @@ static bool aim(const struct insn *insn, struct emulate_regs *regs)
     if (bit_string && (insn->base == insn->reg || insn->index == insn->reg))
         return false;
     if (bit_string)
-        regs->gpr[insn->reg] = (u64)((s64)(rng() % 8192) - 4096);
+        regs->gpr[insn->reg] = (u64)((s64)(random_u64() % 8192) - 4096);
     if (insn->op == INSN_POP && insn->base == 4)
         target = data_address(8);
     rest = (u64)insn->disp;
@@ -368,7 +361,7 @@ static bool aim_implicit(const struct insn *insn, struct emulate_regs *regs)
     // clang-format off
     switch (insn->op) {
     case INSN_MOVS: case INSN_CMPS: case INSN_STOS: case INSN_LODS: case INSN_SCAS:
-        regs->gpr[1] = rng() % 20;
+        regs->gpr[1] = random_u64() % 20;
         regs->gpr[6] = data_address(1);
         regs->gpr[7] = data_address(1);
         return !(insn->prefixes & INSN_SEGMENT);
@@ -451,7 +444,7 @@ static void random_registers(struct emulate_regs *regs)
         regs->gpr[i] = interesting();
     regs->gpr[4] = data_address(1);
     regs->rip = CODE_BASE;
-    regs->rflags = RFLAGS_FIXED | RFLAGS_IF | (rng() & (ARITHMETIC | RFLAGS_DF));
+    regs->rflags = RFLAGS_FIXED | RFLAGS_IF | (random_u64() & (ARITHMETIC | RFLAGS_DF));
 }
 
 static bool make_case(u8 *bytes, struct insn *insn, struct emulate_regs *regs)
@@ -463,7 +456,7 @@ static bool make_case(u8 *bytes, struct insn *insn, struct emulate_regs *regs)
     if (!aim_implicit(insn, regs) || !aim(insn, regs) || result_undefined(insn, regs))
         return false;
     if (insn->op == INSN_POPF) { // no TF, NT or AC from noise
-        u64 flags = rng() & (ARITHMETIC | RFLAGS_DF | RFLAGS_IF | RFLAGS_IOPL | RFLAGS_ID);
+        u64 flags = random_u64() & (ARITHMETIC | RFLAGS_DF | RFLAGS_IF | RFLAGS_IOPL | RFLAGS_ID);
 
         memcpy(initial_data + (regs->gpr[4] - DATA_BASE), &flags, 8);
     }
@@ -609,15 +602,15 @@ static void test_against_host(void **state)
     catch_faults();
     has_movbe = __get_cpuid(1, &a, &b, &features, &d) && features & bit_MOVBE;
     for (unsigned i = 0; i < DATA_SIZE; i++) // few values, so that comparisons are sometimes equal
-        initial_data[i] = i & 0x400 ? (u8)(rng() % 2) : (u8)rng();
+        initial_data[i] = i & 0x400 ? (u8)(random_u64() % 2) : (u8)random_u64();
     initial_fx.fcw = 0x37f;
     initial_fx.mxcsr = 0x1f80;
     for (unsigned i = 0; i < sizeof(initial_fx.xmm); i++)
-        ((u8 *)initial_fx.xmm)[i] = (u8)rng();
+        ((u8 *)initial_fx.xmm)[i] = (u8)random_u64();
     for (unsigned i = 0; i < 8; i++)
         memcpy(initial_fx.st[i], "\0\0\0\0\x12\x34\x56\xc8\x05\x40", 10);
     while (cases < CASES) {
-        initial_fx.ftw = rng() & 1 ? 0 : 0x7f; // one register is free
+        initial_fx.ftw = random_u64() & 1 ? 0 : 0x7f; // one register is free
         if (!make_case(bytes, &insn, &regs))
             continue;
         run_case(bytes, &insn, &regs);

@@ -19,19 +19,11 @@
 #include <arch/x86/regs.h>
 #include <nestor/guest_walk.h>
 
-static u64 rng_state = 0x9e3779b97f4a7c15ull;
-
-static u64 rng(u64 below)
-{
-    rng_state ^= rng_state << 13;
-    rng_state ^= rng_state >> 7;
-    rng_state ^= rng_state << 17;
-    return (rng_state * 0x2545f4914f6cdd1dull >> 11) % below;
-}
+#include "rng.h"
 
 static bool often(void)
 {
-    return rng(8) != 0;
+    return below(8) != 0;
 }
 
 // --- Guest memory: one page for each level. ---
@@ -129,7 +121,7 @@ static int reserved_bit(const struct test_case *c, int level)
     if (c->mode == MODE_32) {
         for (bit = (phys < 40 ? phys : 40) - 19; leaf && level == 2 && bit <= 21; bit++)
             bits[count++] = bit;
-        return count ? bits[rng((u64)count)] : -1;
+        return count ? bits[below((u64)count)] : -1;
     }
     for (bit = phys; bit <= (wide(c) ? 51 : 62); bit++)
         bits[count++] = bit;
@@ -142,7 +134,7 @@ static int reserved_bit(const struct test_case *c, int level)
         bits[count++] = 7;
     for (bit = 13; leaf && level > 1 && bit < shift_of(c, level); bit++)
         bits[count++] = bit;
-    return count ? bits[rng((u64)count)] : -1;
+    return count ? bits[below((u64)count)] : -1;
 }
 
 // Bits that the CPU ignores, or that say nothing about rights (PWT, PCD, G, PAT).
@@ -168,16 +160,16 @@ static void build_level(struct test_case *c, int level, u64 points_to)
 {
     struct level *l = &c->level[level];
     bool leaf = level == c->leaf, pdpte = c->mode == MODE_PAE && level == 3;
-    int reserved = rng(24) ? -1 : reserved_bit(c, level);
+    int reserved = below(24) ? -1 : reserved_bit(c, level);
 
-    l->present = rng(24);
+    l->present = below(24);
     l->w = often();
-    l->u = rng(3);
+    l->u = below(3);
     l->xd = nxe(c) && !often();
-    l->a = rng(2);
-    l->d = rng(2);
+    l->a = below(2);
+    l->d = below(2);
     l->size = c->mode == MODE_32 ? 4 : 8;
-    l->entry = points_to | (rng(~0ull) & free_bits(c, level)) | (u64)l->present;
+    l->entry = points_to | (below(~0ull) & free_bits(c, level)) | (u64)l->present;
     if (pdpte)
         l->w = l->u = true, l->xd = false;
     else
@@ -190,8 +182,8 @@ static void build_level(struct test_case *c, int level, u64 points_to)
     l->reserved = reserved >= 0 && !(l->entry >> reserved & 1);
     if (l->reserved)
         l->entry |= BIT(reserved);
-    if (!l->present && rng(2)) // then nothing else counts
-        l->entry = rng(~0ull) & ~1ull;
+    if (!l->present && below(2)) // then nothing else counts
+        l->entry = below(~0ull) & ~1ull;
     l->entry &= c->mode == MODE_32 ? 0xffffffff : ~0ull;
 }
 
@@ -199,7 +191,7 @@ static u64 random_page(const struct test_case *c, int shift)
 {
     int bits = wide(c) || c->mode == MODE_PAE ? c->ps.phys_bits : 32;
 
-    return (rng(BIT(bits - shift) - 1) + 1) << shift;
+    return (below(BIT(bits - shift) - 1) + 1) << shift;
 }
 
 static void choose_state(struct test_case *c)
@@ -207,22 +199,22 @@ static void choose_state(struct test_case *c)
     static const u8 phys[] = {36, 40, 46, 52, 39, 32};
     struct paging_state *ps = &c->ps;
 
-    c->mode = (enum mode)(1 + rng(4));
-    ps->phys_bits = phys[rng(ARRAY_SIZE(phys))];
-    ps->page1g = rng(2);
+    c->mode = (enum mode)(1 + below(4));
+    ps->phys_bits = phys[below(ARRAY_SIZE(phys))];
+    ps->page1g = below(2);
     ps->nx = true;
-    ps->cr0 = CR0_PE | CR0_PG | (rng(3) ? CR0_WP : 0);
-    ps->cr4 = (rng(2) ? CR4_PSE : 0) | (rng(2) ? CR4_SMEP : 0) | (rng(2) ? CR4_SMAP : 0) |
-              (rng(2) ? CR4_PKE : 0) | (rng(2) ? CR4_PKS : 0) |
+    ps->cr0 = CR0_PE | CR0_PG | (below(3) ? CR0_WP : 0);
+    ps->cr4 = (below(2) ? CR4_PSE : 0) | (below(2) ? CR4_SMEP : 0) | (below(2) ? CR4_SMAP : 0) |
+              (below(2) ? CR4_PKE : 0) | (below(2) ? CR4_PKS : 0) |
               (c->mode >= MODE_PAE ? CR4_PAE : 0) | (c->mode == MODE_5 ? CR4_LA57 : 0);
-    ps->efer = (wide(c) ? EFER_LME | EFER_LMA : 0) | (rng(3) ? EFER_NX : 0);
-    ps->rflags = rng(2) ? RFLAGS_AC : 0;
-    c->key = (u32)rng(16);
-    ps->pkru = (u32)(rng(3) ? 0 : rng(4)) << (2 * c->key);
-    ps->pkrs = (u32)(rng(3) ? 0 : rng(4)) << (2 * c->key);
-    ps->pkru |= (u32)rng(~0u) & ~(3u << (2 * c->key)); // the other keys do not matter
-    ps->pkrs |= (u32)rng(~0u) & ~(3u << (2 * c->key));
-    ps->pdpte_from_memory = rng(2);
+    ps->efer = (wide(c) ? EFER_LME | EFER_LMA : 0) | (below(3) ? EFER_NX : 0);
+    ps->rflags = below(2) ? RFLAGS_AC : 0;
+    c->key = (u32)below(16);
+    ps->pkru = (u32)(below(3) ? 0 : below(4)) << (2 * c->key);
+    ps->pkrs = (u32)(below(3) ? 0 : below(4)) << (2 * c->key);
+    ps->pkru |= (u32)below(~0u) & ~(3u << (2 * c->key)); // the other keys do not matter
+    ps->pkrs |= (u32)below(~0u) & ~(3u << (2 * c->key));
+    ps->pdpte_from_memory = below(2);
 }
 
 static void choose_access(struct test_case *c)
@@ -230,8 +222,8 @@ static void choose_access(struct test_case *c)
     static const u32 kinds[] = {WALK_READ, WALK_WRITE, WALK_FETCH, WALK_SHADOW_STACK,
                                 WALK_SHADOW_STACK | WALK_WRITE};
 
-    c->access = kinds[rng(rng(4) ? 3 : 5)] | (rng(2) ? WALK_USER : 0);
-    if (!(c->access & (WALK_USER | WALK_FETCH | WALK_SHADOW_STACK)) && rng(3) == 0)
+    c->access = kinds[below(below(4) ? 3 : 5)] | (below(2) ? WALK_USER : 0);
+    if (!(c->access & (WALK_USER | WALK_FETCH | WALK_SHADOW_STACK)) && below(3) == 0)
         c->access |= WALK_IMPLICIT;
     if (c->access & WALK_SHADOW_STACK)
         c->ps.cr0 |= CR0_WP; // CR4.CET wants it
@@ -241,8 +233,8 @@ static void choose_leaf(struct test_case *c)
 {
     c->top = c->mode == MODE_32 ? 2 : c->mode == MODE_PAE ? 3 : c->mode == MODE_4 ? 4 : 5;
     c->leaf = 1;
-    if (rng(2) && (c->mode != MODE_32 || (c->ps.cr4 & CR4_PSE)))
-        c->leaf = wide(c) && c->ps.page1g && rng(2) ? 3 : 2;
+    if (below(2) && (c->mode != MODE_32 || (c->ps.cr4 & CR4_PSE)))
+        c->leaf = wide(c) && c->ps.page1g && below(2) ? 3 : 2;
 }
 
 static void make_case(struct test_case *c)
@@ -254,14 +246,14 @@ static void make_case(struct test_case *c)
     choose_state(c);
     choose_access(c);
     choose_leaf(c);
-    c->la = rng(~0ull);
+    c->la = below(~0ull);
     if (!wide(c))
         c->la &= 0xffffffff;
     memset(tables, 0, sizeof(tables));
     c->page = points_to = random_page(c, shift_of(c, c->leaf));
     if (c->mode == MODE_32 && c->leaf == 2 && c->ps.phys_bits > 32) { // PSE-36
         bits = (c->ps.phys_bits < 40 ? c->ps.phys_bits : 40) - 32;
-        c->page |= rng(BIT(bits)) << 32;
+        c->page |= below(BIT(bits)) << 32;
         points_to = (c->page & 0xffffffff) | (c->page >> 32) << 13;
     }
     for (level = c->leaf; level <= c->top; level++) {
@@ -276,9 +268,9 @@ static void make_case(struct test_case *c)
                                               c->level[level].size;
         memcpy(at(c->level[level].gpa), &c->level[level].entry, c->level[level].size);
     }
-    c->ps.cr3 = points_to | (rng(2) ? 0x18 : 0); // PCD, PWT
+    c->ps.cr3 = points_to | (below(2) ? 0x18 : 0); // PCD, PWT
     if (c->mode == MODE_PAE) {
-        c->ps.cr3 = points_to + 32 * rng(2);
+        c->ps.cr3 = points_to + 32 * below(2);
         if (c->ps.cr3 != points_to && c->ps.pdpte_from_memory) { // the four need not start a page
             memmove(at(c->level[3].gpa) + 32, at(c->level[3].gpa), 8);
             memset(at(c->level[3].gpa), 0, 8);
@@ -427,7 +419,7 @@ static void test_random(void **state)
 
         make_case(&c);
         expected = expect_outcome(&c);
-        result = guest_walk(&c.ps, &memory, c.la | (wide(&c) ? 0 : rng(4) << 32), c.access, &out,
+        result = guest_walk(&c.ps, &memory, c.la | (wide(&c) ? 0 : below(4) << 32), c.access, &out,
                             &fault);
         assert_int_equal(result, expected.fault ? -E_FAULT : 0);
         faults[expected.fault]++;

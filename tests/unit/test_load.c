@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // Copyright (c) 2026 The Nestor authors
-// unit-sources: core/load_image.c core/load_linux.c core/load_multiboot.c core/load_multiboot2.c core/load_plan.c
+// unit-sources: core/load_image.c core/load_linux.c core/load_multiboot.c core/load_multiboot2.c core/load_plan.c core/format.c
 //
 // The guest loaders: images made here, right ones whose every byte in guest RAM is looked up, and
 // wrong ones, one lie at a time; then thousands with random bytes changed. Guest RAM and files are
@@ -18,21 +18,6 @@
 #include <arch/x86/regs.h>
 #include <nestor/load.h>
 #include <nestor/string.h>
-
-int fmt_vsnprintf(char *buf, size_t size, const char *fmt, va_list args)
-{
-    return vsnprintf(buf, size, fmt, args);
-}
-
-int fmt_snprintf(char *buf, size_t size, const char *fmt, ...)
-{
-    va_list args;
-
-    va_start(args, fmt);
-    int len = vsnprintf(buf, size, fmt, args);
-    va_end(args);
-    return len;
-}
 
 static u8 image[65536];
 static size_t image_size;

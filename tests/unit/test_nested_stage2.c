@@ -19,6 +19,8 @@
 #include <arch/x86/vmx.h>
 #include <nestor/nested_stage2.h>
 
+#include "rng.h"
+
 #define GPA   0x0000123456789abcull
 #define TABLE 0x10000ull // the table of level n is at n * TABLE
 #define LEAF  BIT(7)
@@ -27,16 +29,6 @@
 #define WB    (6ull << 3)
 
 enum { R = STAGE2_R, W = STAGE2_W, X = STAGE2_X, RWX = STAGE2_RWX, PHYS_BITS = 40 };
-
-static u64 rng_state = 0x9e3779b97f4a7c15ull;
-
-static u64 rng(u64 below)
-{
-    rng_state ^= rng_state << 13;
-    rng_state ^= rng_state >> 7;
-    rng_state ^= rng_state << 17;
-    return (rng_state * 0x2545f4914f6cdd1dull >> 11) % below;
-}
 
 // --- L1's memory: one page for each level. ---
 
@@ -144,16 +136,16 @@ static void test_ept_rights(void **state)
 {
     (void)state;
     for (unsigned i = 0; i < 200000; i++) {
-        unsigned levels = 4 + (unsigned)rng(2), leaf = 1 + (unsigned)rng(3), all = RWX;
-        u32 access = 1u << rng(3);
-        bool misconfigured = false, missing = false, ad = rng(2);
+        unsigned levels = 4 + (unsigned)below(2), leaf = 1 + (unsigned)below(3), all = RWX;
+        u32 access = 1u << below(3);
+        bool misconfigured = false, missing = false, ad = below(2);
         struct l1_stage2 l1 = ept(levels, ad);
         int error;
 
         build(levels, leaf, 0);
-        l1.execute_only = rng(2);
+        l1.execute_only = below(2);
         for (unsigned level = levels; level >= leaf && !misconfigured && !missing; level--) {
-            unsigned rights = rng(4) ? RWX : (unsigned)rng(8);
+            unsigned rights = below(4) ? RWX : (unsigned)below(8);
 
             *entry(level) |= rights;
             all &= rights;
@@ -396,14 +388,15 @@ static void test_npt_rights(void **state)
 {
     (void)state;
     for (unsigned i = 0; i < 100000; i++) {
-        unsigned levels = 4 + (unsigned)rng(2), leaf = 1 + (unsigned)rng(3);
-        u32 access = 1u << rng(3), bits = PF_U | (access & W ? PF_W : 0) | (access & X ? PF_I : 0);
+        unsigned levels = 4 + (unsigned)below(2), leaf = 1 + (unsigned)below(3);
+        u32 access = 1u << below(3),
+            bits = PF_U | (access & W ? PF_W : 0) | (access & X ? PF_I : 0);
         struct l1_stage2 l1 = npt(levels);
         bool present = true, allowed = true, writable = true, executable = true;
 
         build_npt(levels, leaf);
         for (unsigned level = levels; level >= leaf; level--) {
-            u64 clear = rng(8) ? 0 : 1ull << rng(3), nx = rng(10) ? 0 : NPT_NX;
+            u64 clear = below(8) ? 0 : 1ull << below(3), nx = below(10) ? 0 : NPT_NX;
 
             *entry(level) = (*entry(level) & ~clear) | nx;
             present = present && clear != NPT_P;

@@ -20,6 +20,8 @@
 #include "mmu/page.c"
 #include "mmu/heap.c"
 
+#include "rng.h"
+
 u64 image_phys_offset = 0x200000;
 enum log_level log_level = LOG_DEBUG;
 
@@ -76,16 +78,6 @@ int page_map_chunk(hpa_t hpa, u64 size)
                      at);
     memset(at, 0xcc, size); // free memory is not zero
     return 0;
-}
-
-static u64 rng_state;
-
-static u64 rng(u64 below)
-{
-    rng_state ^= rng_state << 13;
-    rng_state ^= rng_state >> 7;
-    rng_state ^= rng_state << 17;
-    return (rng_state * 0x2545f4914f6cdd1dull >> 11) % below;
 }
 
 static int setup(void **state)
@@ -217,12 +209,12 @@ static bool page_is_ram(const struct mem_region *map, u32 count, const struct me
 
 static void random_region(struct mem_region *region, u64 largest)
 {
-    u64 unit = rng(3) == 0 ? 512 : rng(2) ? PAGE_SIZE : SIZE_2M;
+    u64 unit = below(3) == 0 ? 512 : below(2) ? PAGE_SIZE : SIZE_2M;
 
-    region->base = rng(MODEL_PAGES * PAGE_SIZE / unit) * unit;
-    region->size = rng(largest / unit + 1) * unit;
+    region->base = below(MODEL_PAGES * PAGE_SIZE / unit) * unit;
+    region->size = below(largest / unit + 1) * unit;
     region->size = MIN(region->size, MODEL_PAGES * PAGE_SIZE - region->base);
-    region->type = rng(3) ? 1 : 2 + (u32)rng(4);
+    region->type = below(3) ? 1 : 2 + (u32)below(4);
 }
 
 static void check_map(const struct mem_region *map, u32 count, const struct mem_region *res,
@@ -255,11 +247,11 @@ static void test_random_maps(void **state)
 
         setup(state);
         rng_state = seed;
-        count = 4 + (u32)rng(20);
-        res_count = (u32)rng(8);
+        count = 4 + (u32)below(20);
+        res_count = (u32)below(8);
         for (i = 0; i < count; i++)
             random_region(&map[i], MIB(24));
-        map[rng(count)] = (struct mem_region){MIB(24), MIB(8), 1};
+        map[below(count)] = (struct mem_region){MIB(24), MIB(8), 1};
         for (i = 0; i < res_count; i++)
             random_region(&res[i], MIB(2));
         for (i = 0; i < count; i++) // a piece to start from
@@ -442,8 +434,8 @@ static void test_ram_random(void **state)
     init_simple(1024);
     before = ram_free_bytes();
     for (round = 0; round < 6000; round++) {
-        if (count < LIVE && rng(5) < 3) {
-            u64 size = (1 + rng(8)) * SIZE_2M, align = SIZE_2M << rng(3);
+        if (count < LIVE && below(5) < 3) {
+            u64 size = (1 + below(8)) * SIZE_2M, align = SIZE_2M << below(3);
 
             if (ram_alloc(size, align, &live[count].base) != 0)
                 continue;
@@ -455,7 +447,7 @@ static void test_ram_random(void **state)
             live[count++].size = size;
             used += size;
         } else if (count) {
-            i = (u32)rng(count);
+            i = (u32)below(count);
             ram_free(live[i].base, live[i].size);
             used -= live[i].size;
             live[i] = live[--count];
@@ -492,8 +484,8 @@ static void test_pages_random(void **state)
     init_simple(256);
     before = used = page_used_bytes();
     for (round = 0; round < 30000; round++) {
-        if (count < LIVE && rng(9) < 5) {
-            unsigned order = rng(20) ? (unsigned)rng(4) : (unsigned)rng(10);
+        if (count < LIVE && below(9) < 5) {
+            unsigned order = below(20) ? (unsigned)below(4) : (unsigned)below(10);
             u64 tables = tables_taken, metadata = page_used_bytes();
             u8 *va = page_alloc(order);
 
@@ -502,7 +494,7 @@ static void test_pages_random(void **state)
                         all_bytes(va, 0, PAGE_SIZE << order));
             assert_true(page_is_own(virt_to_phys(va), PAGE_SIZE << order) &&
                         !in_extent(virt_to_phys(va)));
-            memset(va, live[count].mark = (u8)(1 + rng(255)), PAGE_SIZE << order);
+            memset(va, live[count].mark = (u8)(1 + below(255)), PAGE_SIZE << order);
             live[count].va = va;
             live[count++].order = order;
             metadata = page_used_bytes() - metadata - (PAGE_SIZE << order); // tables, trees, arrays
@@ -511,7 +503,7 @@ static void test_pages_random(void **state)
             used += metadata + (PAGE_SIZE << order);
             before += metadata;
         } else if (count) {
-            i = (u32)rng(count);
+            i = (u32)below(count);
             assert_true(all_bytes(live[i].va, live[i].mark, PAGE_SIZE << live[i].order));
             page_free(live[i].va, live[i].order);
             used -= PAGE_SIZE << live[i].order;
@@ -626,17 +618,17 @@ static void test_heap(void **state)
     init_simple(64);
     before = page_used_bytes();
     for (round = 0; round < 40000; round++) {
-        if (count < LIVE && rng(9) < 5) {
-            size_t size = rng(8) ? rng(200) : rng(2) ? rng(2100) : rng(20000);
+        if (count < LIVE && below(9) < 5) {
+            size_t size = below(8) ? below(200) : below(2) ? below(2100) : below(20000);
             u8 *at = heap_alloc(size);
 
             assert_non_null(at);
             assert_true(IS_ALIGNED((u64)at, 16) && (!size || all_bytes(at, 0, size)));
-            memset(at, live[count].mark = (u8)(1 + rng(255)), size);
+            memset(at, live[count].mark = (u8)(1 + below(255)), size);
             live[count].at = at;
             live[count++].size = size;
         } else if (count) {
-            i = (u32)rng(count);
+            i = (u32)below(count);
             assert_true(!live[i].size || all_bytes(live[i].at, live[i].mark, live[i].size));
             heap_free(live[i].at, live[i].size);
             live[i] = live[--count];

@@ -22,6 +22,8 @@
 #include <nestor/page.h>
 #include <nestor/stage2.h>
 
+#include "rng.h"
+
 enum { ARENA_PAGES = 16384 };
 #define ARENA_SIZE (ARENA_PAGES * PAGE_SIZE)
 
@@ -70,16 +72,6 @@ bool page_is_own(hpa_t base, u64 size)
 static u32 pages_out(void)
 {
     return ARENA_PAGES - free_count;
-}
-
-static u64 rng_state;
-
-static u64 rng(u64 below)
-{
-    rng_state ^= rng_state << 13;
-    rng_state ^= rng_state >> 7;
-    rng_state ^= rng_state << 17;
-    return (rng_state * 0x2545f4914f6cdd1dull >> 11) % below;
 }
 
 static int setup(void **state)
@@ -198,7 +190,7 @@ static u64 model_base;
 
 static void check_page(const struct stage2 *s2, u64 page)
 {
-    u64 gpa = model_base + page * PAGE_SIZE + rng(PAGE_SIZE);
+    u64 gpa = model_base + page * PAGE_SIZE + below(PAGE_SIZE);
     struct seen seen = walk(s2, gpa);
     struct stage2_entry entry;
 
@@ -228,46 +220,46 @@ static void check_around(const struct stage2 *s2, u64 page, u64 count)
         check_page(s2, page + count - 1 - MIN(i, count - 1));
     }
     for (i = 0; i < 12; i++) {
-        check_page(s2, page + rng(count));
-        check_page(s2, rng(MODEL_PAGES));
+        check_page(s2, page + below(count));
+        check_page(s2, below(MODEL_PAGES));
     }
 }
 
 static void random_range(u64 *page, u64 *count)
 {
     static const u64 units[] = {1, 1, 16, 512, 512, 512 * 512};
-    u64 unit = units[rng(6)];
+    u64 unit = units[below(6)];
 
-    *page = rng(MODEL_PAGES / unit) * unit;
-    *count = (1 + rng(unit == 512 * 512 ? 2 : 40)) * unit;
+    *page = below(MODEL_PAGES / unit) * unit;
+    *count = (1 + below(unit == 512 * 512 ? 2 : 40)) * unit;
     *count = MIN(*count, MODEL_PAGES - *page);
-    if (rng(4) == 0 && *count > 1)
-        *count -= rng(*count - 1);
+    if (below(4) == 0 && *count > 1)
+        *count -= below(*count - 1);
 }
 
 static unsigned random_rights(const struct stage2 *s2)
 {
     static const unsigned rights[] = {7, 3, 1, 5, 4};
 
-    return rights[rng(s2->format == &stage2_ept ? 5 : 4)];
+    return rights[below(s2->format == &stage2_ept ? 5 : 4)];
 }
 
 // One random change to both. Returns what stage2 said.
 static int random_change(struct stage2 *s2, u64 *page, u64 *count)
 {
     static const u8 types[] = {MEM_WB, MEM_WB, MEM_UC, MEM_WC, MEM_WT, MEM_WP, MEM_UC_MINUS};
-    u64 size, gpa, hpa, i, kind = rng(3);
+    u64 size, gpa, hpa, i, kind = below(3);
     unsigned rights = random_rights(s2);
-    u8 type = types[rng(ARRAY_SIZE(types))];
+    u8 type = types[below(ARRAY_SIZE(types))];
     bool owes = false;
     int result;
 
     random_range(page, count);
     gpa = model_base + *page * PAGE_SIZE;
     size = *count * PAGE_SIZE;
-    hpa = (8 + rng(4)) * SIZE_1G + gpa % SIZE_1G;
-    if (rng(3) == 0)
-        hpa += rng(1024) * PAGE_SIZE;
+    hpa = (8 + below(4)) * SIZE_1G + gpa % SIZE_1G;
+    if (below(3) == 0)
+        hpa += below(1024) * PAGE_SIZE;
     result = kind == 0   ? stage2_map(s2, gpa, hpa, size, rights, type)
              : kind == 1 ? stage2_unmap(s2, gpa, size)
                          : stage2_protect(s2, gpa, size, rights);
@@ -301,7 +293,7 @@ static void random_run(const struct stage2_format *format, unsigned levels, bool
         u32 out = pages_out(), pages = s2.pages;
         int result;
 
-        allowed = rng(4) == 0 ? (u32)rng(4) : ~0u;
+        allowed = below(4) == 0 ? (u32)below(4) : ~0u;
         result = random_change(&s2, &page, &count);
         allowed = ~0u;
         if (result == -E_NOMEM) {
@@ -310,11 +302,11 @@ static void random_run(const struct stage2_format *format, unsigned levels, bool
         }
         flushes += result == STAGE2_FLUSH;
         check_around(&s2, page, count);
-        if (rng(2))
+        if (below(2))
             stage2_reap(&s2);
         assert_true(s2.retired || pages_out() == s2.pages);
     }
-    for (i = 0; i < MODEL_PAGES; i += 1 + rng(8))
+    for (i = 0; i < MODEL_PAGES; i += 1 + below(8))
         check_page(&s2, i);
     assert_true(failures > 20 && flushes > 100);
     stage2_destroy(&s2);
@@ -502,7 +494,7 @@ static void check_fills(const struct stage2 *s2, unsigned first, unsigned count)
     unsigned i, j;
 
     for (i = first; i < count; i++) {
-        u64 gpa = fills[i].gpa + rng(fills[i].size);
+        u64 gpa = fills[i].gpa + below(fills[i].size);
         struct seen seen = walk(s2, gpa);
 
         for (j = count - 1; gpa - fills[j].gpa >= fills[j].size; j--)
@@ -527,11 +519,11 @@ static void test_shadow(void **state)
     assert_int_equal(stage2_create(&s2, &stage2_ept, 4, true), 0);
     assert_int_equal(stage2_pool_create(&pool, 50), 0);
     for (i = 0; i < FILLS; i++) {
-        u64 size = fills[n].size = sizes[rng(60) ? rng(5) == 0 : 2];
+        u64 size = fills[n].size = sizes[below(60) ? below(5) == 0 : 2];
         int ret;
 
-        fills[n].gpa = ALIGN_DOWN(rng(3 * SIZE_1G), size) + rng(2) * 600 * SIZE_1G;
-        fills[n].hpa = (1 + rng(60)) * SIZE_1G;
+        fills[n].gpa = ALIGN_DOWN(below(3 * SIZE_1G), size) + below(2) * 600 * SIZE_1G;
+        fills[n].hpa = (1 + below(60)) * SIZE_1G;
         fills[n].rights = random_rights(&s2);
         ret = stage2_fill(&s2, &pool, fills[n].gpa + (size - PAGE_SIZE), // any page of it will do
                           fills[n].hpa + (size - PAGE_SIZE), size, fills[n].rights, MEM_WB);
@@ -547,7 +539,7 @@ static void test_shadow(void **state)
         n++;
         assert_true(ret == 0 || ret == STAGE2_FLUSH);
         assert_int_equal(s2.pages - 1 + pool_free(&pool), pool.pages);
-        if (first < n && rng(8) == 0)
+        if (first < n && below(8) == 0)
             check_fills(&s2, first, n);
     }
     assert_true(limited > 2);

@@ -16,6 +16,7 @@
 #include <arch/x86/regs.h>
 
 #include "nested/vmcb12.h"
+#include "rng.h"
 
 #define PHYS_BITS  40
 #define CR4_KNOWN  (BITS(11, 0) | CR4_OSXSAVE | CR4_SMEP | CR4_SMAP)
@@ -180,16 +181,6 @@ static void test_limits(void **state)
 
 // --- a million mutations ---
 
-static u64 seed;
-
-static u64 random64(void)
-{
-    seed ^= seed << 13;
-    seed ^= seed >> 7;
-    seed ^= seed << 17;
-    return seed;
-}
-
 static bool map_fits(u64 base, unsigned pages)
 {
     return (base >> 12) + pages <= 1ull << (PHYS_BITS - 12);
@@ -257,14 +248,14 @@ static void mutate(void)
         offsetof(struct vmcb, dr6),
         offsetof(struct vmcb, g_pat),
     };
-    u64 r = random64(), value;
+    u64 r = random_u64(), value;
     u8 *at = (u8 *)&vmcb + fields[r % ARRAY_SIZE(fields)];
 
     memcpy(&value, at, 8);
     if (r >> 60)
         value ^= 1ull << (r >> 32 & 63);
     else
-        value = random64() >> (r >> 32 & 63);
+        value = random_u64() >> (r >> 32 & 63);
     memcpy(at, &value, 8);
 }
 
@@ -273,10 +264,9 @@ static void test_million(void **state)
     unsigned legal = 0;
 
     (void)state;
-    seed = 0x4e6573746f72;
     for (unsigned i = 0; i < 1000000; i++) {
         make_legal();
-        for (u64 n = random64() % 4 + 1; n; n--)
+        for (u64 n = random_u64() % 4 + 1; n; n--)
             mutate();
         if (is_legal() != expected(&vmcb))
             fail_msg("mutation %u", i);

@@ -6,29 +6,13 @@
 // spoiling one field of a VMCS12 that passes (SDM vol. 3 "Checks on VMX Controls and Host-State
 // Area", "Checking and Loading Guest State").
 
-#include <stdarg.h>
-#include <stddef.h>
-#include <stdint.h>
-#include <setjmp.h>
-#include <stdlib.h>
-#include <string.h>
-#include <cmocka.h>
-
-#include <arch/x86/msr.h>
-#include <arch/x86/regs.h>
 #include <nestor/log.h>
 
-#include "nested/vmcs12.h"
+#include "vmcs12_fake.h"
 
 #define BAD_ADDRESS 0x8000000000000000ull
-#define EFER_64     (EFER_LME | EFER_LMA | EFER_SCE | EFER_NX)
-#define PHYS_BITS   40
 
-static struct vcpu vcpu;
-static struct vm_config config;
-static struct vm vm = {.config = &config};
-static struct nested nested;
-static bool la57, shadow_stacks, branch_tracking, pks;
+static bool shadow_stacks, branch_tracking, pks;
 
 // --- fakes ---
 
@@ -39,12 +23,6 @@ static void no_pull(struct vcpu *v, u32 groups)
 
 static const struct backend fake_backend = {.pull = no_pull};
 const struct backend *backend = &fake_backend;
-
-u8 cpuid_phys_bits(const struct vm *v)
-{
-    (void)v;
-    return PHYS_BITS;
-}
 
 bool cpuid_has(const struct vm *v, u32 leaf, unsigned reg, unsigned bit)
 {
@@ -69,11 +47,6 @@ u64 cr4_allowed(const struct vcpu *v)
 u64 cr_read_guest(struct vcpu *v, unsigned number)
 {
     return number == 4 ? v->cur->state.cr4 : v->cur->state.cr0;
-}
-
-bool vcpu_mode_long(struct vcpu *v)
-{
-    return v->cur->state.efer & EFER_LMA;
 }
 
 bool vcpu_mode_64bit(struct vcpu *v)
@@ -215,20 +188,6 @@ bool vmcs12_wants_exception(struct vcpu *v, const struct event *event)
 
 // --- a VMCS12 that passes ---
 
-static void put(enum vmcs_field field, u64 value)
-{
-    assert_non_null(vmcs12_field(&nested, field));
-    vmcs12_write(&nested, field, value);
-}
-
-static void put_segment(unsigned n, u16 selector, u32 access, u32 limit)
-{
-    put((enum vmcs_field)(GUEST_ES_SELECTOR + 2 * n), selector);
-    put((enum vmcs_field)(GUEST_ES_ACCESS + 2 * n), access);
-    put((enum vmcs_field)(GUEST_ES_LIMIT + 2 * n), limit);
-    put((enum vmcs_field)(GUEST_ES_BASE + 2 * n), 0);
-}
-
 static void put_controls(void)
 {
     put(PIN_BASED_CONTROLS, (u32)vmcs12_capability(&vcpu, MSR_VMX_TRUE_PINBASED_CTLS));
@@ -244,54 +203,18 @@ static void put_controls(void)
     put(ENTRY_MSR_LOAD_ADDRESS, 0x3000);
 }
 
-static void put_host(void)
-{
-    put(HOST_CR0, CR0_PE | CR0_NE | CR0_PG);
-    put(HOST_CR4, CR4_PAE | CR4_VMXE);
-    put(HOST_EFER, EFER_64);
-    put(HOST_PAT, 0x0007040600070406);
-    put(HOST_CS_SELECTOR, 8);
-    put(HOST_SS_SELECTOR, 0x10);
-    put(HOST_TR_SELECTOR, 0x18);
-    put(HOST_RIP, 0xffff800000001000);
-}
-
-static void put_guest(void)
-{
-    put(GUEST_CR0, CR0_PE | CR0_NE | CR0_PG | CR0_WP);
-    put(GUEST_CR4, CR4_PAE | CR4_VMXE);
-    put(GUEST_EFER, EFER_64);
-    put(GUEST_PAT, 0x0007040600070406);
-    put(GUEST_DR7, DR7_FIXED);
-    put(GUEST_RFLAGS, RFLAGS_FIXED);
-    put(GUEST_RIP, 0x401000);
-    for (unsigned seg = SEG_ES; seg <= SEG_GS; seg++)
-        put_segment(seg, 0x10, 0xc093, ~0u);
-    put_segment(SEG_CS, 8, 0xa09b, ~0u);
-    put_segment(SEG_LDTR, 0, SEG_UNUSABLE, 0);
-    put_segment(SEG_TR, 0x18, 0x8b, 0x67);
-    put(VMCS_LINK_POINTER, ~0ull);
-}
-
 static int setup(void **state)
 {
     (void)state;
-    memset(&vcpu, 0, sizeof(vcpu));
-    memset(&nested, 0, sizeof(nested));
-    la57 = false;
-    vcpu.vm = &vm;
-    vcpu.cur = &vcpu.ctx[0];
-    vcpu.nested = &nested;
-    vcpu.cur->valid = GROUP_ALL_CTX;
-    vcpu.cur->state.efer = EFER_64;
-    vcpu.cur->state.cr4 = CR4_PAE | CR4_VMXE;
-    config.nested_features = ~0ull;
-    shadow_stacks = branch_tracking = pks = false;
+    la57 = shadow_stacks = branch_tracking = pks = false;
     vm.disabled_isa = ISA_CET;
-    vmcs12_caps_reset(&vcpu);
+    fake_reset();
+    vcpu.cur->valid = GROUP_ALL_CTX;
+    vcpu.cur->state.cr4 = CR4_PAE | CR4_VMXE;
     put_controls();
     put_host();
     put_guest();
+    put(VMCS_LINK_POINTER, ~0ull);
     return 0;
 }
 
@@ -712,22 +635,22 @@ static void test_ldtr(void **state)
 static void test_cpl3(void **state)
 {
     (void)state;
-    put_segment(SEG_CS, 0x33, 0xa0fb, ~0u);
-    put_segment(SEG_SS, 0x2b, 0xc0f3, ~0u);
-    put_segment(SEG_DS, 0x2b, 0xc0f3, ~0u);
+    put_segment(SEG_CS, 0x33, 0xa0fb, ~0u, 0);
+    put_segment(SEG_SS, 0x2b, 0xc0f3, ~0u, 0);
+    put_segment(SEG_DS, 0x2b, 0xc0f3, ~0u, 0);
     assert_int_equal(check(), PASSES);
-    put_segment(SEG_DS, 0x2b, 0xc093, ~0u); // DPL 0, RPL 3
+    put_segment(SEG_DS, 0x2b, 0xc093, ~0u, 0); // DPL 0, RPL 3
     assert_int_equal(check(), GUEST);
-    put_segment(SEG_DS, 0x2b, 0xc09f, ~0u); // conforming code
+    put_segment(SEG_DS, 0x2b, 0xc09f, ~0u, 0); // conforming code
     assert_int_equal(check(), PASSES);
-    put_segment(SEG_DS, 0x2a, 0xc0b3, ~0u); // DPL 1, RPL 2
+    put_segment(SEG_DS, 0x2a, 0xc0b3, ~0u, 0); // DPL 1, RPL 2
     assert_int_equal(check(), GUEST);
-    put_segment(SEG_DS, 0x2a, 0xc0d3, ~0u);
-    put_segment(SEG_CS, 0x33, 0xa09f, ~0u); // conforming, of a lower DPL
+    put_segment(SEG_DS, 0x2a, 0xc0d3, ~0u, 0);
+    put_segment(SEG_CS, 0x33, 0xa09f, ~0u, 0); // conforming, of a lower DPL
     assert_int_equal(check(), PASSES);
-    put_segment(SEG_CS, 0x33, 0xa09b, ~0u); // not conforming
+    put_segment(SEG_CS, 0x33, 0xa09b, ~0u, 0); // not conforming
     assert_int_equal(check(), GUEST);
-    put_segment(SEG_CS, 0x33, 0xa0fb, ~0u);
+    put_segment(SEG_CS, 0x33, 0xa0fb, ~0u, 0);
     put(GUEST_ACTIVITY_STATE, ACTIVITY_HLT); // HLT is of CPL 0
     assert_int_equal(check(), GUEST);
 }
@@ -735,7 +658,7 @@ static void test_cpl3(void **state)
 static void test_compatibility_mode(void **state)
 {
     (void)state;
-    put_segment(SEG_CS, 8, 0xc09b, ~0u);
+    put_segment(SEG_CS, 8, 0xc09b, ~0u, 0);
     assert_int_equal(check(), PASSES);
     put(GUEST_RIP, 0xffff800000000000);
     assert_int_equal(check(), GUEST);
@@ -746,7 +669,7 @@ static void make_32bit(void)
     change(ENTRY_CONTROLS, ENTRY_CTL_IA32E_GUEST, 0);
     put(GUEST_EFER, 0);
     put(GUEST_CR4, CR4_VMXE);
-    put_segment(SEG_CS, 8, 0xc09b, ~0u);
+    put_segment(SEG_CS, 8, 0xc09b, ~0u, 0);
 }
 
 static void test_32bit_guest(void **state)
@@ -771,7 +694,7 @@ static void make_v8086(void)
     make_32bit();
     put(GUEST_RFLAGS, RFLAGS_FIXED | RFLAGS_VM);
     for (unsigned seg = SEG_ES; seg <= SEG_GS; seg++) {
-        put_segment(seg, 0x1234, 0xf3, 0xffff);
+        put_segment(seg, 0x1234, 0xf3, 0xffff, 0);
         put((enum vmcs_field)(GUEST_ES_BASE + 2 * seg), 0x12340);
     }
 }

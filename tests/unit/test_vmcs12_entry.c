@@ -6,39 +6,16 @@
 // row of the tables is met alone by a VMCS12 that is right but for it; and a million mutated ones
 // are judged as a second statement of the manual's rules, made without the tables, judges them.
 
-#include <stdarg.h>
-#include <stddef.h>
-#include <stdint.h>
-#include <setjmp.h>
-#include <stdlib.h>
-#include <string.h>
-#include <cmocka.h>
-
-#include <arch/x86/msr.h>
-#include <arch/x86/regs.h>
-
 #include "nested/vmcs12_check.h"
+#include "vmcs12_fake.h"
 
-enum { PHYS_BITS = 40, CASES = 1000000 };
-#define BEYOND  (1ull << PHYS_BITS)
-#define NONCAN  0x0000800000000000ull
-#define EFER_64 (EFER_LME | EFER_LMA | EFER_SCE | EFER_NX)
-
-static struct vcpu vcpu;
-static struct vm_config config;
-static struct vm vm = {.config = &config};
-static struct nested nested;
-static bool la57;
+enum { CASES = 1000000 };
+#define BEYOND (1ull << PHYS_BITS)
+#define NONCAN 0x0000800000000000ull
 
 // --- fakes ---
 
 const struct backend *backend = &(const struct backend){.scales_tsc = true};
-
-u8 cpuid_phys_bits(const struct vm *v)
-{
-    (void)v;
-    return PHYS_BITS;
-}
 
 bool cpuid_has(const struct vm *v, u32 leaf, unsigned reg, unsigned bit)
 {
@@ -58,11 +35,6 @@ u64 cr4_allowed(const struct vcpu *v)
     return BITS(10, 0) | CR4_VMXE | CR4_PCIDE | CR4_CET | (la57 ? CR4_LA57 : 0);
 }
 
-bool vcpu_mode_long(struct vcpu *v)
-{
-    return v->cur->state.efer & EFER_LMA;
-}
-
 // Memory: VTPR's page at 5000H, a shadow VMCS at 6000H, an ordinary one at 7000H.
 int guest_read_gpa(struct vcpu *v, gpa_t gpa, void *buf, u64 size)
 {
@@ -80,11 +52,6 @@ int guest_read_gpa(struct vcpu *v, gpa_t gpa, void *buf, u64 size)
 
 // --- good states ---
 
-static void put(u32 field, u64 value)
-{
-    vmcs12_write(&nested, (enum vmcs_field)field, value);
-}
-
 static u64 at(u32 field)
 {
     return vmcs12_read(&nested, (enum vmcs_field)field);
@@ -93,14 +60,6 @@ static u64 at(u32 field)
 static void change(u32 field, u64 clear, u64 set)
 {
     put(field, (at(field) & ~clear) | set);
-}
-
-static void put_segment(unsigned n, u16 selector, u32 access, u32 limit, u64 base)
-{
-    put(GUEST_ES_SELECTOR + 2 * n, selector);
-    put(GUEST_ES_ACCESS + 2 * n, access);
-    put(GUEST_ES_LIMIT + 2 * n, limit);
-    put(GUEST_ES_BASE + 2 * n, base);
 }
 
 static u64 *capability_of(u32 msr)
@@ -164,49 +123,17 @@ static void put_controls(void)
     put(VMCS_LINK_POINTER, 0x6000);
 }
 
-static void put_host(void)
-{
-    put(HOST_CR0, CR0_PE | CR0_NE | CR0_PG | CR0_WP);
-    put(HOST_CR4, CR4_PAE | CR4_VMXE);
-    put(HOST_EFER, EFER_64);
-    put(HOST_PAT, 0x0007040600070406);
-    put(HOST_CS_SELECTOR, 8);
-    put(HOST_SS_SELECTOR, 0x10);
-    put(HOST_TR_SELECTOR, 0x18);
-    put(HOST_RIP, 0xffff800000001000);
-}
-
-static void put_guest(void)
-{
-    put(GUEST_CR0, CR0_PE | CR0_NE | CR0_PG | CR0_WP);
-    put(GUEST_CR4, CR4_PAE | CR4_VMXE);
-    put(GUEST_EFER, EFER_64);
-    put(GUEST_PAT, 0x0007040600070406);
-    put(GUEST_DR7, DR7_FIXED);
-    put(GUEST_RFLAGS, RFLAGS_FIXED | RFLAGS_IF);
-    put(GUEST_RIP, 0x401000);
-    for (unsigned seg = SEG_ES; seg <= SEG_GS; seg++)
-        put_segment(seg, 0x10, 0xc093, ~0u, 0);
-    put_segment(SEG_CS, 8, 0xa09b, ~0u, 0);
-    put_segment(SEG_LDTR, 0x28, 0x82, 0xff, 0);
-    put_segment(SEG_TR, 0x18, 0x8b, 0x67, 0);
-}
-
 static void good(void)
 {
-    memset(&vcpu, 0, sizeof(vcpu));
-    memset(&nested, 0, sizeof(nested));
-    vcpu.vm = &vm;
-    vcpu.cur = &vcpu.ctx[0];
-    vcpu.nested = &nested;
-    vcpu.cur->state.efer = EFER_64;
-    config.nested_features = ~0ull;
+    fake_reset();
+    lacks_fields = true;
     nested.current = 0x7000;
-    vmcs12_caps_reset(&vcpu);
     offer_everything();
     put_controls();
     put_host();
     put_guest();
+    put(GUEST_RFLAGS, RFLAGS_FIXED | RFLAGS_IF);
+    put_segment(SEG_LDTR, 0x28, 0x82, 0xff, 0);
     nested.due = DUE_ALL;
 }
 
