@@ -264,11 +264,10 @@ static bool deliver_pending_debug(struct vcpu *vcpu)
     if (likely(!(state->pending_dbg & PENDING_DB)) || (state->interruptibility & BLOCK_MOV_SS))
         return false;
     event.payload = state->pending_dbg & ~BIT(12); // bit 12 never reaches DR6
-    state = vcpu_modify(vcpu, GROUP_PENDING_DBG | GROUP_BLOCKING);
-    state->pending_dbg = 0;
-    state->activity = ACTIVITY_ACTIVE;
-    if (vcpu->level && nested_wants_exception(vcpu, &event))
+    vcpu_modify(vcpu, GROUP_PENDING_DBG)->pending_dbg = 0;
+    if (vcpu->level && nested_wants_exception(vcpu, &event)) // halted, perhaps
         return false;
+    vcpu_modify(vcpu, GROUP_BLOCKING)->activity = ACTIVITY_ACTIVE;
     inject(vcpu, &event);
     return true;
 }

@@ -71,9 +71,10 @@ static void load_guest_state(struct vcpu *vcpu)
                                           : loaded_efer(s, l1->efer, entry & ENTRY_CTL_IA32E_GUEST);
     vmcs12_cet_enter(vcpu, s);
     s->interruptibility = (u32)vmcs12_read(n, GUEST_INTERRUPTIBILITY);
-    s->pending_dbg = vmcs12_read(n, GUEST_PENDING_DBG);
     // An injected event wakes a halted L2, if it has a vector.
     s->activity = vectoring(n) ? (u32)ACTIVITY_ACTIVE : (u32)vmcs12_read(n, GUEST_ACTIVITY_STATE);
+    // Neither of the states behind HLT knows of debug exceptions.
+    s->pending_dbg = s->activity <= ACTIVITY_HLT ? vmcs12_read(n, GUEST_PENDING_DBG) : 0;
 }
 
 // Returns false if one is reserved.

@@ -181,6 +181,51 @@ static void test_pending_mtf(void)
         "nor does it end a shadow: interruptibility %#llx", LLU(vmread(GUEST_INTERRUPTIBILITY)));
 }
 
+// --- inactive states ---
+
+static bool use_timer(void)
+{
+    init(l2_nops);
+    if (!offers(pin_msr(), PIN_PREEMPTION_TIMER))
+        return false;
+    set_pin(PIN_PREEMPTION_TIMER);
+    vmwrite(PREEMPTION_TIMER_VALUE, 1000);
+    return true;
+}
+
+static void test_inactive(void)
+{
+    if (!use_timer()) {
+        report_skip("no preemption timer");
+        return;
+    }
+    vmwrite(GUEST_RFLAGS, RFLAGS_FIXED | RFLAGS_TF);
+    vmwrite(GUEST_ACTIVITY_STATE, 1);
+    vmwrite(GUEST_PENDING_DBG, DR6_BS);
+    vmwrite(EXCEPTION_BITMAP, BIT(VECTOR_DB));
+    run();
+    report(excepted(TYPE_EXCEPTION, VECTOR_DB, false) && at(l2_nops) &&
+               vmread(GUEST_ACTIVITY_STATE) == 1,
+           "a #DB that exits does not wake L2: reason %#llx, activity %#llx",
+           LLU(vmread(EXIT_REASON)), LLU(vmread(GUEST_ACTIVITY_STATE)));
+    use_timer();
+    if (!(msr_read(MSR_VMX_MISC) & VMX_MISC_ACTIVITY_SHUTDOWN)) {
+        report_skip("no shutdown state");
+        return;
+    }
+    vmwrite(GUEST_ACTIVITY_STATE, 2);
+    vmwrite(GUEST_PENDING_DBG, DR6_BS);
+    vmwrite(EXCEPTION_BITMAP, BIT(VECTOR_DB));
+    run();
+    // Bochs takes it
+    report_known(MACHINE_BOCHS,
+                 vmread(EXIT_REASON) == REASON_PREEMPTION_TIMER &&
+                     vmread(GUEST_ACTIVITY_STATE) == 2 && vmread(GUEST_PENDING_DBG) == 0,
+                 "none is pending in shutdown: reason %#llx, activity %#llx, pending %#llx",
+                 LLU(vmread(EXIT_REASON)), LLU(vmread(GUEST_ACTIVITY_STATE)),
+                 LLU(vmread(GUEST_PENDING_DBG)));
+}
+
 // --- LMSW ---
 
 L2(l2_lmsw, "lmsw %gs:8(%rdi); vmcall");
@@ -376,6 +421,7 @@ void guest_main(void)
     test_iret();
     test_blocked_nmi();
     test_pending_mtf();
+    test_inactive();
     test_lmsw();
     test_widths();
     test_access_types();
