@@ -162,17 +162,30 @@ static int write_pat(struct vcpu *vcpu, u32 msr, u64 value)
     return write_state(vcpu, msr, value);
 }
 
-static int write_debugctl(struct vcpu *vcpu, u32 msr, u64 value)
+// What of DEBUGCTL the back end switches. VMX: BTF where the CPU has it; no last branches, which no
+// test machine has.
+static u64 debugctl_works(void)
 {
     u64 unused;
-    // BTF works where the CPU has it and the back end switches it (SVM without LBR virtualization
-    // does not). Every CPU since the P6 takes it and LBR, so both can be written; what has no effect
-    // here reads 0, as KVM has it. Last-branch records are not offered: no test machine has any.
-    bool btf = backend == &vmx_backend && !msr_read_safe(MSR_DEBUGCTL, &unused);
 
+    if (backend->last_branches)
+        return DEBUGCTL_LBR | DEBUGCTL_BTF;
+    return backend == &vmx_backend && !msr_read_safe(MSR_DEBUGCTL, &unused) ? DEBUGCTL_BTF : 0;
+}
+
+// Every CPU since the P6 takes LBR and BTF, so both can be written; what has no effect here reads 0,
+// as KVM has it.
+static int write_debugctl(struct vcpu *vcpu, u32 msr, u64 value)
+{
     if (value & ~(u64)(DEBUGCTL_LBR | DEBUGCTL_BTF))
         return -E_FAULT;
-    return write_state(vcpu, msr, btf ? value & DEBUGCTL_BTF : 0);
+    return write_state(vcpu, msr, value & debugctl_works());
+}
+
+static int read_last_branch(struct vcpu *vcpu, u32 msr, u64 *value)
+{
+    *value = vcpu_state(vcpu, GROUP_DEBUG)->last_branch[msr - MSR_LAST_BRANCH_FROM];
+    return 0;
 }
 
 static int read_efer(struct vcpu *vcpu, u32 msr, u64 *value)
@@ -464,6 +477,7 @@ static const struct msr_row rows[] = {
     {MSR_MISC_ENABLE, MSR_MISC_ENABLE, read_kept, write_kept, VENDOR_INTEL, 0, MISC_ENABLE_BITS,
      MISC_ENABLE_RESET},
     {MSR_DEBUGCTL, MSR_DEBUGCTL, read_state, write_debugctl, VENDOR_ANY},
+    {MSR_LAST_BRANCH_FROM, MSR_LAST_BRANCH_FROM + 3, read_last_branch, NULL, VENDOR_AMD},
     {0x1fc, 0x1fc, read_kept, write_kept, VENDOR_INTEL, 0, POWER_CTL_BITS, 0}, // POWER_CTL
     {MSR_MTRR_PHYSBASE0, MSR_MTRR_PHYSBASE0 + MTRR_VARIABLE * 2 - 1, read_kept, write_mtrr,
      VENDOR_ANY, F_MTRR},

@@ -48,6 +48,7 @@ static const char *const names[OFFER_FEATURE_COUNT] = {
     [OFFER_VGIF] = "vgif",
     [OFFER_VIRTUAL_VMLOAD] = "virtual-vmload",
     [OFFER_PAUSE_FILTER] = "pause-filter",
+    [OFFER_LBRV] = "lbrv",
 };
 
 const char *nested_feature_name(u32 n)

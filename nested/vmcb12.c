@@ -262,6 +262,7 @@ static const struct {
     {SVM_FEATURE_FLUSH_BY_ASID, OFFER_FLUSH_BY_ASID},
     {SVM_FEATURE_DECODE_ASSISTS, OFFER_DECODE_ASSISTS},
     {SVM_FEATURE_PAUSE_FILTER, OFFER_PAUSE_FILTER},
+    {SVM_FEATURE_LBR_VIRT, OFFER_LBRV}, // where this CPU has it
     {SVM_FEATURE_VGIF, OFFER_VGIF},
     {SVM_FEATURE_VLS, OFFER_VIRTUAL_VMLOAD},
 };
@@ -273,7 +274,7 @@ static u32 features_of(const struct vm *vm)
     for (unsigned i = 0; i < ARRAY_SIZE(offered); i++)
         if (vm->config->nested_features & BIT(offered[i].name))
             features |= offered[i].bit;
-    return features;
+    return backend->last_branches ? features : features & ~(u32)SVM_FEATURE_LBR_VIRT;
 }
 
 static void vmcb12_cpuid(const struct vm *vm, u32 leaf, u32 regs[4])

@@ -55,6 +55,13 @@ static inline bool vmcb12_npt(const struct vcpu *vcpu)
     return (vcpu->nested->vmcb.np_enable & SVM_NP_ENABLE) && vmcb12_has(vcpu, SVM_FEATURE_NP);
 }
 
+// Whether DEBUGCTL and the last branches are L2's own (15.23), not L1's.
+static inline bool vmcb12_lbrv(const struct vcpu *vcpu)
+{
+    return (vcpu->nested->vmcb.lbr_control & SVM_VIRTUAL_LBR) &&
+           vmcb12_has(vcpu, SVM_FEATURE_LBR_VIRT);
+}
+
 // L1's. Where the hardware keeps it, it is written with the controls.
 static inline void vmcb12_set_gif(struct vcpu *vcpu, bool gif)
 {
@@ -69,6 +76,13 @@ const char *vmcb12_check(const struct vmcb *v, const struct vmcb12_limits *limit
 // --- vmcb12_enter.c ---
 struct segment vmcb12_get_segment(const struct vmcb_segment *v);
 struct vmcb_segment vmcb12_put_segment(const struct segment *s);
+// DEBUGCTL and the last branches of one context to another.
+static inline void vmcb12_hand_branches(const struct guest_state *from, struct guest_state *to)
+{
+    to->debugctl = from->debugctl;
+    for (unsigned i = 0; i < ARRAY_SIZE(to->last_branch); i++)
+        to->last_branch[i] = from->last_branch[i];
+}
 void vmcb12_prepare_msrpm(struct vcpu *vcpu); // once
 // What VMRUN reads of VMCB12. Returns the groups of L2's state, CTL_NEW, CHECK_NEW: what differs from
 // the last time.

@@ -71,6 +71,9 @@ static u32 read_controls(struct nested *n, const struct vmcb *from)
     v->eventinj = from->eventinj;
     v->lbr_control = from->lbr_control;
     v->nrip = from->nrip;
+    if (unlikely(from->lbr_control & SVM_VIRTUAL_LBR))
+        memcpy(&v->dbgctl, &from->dbgctl,
+               offsetof(struct vmcb, reserved698) - offsetof(struct vmcb, dbgctl));
     return v->eventinj & SVM_EVENT_V ? news | CHECK_NEW : news;
 }
 
@@ -397,6 +400,23 @@ static void load_pat(struct vcpu *vcpu, u64 pat)
     vcpu->ctx[1].dirty |= GROUP_EFER_PAT;
 }
 
+// Reserved bits of DEBUGCTL are ignored (15.23).
+static void load_branches(struct vcpu *vcpu, const struct vmcb *v)
+{
+    struct guest_state *s = &vcpu->ctx[1].state;
+
+    if (vmcb12_lbrv(vcpu)) {
+        s->debugctl = v->dbgctl & (DEBUGCTL_LBR | DEBUGCTL_BTF);
+        s->last_branch[0] = v->br_from;
+        s->last_branch[1] = v->br_to;
+        s->last_branch[2] = v->last_excp_from;
+        s->last_branch[3] = v->last_excp_to;
+    } else {
+        vmcb12_hand_branches(vcpu_state(vcpu, GROUP_DEBUG), s);
+    }
+    vcpu->ctx[1].dirty |= GROUP_DEBUG;
+}
+
 void vmcb12_enter(struct vcpu *vcpu, u32 news)
 {
     struct nested *n = vcpu->nested;
@@ -415,6 +435,8 @@ void vmcb12_enter(struct vcpu *vcpu, u32 news)
         return;
     }
     load_state(vcpu, v, news & GROUP_ALL_CTX);
+    if (unlikely(backend->last_branches))
+        load_branches(vcpu, v);
     load_pat(vcpu, vmcb12_npt(vcpu) ? v->g_pat : l1->pat);
     merge_controls(vcpu, v, news & CTL_NEW);
     use_stage2(vcpu, v);

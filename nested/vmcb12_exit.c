@@ -75,6 +75,15 @@ static void save_state(struct vcpu *vcpu, struct vmcb *v)
     v->interrupt_shadow = s->interruptibility & (BLOCK_STI | BLOCK_MOV_SS) ? 1 : 0;
 }
 
+static void save_branches(const struct guest_state *s, struct vmcb *v)
+{
+    v->dbgctl = s->debugctl;
+    v->br_from = s->last_branch[0];
+    v->br_to = s->last_branch[1];
+    v->last_excp_from = s->last_branch[2];
+    v->last_excp_to = s->last_branch[3];
+}
+
 static void save_virtual(const struct nested *n, struct vmcb *v)
 {
     v->v_tpr = n->vmcb.v_tpr;
@@ -127,6 +136,8 @@ static void leave(struct vcpu *vcpu)
     l1 = vcpu_state(vcpu, GROUP_DEBUG | GROUP_BLOCKING);
     if (l1->dr7 != DR7_FIXED)
         vcpu_modify(vcpu, GROUP_DEBUG)->dr7 = DR7_FIXED;
+    if (unlikely(backend->last_branches) && !vmcb12_lbrv(vcpu))
+        vmcb12_hand_branches(&vcpu->ctx[1].state, vcpu_modify(vcpu, GROUP_DEBUG));
     if ((l1->interruptibility ^ vcpu->ctx[1].state.interruptibility) & BLOCK_NMI)
         vcpu_modify(vcpu, GROUP_BLOCKING)->interruptibility ^= BLOCK_NMI;
     if (!vmcb12_npt(vcpu) && l1->pat != vcpu->ctx[1].state.pat) // one PAT for both
@@ -141,6 +152,8 @@ void vmcb12_exit(struct vcpu *vcpu, u64 code, u64 info1, u64 info2, const struct
     struct vmcb *v = in_memory(vcpu);
 
     save_state(vcpu, v);
+    if (unlikely(vmcb12_lbrv(vcpu)))
+        save_branches(&vcpu->ctx[1].state, v);
     save_virtual(vcpu->nested, v);
     write_exit(v, code, info1, info2, exitintinfo(&vcpu->events.reinject));
     write_nrip(vcpu, v, exit);

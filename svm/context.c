@@ -95,6 +95,7 @@ int svm_ctx_create(struct vcpu *vcpu, unsigned level)
     hw->vmcb_pa = virt_to_phys(vmcb);
     hw->seen_cpl = SVM_CPL_UNKNOWN;
     hw->stays = SVM_STAYING_GROUPS;
+    vmcb->lbr_control = svm_has(SVM_FEATURE_LBR_VIRT) ? SVM_VIRTUAL_LBR : 0;
     vmcb->iopm_base_pa = virt_to_phys(iopm);
     vmcb->np_enable = 1;
     vmcb->v_ctl = SVM_V_INTR_MASKING;
@@ -217,10 +218,12 @@ void svm_intercepts(const struct controls *ctl, u64 cr0, u64 cr4, u32 words[SVM_
                              SVM_INTERCEPT_LDTR_READ | SVM_INTERCEPT_TR_READ;
 }
 
-// Whether DR7 can't change but by an exit: MOV, #DB's delivery and a task switch do it.
+// Whether DR7 can't change but by an exit: MOV, #DB's delivery and a task switch do it. The last
+// branches change with each.
 static bool keeps_debug(const struct vmcb *vmcb)
 {
-    return (vmcb->intercept[SVM_WORD_DR] & SVM_DR_WRITE_ALL) == SVM_DR_WRITE_ALL &&
+    return !svm_has(SVM_FEATURE_LBR_VIRT) &&
+           (vmcb->intercept[SVM_WORD_DR] & SVM_DR_WRITE_ALL) == SVM_DR_WRITE_ALL &&
            (vmcb->intercept[SVM_WORD_EXCEPTIONS] & BIT(VECTOR_DB)) &&
            (vmcb->intercept[SVM_WORD_3] & SVM_INTERCEPT_TASK_SWITCH);
 }

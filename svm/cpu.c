@@ -4,8 +4,7 @@
 // SVM on a physical CPU: what it must have, what it may have, turning it on and off (APM vol. 2,
 // 15.4 "Enabling SVM", 15.30 "SVM Related MSRs"), and the back end's table.
 //
-// Not supported, because no test machine runs it: LBR and DEBUGCTL virtualization, TSC ratio, pause
-// filter, AVIC, virtual VMLOAD and VMSAVE, SPEC_CTRL virtualization, shadow stacks.
+// Not supported, because no test machine runs it: TSC ratio, pause filter, AVIC, virtual VMLOAD and VMSAVE, SPEC_CTRL virtualization, shadow stacks.
 
 #include <arch/x86/insn.h>
 #include <arch/x86/msr.h>
@@ -48,6 +47,7 @@ static const struct {
     {SVM_FEATURE_FLUSH_BY_ASID, "flush-by-asid", "flush by ASID"},
     {SVM_FEATURE_DECODE_ASSISTS, "decode-assists", "decode assists"},
     {SVM_FEATURE_VGIF, "vgif", "virtual GIF"},
+    {SVM_FEATURE_LBR_VIRT, "lbrv", "LBR virtualization"},
 };
 
 static bool need(bool there, const char *what)
@@ -96,6 +96,7 @@ int svm_probe(void)
     if (!ok)
         return -E_NODEV;
     note_features(leaf.edx);
+    svm_backend.last_branches = svm_has(SVM_FEATURE_LBR_VIRT);
     svm_forgets_shadow = cpuid(0x40000000, 0).ebx == 0x54474354; // "TCGT"
     if (!(cpuid(7, 0).ecx & BIT(2)))
         svm_cr4_supplied = CR4_UMIP;

@@ -8,8 +8,8 @@
 //
 // The VMLOAD group (FS, GS, TR, LDTR, SYSENTER, STAR.., KernelGSBase) is moved to the VMCB by the
 // stub on every exit. SVM has no field for PDPTEs, pending debug exceptions and (here) CET: the
-// model's value is the only one. DEBUGCTL is not switched (no LBR virtualization): what the guest
-// writes is remembered, BTF and LBR have no effect.
+// model's value is the only one. DEBUGCTL and the last branches are the VMCB's where the CPU has LBR
+// virtualization (15.23), else there are none.
 
 #include <arch/x86/insn.h>
 #include <arch/x86/msr.h>
@@ -131,6 +131,18 @@ static void pull_mode(struct vcpu_ctx *ctx)
     ctx->valid |= missing;
 }
 
+static void pull_debug(struct guest_state *state, const struct vmcb *vmcb)
+{
+    state->dr7 = vmcb->dr7;
+    if (!svm_has(SVM_FEATURE_LBR_VIRT))
+        return;
+    state->debugctl = vmcb->dbgctl;
+    state->last_branch[0] = vmcb->br_from;
+    state->last_branch[1] = vmcb->br_to;
+    state->last_branch[2] = vmcb->last_excp_from;
+    state->last_branch[3] = vmcb->last_excp_to;
+}
+
 static void pull_others(struct vcpu_ctx *ctx, u32 groups)
 {
     const struct vmcb *vmcb = ctx->hw->vmcb;
@@ -148,7 +160,7 @@ static void pull_others(struct vcpu_ctx *ctx, u32 groups)
         state->sysenter_eip = vmcb->sysenter_eip;
     }
     if (groups & GROUP_DEBUG)
-        state->dr7 = vmcb->dr7;
+        pull_debug(state, vmcb);
     ctx->valid |= groups & GROUP_ALL_CTX;
 }
 
@@ -222,6 +234,19 @@ static u32 write_segments(struct backend_ctx *hw, const struct guest_state *stat
     return SVM_CLEAN_SEG;
 }
 
+static u32 write_debug(const struct guest_state *state, struct vmcb *vmcb)
+{
+    vmcb->dr7 = state->dr7;
+    if (!svm_has(SVM_FEATURE_LBR_VIRT))
+        return SVM_CLEAN_DRX;
+    vmcb->dbgctl = state->debugctl;
+    vmcb->br_from = state->last_branch[0];
+    vmcb->br_to = state->last_branch[1];
+    vmcb->last_excp_from = state->last_branch[2];
+    vmcb->last_excp_to = state->last_branch[3];
+    return SVM_CLEAN_DRX | SVM_CLEAN_LBR;
+}
+
 // Returns the clean bits that go.
 static u32 write_ctx(struct vcpu_ctx *ctx, struct vmcb *vmcb, u32 dirty)
 {
@@ -252,10 +277,8 @@ static u32 write_ctx(struct vcpu_ctx *ctx, struct vmcb *vmcb, u32 dirty)
         vmcb->g_pat = state->pat;
         touched |= SVM_CLEAN_CRX | SVM_CLEAN_NP;
     }
-    if (dirty & GROUP_DEBUG) {
-        vmcb->dr7 = state->dr7;
-        touched |= SVM_CLEAN_DRX;
-    }
+    if (dirty & GROUP_DEBUG)
+        touched |= write_debug(state, vmcb);
     return touched;
 }
 

@@ -54,6 +54,7 @@ enum nested_feature {
     OFFER_VGIF,
     OFFER_VIRTUAL_VMLOAD,
     OFFER_PAUSE_FILTER,
+    OFFER_LBRV,
     OFFER_FEATURE_COUNT,
 };
 _Static_assert(OFFER_FEATURE_COUNT <= 64, "vm_config.nested_features has a bit for each");

@@ -49,7 +49,7 @@ enum state_group {
     GROUP_TABLES = BIT(6),   // gdtr, idtr
     GROUP_SYSENTER = BIT(7), // (SVM: of the VMLOAD group)
     GROUP_EFER_PAT = BIT(8),
-    GROUP_DEBUG = BIT(9), // dr7, debugctl
+    GROUP_DEBUG = BIT(9), // dr7, debugctl, last_branch[]
     GROUP_CET = BIT(10),
     GROUP_BLOCKING = BIT(11),    // interruptibility, activity
     GROUP_PENDING_DBG = BIT(12), // pending_dbg
@@ -84,6 +84,7 @@ struct guest_state {
     u64 sysenter_cs, sysenter_esp, sysenter_eip;
     u64 efer, pat;
     u64 dr7, debugctl;
+    u64 last_branch[4]; // from and to; the same of the last exception (backend->last_branches)
     u64 s_cet, ssp, interrupt_ssp_table;
     u32 interruptibility, activity;
     // SDM "Pending Debug Exceptions": B0-3, bit 12 enabled breakpoint, BS (14), RTM (16)
@@ -390,7 +391,8 @@ struct backend {
     bool stage2_1g;
     bool stage2_execute_only, stage2_ad; // its entries can say so; A and D flags can be on
     bool has_mtf;
-    bool scales_tsc; // controls.tsc_multiplier
+    bool scales_tsc;    // controls.tsc_multiplier
+    bool last_branches; // switches DEBUGCTL with LBR and BTF, and last_branch[] (SVM)
     // controls.offer: exit->offer_taken says that the guest has taken it (APM vol. 2, 15.21.4)
     bool delivers_offers;
     // PAE's PDPTEs are CPU state (VMX); else they are read from memory (SVM, nested paging)

@@ -403,6 +403,43 @@ static void test_clean_bits(void **state)
     assert_int_equal(seen.clean, SVM_CLEAN_ALL);
 }
 
+// LBR virtualization: DEBUGCTL and the last branches go in when they are dirty, and are looked at
+// behind each exit.
+static void guest_branches(struct vmcb *vmcb)
+{
+    guest_cpuid(vmcb);
+    vmcb->dbgctl = 0; // as #DB leaves it
+    vmcb->br_from = 0x1000;
+    vmcb->last_excp_to = 0x4000;
+}
+
+static void test_last_branches(void **state)
+{
+    (void)state;
+    svm_clean_after = SVM_CLEAN_ALL;
+    enter(guest_branches);
+    assert_int_equal(seen.dbgctl, 0); // without it
+    svm_pull(&vcpu, GROUP_DEBUG);
+    assert_int_equal(vcpu.cur->state.last_branch[0], 0);
+    svm_features = SVM_FEATURE_LBR_VIRT;
+    vcpu.cur->ctl_dirty = CTL_INTERCEPTS;
+    enter(guest_branches);
+    assert_false(vcpu.cur->valid & GROUP_DEBUG);
+    svm_pull(&vcpu, GROUP_DEBUG);
+    vcpu.cur->state.debugctl = DEBUGCTL_LBR | DEBUGCTL_BTF;
+    vcpu.cur->dirty = GROUP_DEBUG;
+    enter(guest_branches);
+    assert_int_equal(seen.dbgctl, DEBUGCTL_LBR | DEBUGCTL_BTF);
+    assert_int_equal(seen.br_from, 0x1000);
+    assert_int_equal(seen.clean, SVM_CLEAN_ALL & ~(SVM_CLEAN_DRX | SVM_CLEAN_LBR));
+    svm_pull(&vcpu, GROUP_DEBUG);
+    assert_int_equal(vcpu.cur->state.debugctl, 0);
+    assert_int_equal(vcpu.cur->state.last_branch[0], 0x1000);
+    assert_int_equal(vcpu.cur->state.last_branch[3], 0x4000);
+    enter(guest_branches);
+    assert_int_equal(seen.clean, SVM_CLEAN_ALL);
+}
+
 static void test_select_carries_shared_state(void **state)
 {
     (void)state;
@@ -663,6 +700,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(test_shadowed_cr0_follows_the_state, setup, teardown),
         cmocka_unit_test_setup_teardown(test_asids, setup, teardown),
         cmocka_unit_test_setup_teardown(test_clean_bits, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_last_branches, setup, teardown),
         cmocka_unit_test_setup_teardown(test_select_carries_shared_state, setup, teardown),
         cmocka_unit_test_setup_teardown(test_encoding, setup, teardown),
         cmocka_unit_test_setup_teardown(test_injection, setup, teardown),

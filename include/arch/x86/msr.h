@@ -32,6 +32,7 @@
 #define MISC_CPUID_LIMIT          BIT(22) // limit CPUID maxval
 #define MISC_XD                   BIT(34) // XD bit disable
 #define MSR_DEBUGCTL              0x1d9
+#define MSR_LAST_BRANCH_FROM      0x1db // AMD; then its target, and both of the last exception
 #define MSR_MTRR_PHYSBASE0        0x200
 #define MSR_MTRR_FIX64K           0x250
 #define MSR_MTRR_FIX16K_80000     0x258

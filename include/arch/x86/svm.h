@@ -220,6 +220,7 @@ enum svm_clean {
 };
 
 // The VMCB's lbr_control
+#define SVM_VIRTUAL_LBR    BIT(0)
 #define SVM_VIRTUAL_VMLOAD BIT(1)
 
 // EXITINFO1 of VMEXIT_IOIO
