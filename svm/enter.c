@@ -429,7 +429,7 @@ void svm_enter(struct vcpu *vcpu, struct vm_exit *exit)
     state->rsp = vmcb->rsp;
     state->rflags = vmcb->rflags;
     // adjust_exit adds what prepare() found
-    state->interruptibility = (u32)(vmcb->interrupt_shadow & BLOCK_STI);
+    state->interruptibility = vmcb->interrupt_shadow & BLOCK_STI;
     ctx->valid = hw->stays;
     ctx->dirty = 0;
     vcpu->shared_valid = 0;

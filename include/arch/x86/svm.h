@@ -271,7 +271,8 @@ struct vmcb { // naturally aligned; the asserts below keep it so
     u8 v_ctl;  // SVM_V_INTR_MASKING, SVM_V_GIF_ENABLE
     u8 v_intr_vector;
     u8 reserved065[3];
-    u64 interrupt_shadow; // bit 0; bit 1: GUEST_INTERRUPT_MASK
+    u32 interrupt_shadow; // bit 0; bit 1: GUEST_INTERRUPT_MASK
+    u32 reserved06c;
     u64 exitcode;
     u64 exitinfo1;
     u64 exitinfo2;
