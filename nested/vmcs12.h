@@ -164,7 +164,15 @@ enum vmx_error {
 u32 vmcs12_check_entry(struct vcpu *vcpu, u64 *qualification);
 // Most rows need be looked at only where L1 has written to what they depend on since they passed:
 // what an exit saves fits them. Of each group, whether all are due; behind VMPTRLD they are.
-enum vmcs12_due { DUE_CONTROLS = BIT(0), DUE_HOST = BIT(1), DUE_GUEST = BIT(2), DUE_ALL = 7 };
+// Likewise, of what an entry makes of it: merging controls, loading guest state that an exit has saved.
+enum vmcs12_due {
+    DUE_CONTROLS = BIT(0),
+    DUE_HOST = BIT(1),
+    DUE_GUEST = BIT(2),
+    DUE_MERGE = BIT(3),
+    DUE_LOAD = BIT(4),
+    DUE_ALL = BITS(4, 0),
+};
 // L1 has written to that field; `changed`: the bits that are others than before.
 void vmcs12_note_write(struct nested *n, u32 encoding, u64 changed);
 // Whether an entry would take this EPTP; INVEPT asks too.

@@ -74,17 +74,17 @@ u32 vmcs12_check_entry(struct vcpu *vcpu, u64 *qualification)
 
 static u8 due_after(u32 encoding, u64 changed)
 {
-    static const u8 by_type[] = {DUE_CONTROLS, 0, DUE_GUEST, DUE_HOST};
+    static const u8 by_type[] = {DUE_CONTROLS | DUE_MERGE, 0, DUE_GUEST | DUE_LOAD, DUE_HOST};
 
     switch (encoding & ~1u) {
     case PRIMARY_CONTROLS:
-        return changed & PRIMARY_SECONDARY ? DUE_ALL : DUE_CONTROLS;
+        return changed & PRIMARY_SECONDARY ? DUE_ALL : DUE_CONTROLS | DUE_MERGE;
     case PIN_BASED_CONTROLS: // rows of other groups depend on these
     case SECONDARY_CONTROLS:
     case EXIT_CONTROLS:
     case ENTRY_CONTROLS:
         return DUE_ALL;
-    case ENTRY_INTERRUPTION_INFO: // only rows that are always looked at
+    case ENTRY_INTERRUPTION_INFO: // only rows that are always looked at, and always loaded
     case ENTRY_EXCEPTION_ERROR_CODE:
     case ENTRY_INSTRUCTION_LENGTH:
     case TPR_THRESHOLD:

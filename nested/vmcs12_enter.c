@@ -47,20 +47,17 @@ static bool vectoring(const struct nested *n)
            injected_type(n) != EVENT_OTHER;
 }
 
-static void load_guest_state(struct vcpu *vcpu)
+// What L1 keeps some of, and what loads by controls.
+static void load_shared(struct vcpu *vcpu, struct guest_state *s)
 {
+    const u64 all = ENTRY_CTL_LOAD_DEBUG | ENTRY_CTL_LOAD_PAT | ENTRY_CTL_LOAD_EFER;
     struct nested *n = vcpu->nested;
-    const struct guest_state *l1 = vcpu_state(vcpu, GROUP_EFER_PAT | GROUP_DEBUG | GROUP_CR);
-    struct guest_state *s = &vcpu->ctx[1].state;
     u64 entry = vmcs12_read(n, ENTRY_CONTROLS);
+    const struct guest_state *l1 =
+        vcpu_state(vcpu, GROUP_CR | ((entry & all) == all ? 0 : GROUP_EFER_PAT | GROUP_DEBUG));
 
-#define LOAD(field, member) s->member = vmcs12_read(n, field);
-    VMCS12_PLAIN(LOAD)
-#undef LOAD
-    segments_from_vmcs12(n, s);
+    s->cr0 = vmcs12_read(n, GUEST_CR0);
     s->cr0 = (s->cr0 & CR0_LOADED) | (l1->cr0 & ~(u64)CR0_LOADED);
-    s->gdtr.limit = (u32)vmcs12_read(n, GUEST_GDTR_LIMIT);
-    s->idtr.limit = (u32)vmcs12_read(n, GUEST_IDTR_LIMIT);
     s->dr7 = (entry & ENTRY_CTL_LOAD_DEBUG ? vmcs12_read(n, GUEST_DR7) : l1->dr7) | DR7_FIXED;
     vcpu->breakpoints |= (s->dr7 & DR7_ENABLES) != 0; // L1's MOV to DR7 need not have enabled any
     // LBR may be set, but has no effect here (core/msr.c).
@@ -69,12 +66,35 @@ static void load_guest_state(struct vcpu *vcpu)
     s->pat = entry & ENTRY_CTL_LOAD_PAT ? vmcs12_read(n, GUEST_PAT) : l1->pat;
     s->efer = entry & ENTRY_CTL_LOAD_EFER ? vmcs12_read(n, GUEST_EFER)
                                           : loaded_efer(s, l1->efer, entry & ENTRY_CTL_IA32E_GUEST);
-    vmcs12_cet_enter(vcpu, s);
+}
+
+// What no exit leaves as an entry would load it, and L1 writes without more to look at.
+static void load_volatile(struct nested *n, struct guest_state *s)
+{
+    s->rip = vmcs12_read(n, GUEST_RIP);
+    s->rsp = vmcs12_read(n, GUEST_RSP);
+    s->rflags = vmcs12_read(n, GUEST_RFLAGS);
     s->interruptibility = (u32)vmcs12_read(n, GUEST_INTERRUPTIBILITY);
     // An injected event wakes a halted L2, if it has a vector.
     s->activity = vectoring(n) ? (u32)ACTIVITY_ACTIVE : (u32)vmcs12_read(n, GUEST_ACTIVITY_STATE);
     // Neither of the states behind HLT knows of debug exceptions.
     s->pending_dbg = s->activity <= ACTIVITY_HLT ? vmcs12_read(n, GUEST_PENDING_DBG) : 0;
+}
+
+static void load_guest_state(struct vcpu *vcpu)
+{
+    struct nested *n = vcpu->nested;
+    struct guest_state *s = &vcpu->ctx[1].state;
+
+#define LOAD(field, member) s->member = vmcs12_read(n, field);
+    VMCS12_PLAIN(LOAD)
+#undef LOAD
+    segments_from_vmcs12(n, s);
+    s->gdtr.limit = (u32)vmcs12_read(n, GUEST_GDTR_LIMIT);
+    s->idtr.limit = (u32)vmcs12_read(n, GUEST_IDTR_LIMIT);
+    load_shared(vcpu, s);
+    load_volatile(n, s);
+    vmcs12_cet_enter(vcpu, s);
 }
 
 // Returns false if one is reserved.
@@ -241,7 +261,14 @@ static void merge_controls(struct vcpu *vcpu)
 {
     struct nested *n = vcpu->nested;
     struct controls *ctl = &vcpu->ctx[1].ctl;
+    struct vcpu_ctx *own = &vcpu->ctx[0];
 
+    if (likely(!(n->due & DUE_MERGE) && !(own->ctl_news | own->ctl_dirty))) {
+        merge_msr_bitmap(vcpu); // whose words L1 may change at any time
+        return;
+    }
+    own->ctl_news = 0;
+    n->due &= (u8)~DUE_MERGE;
     nested_base_controls(vcpu);
     merge_intercepts(n, ctl);
     merge_cr_masks(n, ctl);
@@ -345,8 +372,38 @@ static u32 changed_groups(const struct guest_state *before, const struct guest_s
     return changed;
 }
 
+// Whether ctx[1] is what VMCS12 says but for load_shared() and load_volatile(): what the last exit
+// saved, in a mode whose PDPTEs do not count.
+static bool is_kept(const struct vcpu *vcpu)
+{
+    const struct vcpu_ctx *l2 = &vcpu->ctx[1];
+    u32 missing = GROUP_ALL_CTX & ~(u32)(GROUP_CET | GROUP_PDPTE) & ~l2->valid;
+
+    return !(vcpu->nested->due & DUE_LOAD) && !missing && (l2->state.efer & EFER_LMA) &&
+           !(l2->state.cr4 & CR4_CET);
+}
+
+static void load_changes(struct vcpu *vcpu)
+{
+    struct vcpu_ctx *l2 = &vcpu->ctx[1];
+    struct guest_state *s = &l2->state;
+    u64 cr0 = s->cr0, dr7 = s->dr7, debugctl = s->debugctl, pat = s->pat, efer = s->efer;
+    u64 pending_dbg = s->pending_dbg;
+    u32 interruptibility = s->interruptibility, activity = s->activity;
+
+    load_shared(vcpu, s);
+    load_volatile(vcpu->nested, s);
+    l2->dirty |= GROUP_RIP | (cr0 != s->cr0 ? (u32)GROUP_CR : 0) |
+                 ((dr7 ^ s->dr7) | (debugctl ^ s->debugctl) ? (u32)GROUP_DEBUG : 0) |
+                 ((pat ^ s->pat) | (efer ^ s->efer) ? (u32)GROUP_EFER_PAT : 0) |
+                 (pending_dbg != s->pending_dbg ? (u32)GROUP_PENDING_DBG : 0) |
+                 ((interruptibility ^ s->interruptibility) | (activity ^ s->activity)
+                      ? (u32)GROUP_BLOCKING
+                      : 0);
+}
+
 // L2's state from VMCS12. What it has of that already since its last exit is not written again.
-static bool load_l2(struct vcpu *vcpu)
+static bool load_all(struct vcpu *vcpu)
 {
     struct vcpu_ctx *l2 = &vcpu->ctx[1];
     const struct guest_state before = l2->state;
@@ -356,7 +413,19 @@ static bool load_l2(struct vcpu *vcpu)
     loaded = load_guest_pdptes(vcpu);
     l2->dirty |= (GROUP_ALL_CTX & ~l2->valid) | changed_groups(&before, &l2->state);
     l2->valid = GROUP_ALL_CTX;
+    vcpu->nested->due &= (u8)~DUE_LOAD;
     return loaded;
+}
+
+static bool load_l2(struct vcpu *vcpu)
+{
+    bool long_mode;
+
+    if (!is_kept(vcpu))
+        return load_all(vcpu);
+    load_changes(vcpu);
+    long_mode = vcpu->ctx[1].state.efer & EFER_LMA;
+    return long_mode || load_all(vcpu);
 }
 
 // "Changes to Instruction Behavior in VMX Non-Root Operation": IRET ends the blocking of NMIs without

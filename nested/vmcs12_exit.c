@@ -362,6 +362,7 @@ void vmcs12_entry_failed(struct vcpu *vcpu, u32 reason, u64 qualification)
     struct guest_state before =
         *vcpu_state(vcpu, GROUP_CR | GROUP_EFER_PAT | GROUP_BLOCKING | vmcs12_cet_group(vcpu));
 
+    vcpu->nested->due |= DUE_LOAD; // nothing is saved of what was loaded
     vmcs12_write(vcpu->nested, EXIT_REASON, reason | EXIT_REASON_ENTRY_FAILURE);
     vmcs12_write(vcpu->nested, EXIT_QUALIFICATION, qualification);
     load_host_state(vcpu, &before, before.interruptibility & BLOCK_NMI);

@@ -287,6 +287,7 @@ void vmx_write_controls(struct vcpu_ctx *ctx)
     const struct controls *ctl = &ctx->ctl;
     u32 dirty = ctx->ctl_dirty;
 
+    ctx->ctl_news |= dirty;
     ctx->ctl_dirty = 0;
     if (dirty & CTL_INTERCEPTS)
         write_intercepts(ctx);
