@@ -44,8 +44,9 @@ enum { VMCS12_SHADOWED = 32 };
 struct nested {
     bool vmxon;
     bool published; // of the current VMCS12, `shadowed` are with the CPU
-    u8 shadowed_count;
-    struct shadow_field shadowed[VMCS12_SHADOWED]; // constant after reset
+    u8 shadowed_count, shadowed_writable;
+    struct shadow_field shadowed[VMCS12_SHADOWED]; // constant after reset; the writable ones first
+    u64 told[VMCS12_SHADOWED];                     // what the CPU has of them, while published
     bool long_mode;    // L1's, which in VMX operation does not change: CR0.PG stays 1
     bool was_launched; // before the entry that is under way
     u8 due;            // enum vmcs12_due

@@ -23,6 +23,7 @@ static void fill_words(struct check *c)
     c->word[WORD_EVENT] = info & INFO_VALID ? info : 0;
     c->word[WORD_STATE] = (c->word[WORD_EVENT] | get(c, GUEST_ACTIVITY_STATE) |
                            get(c, GUEST_INTERRUPTIBILITY) | get(c, GUEST_PENDING_DBG)) != 0;
+    c->plain = !c->word[WORD_STATE] && !(c->word[WORD_PRIMARY] & PRIMARY_TPR_SHADOW);
     c->unrestricted = c->word[WORD_SECONDARY] & SECONDARY_UNRESTRICTED_GUEST;
     c->ia32e = c->word[WORD_ENTRY] & ENTRY_CTL_IA32E_GUEST;
     c->v8086 = get(c, GUEST_RFLAGS) & RFLAGS_VM;
@@ -30,7 +31,8 @@ static void fill_words(struct check *c)
 
 static const struct check_row *first_failing(const struct check *c, const struct check_table *table)
 {
-    const struct check_row *row = table->rows + (c->n->due & table->due ? 0 : table->always);
+    unsigned first = c->plain ? table->plain : table->always;
+    const struct check_row *row = table->rows + (c->n->due & table->due ? 0 : first);
 
     for (; row < table->rows + table->count; row++)
         if ((!row->bits || (c->word[row->word] & row->bits)) && row->fails(c, row))
@@ -388,4 +390,5 @@ static const struct check_row rows[] = {
 };
 
 const struct check_table vmcs12_control_checks = {
-    rows, ARRAY_SIZE(rows), ARRAY_SIZE(rows) - ROWS_OF_INJECTION, DUE_CONTROLS, VMX_ERROR_CONTROLS};
+    rows,         ARRAY_SIZE(rows),  ARRAY_SIZE(rows) - ROWS_OF_INJECTION, ARRAY_SIZE(rows),
+    DUE_CONTROLS, VMX_ERROR_CONTROLS};

@@ -30,6 +30,7 @@ struct check {
     u64 word[WORD_COUNT];
     u8 phys_bits, linear_bits;
     bool unrestricted, ia32e, v8086;
+    bool plain; // no event, no TPR shadow, and the plain non-register state
 };
 
 // A row counts if `word` has any of `bits`, or if that is 0; it refuses the entry if fails() is
@@ -46,9 +47,11 @@ struct check_row {
 
 struct check_table {
     const struct check_row *rows;
-    unsigned count, always; // the first row that is looked at even if the group is not due
-    u8 due;                 // enum vmcs12_due
-    u32 result;             // of vmcs12_check_entry
+    // The first row that is looked at even if the group is not due, and the first of an entry that is
+    // plain besides.
+    unsigned count, always, plain;
+    u8 due;     // enum vmcs12_due
+    u32 result; // of vmcs12_check_entry
 };
 
 extern const struct check_table vmcs12_control_checks, vmcs12_host_checks, vmcs12_guest_checks;

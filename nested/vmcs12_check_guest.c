@@ -433,7 +433,7 @@ static bool pdptes(const struct check *c, const struct check_row *row)
 
 enum { QUALIFICATION_PDPTE = 2, QUALIFICATION_LINK = 4 };
 
-enum { ROWS_OF_EACH_ENTRY = 23 }; // the last ones
+enum { ROWS_OF_EACH_ENTRY = 23, ROWS_OF_PLAIN_ENTRY = 10 }; // the last ones
 static const struct check_row rows[] = {
     // "Checks on Guest Control Registers, Debug Registers, and MSRs"
     {"guest CR0: fixed bits", cr0, 0, 0, 0, GUEST_CR0, 0},
@@ -490,16 +490,10 @@ static const struct check_row rows[] = {
     {"guest IDTR base", check_canonical, 0, 0, 0, GUEST_IDTR_BASE, 0},
     {"guest GDTR limit", check_reserved, 0, 0, 0, GUEST_GDTR_LIMIT, BITS(31, 16)},
     {"guest IDTR limit", check_reserved, 0, 0, 0, GUEST_IDTR_LIMIT, BITS(31, 16)},
-    // Always looked at from here on: an exit may change "IA-32e mode guest" without IA32_EFER, and
-    // the link pointer leads to L1's memory.
-    {"guest IA32_EFER", efer, WORD_ENTRY, 0, ENTRY_CTL_LOAD_EFER, GUEST_EFER, 0},
-    // "Checks on Guest RIP, RFLAGS, and SSP"
-    {"guest RIP", rip, 0, 0, 0, GUEST_RIP, 0},
-    {"guest RFLAGS: fixed bits", rflags_fixed, 0, 0, 0, GUEST_RFLAGS,
-     BITS(63, 22) | BIT(15) | BIT(5) | BIT(3)},
-    {"guest RFLAGS.VM", rflags_vm, 0, 0, 0, GUEST_RFLAGS, 0},
+    // Always looked at from here on, but for the first, which need an event or a state that is not the
+    // plain one: an exit may change "IA-32e mode guest" without IA32_EFER, and the link pointer leads
+    // to L1's memory.
     {"guest RFLAGS.IF", rflags_if, WORD_STATE, 0, 1, GUEST_RFLAGS, 0},
-    {"guest SSP", ssp, WORD_ENTRY, 0, ENTRY_CTL_LOAD_CET, GUEST_SSP, 0},
     // "Checks on Guest Non-Register State"
     {"activity state", activity_unknown, WORD_STATE, 0, 1, GUEST_ACTIVITY_STATE, 0},
     {"activity state HLT with SS.DPL", halted_cpl, WORD_STATE, 0, 1, GUEST_ACTIVITY_STATE, 0},
@@ -517,11 +511,18 @@ static const struct check_row rows[] = {
      BLOCK_MOV_SS},
     {"SMI blocking outside SMM", check_reserved, WORD_STATE, 0, 1, GUEST_INTERRUPTIBILITY,
      BLOCK_SMI},
-    {"an NMI with virtual-NMI blocking", blocked_nmi, WORD_PIN, 0, PIN_VIRTUAL_NMIS,
-     GUEST_INTERRUPTIBILITY, BLOCK_NMI},
     {"pending debug exceptions: reserved bits", check_reserved, WORD_STATE, 0, 1, GUEST_PENDING_DBG,
      ~(BITS(3, 0) | BIT(12) | DR6_BS)}, // RTM: not offered
     {"pending debug exceptions: BS", single_step, WORD_STATE, 0, 1, GUEST_PENDING_DBG, 0},
+    {"guest IA32_EFER", efer, WORD_ENTRY, 0, ENTRY_CTL_LOAD_EFER, GUEST_EFER, 0},
+    // "Checks on Guest RIP, RFLAGS, and SSP"
+    {"guest RIP", rip, 0, 0, 0, GUEST_RIP, 0},
+    {"guest RFLAGS: fixed bits", rflags_fixed, 0, 0, 0, GUEST_RFLAGS,
+     BITS(63, 22) | BIT(15) | BIT(5) | BIT(3)},
+    {"guest RFLAGS.VM", rflags_vm, 0, 0, 0, GUEST_RFLAGS, 0},
+    {"guest SSP", ssp, WORD_ENTRY, 0, ENTRY_CTL_LOAD_CET, GUEST_SSP, 0},
+    {"an NMI with virtual-NMI blocking", blocked_nmi, WORD_PIN, 0, PIN_VIRTUAL_NMIS,
+     GUEST_INTERRUPTIBILITY, BLOCK_NMI},
     {"VMCS link pointer: address", link_address, 0, QUALIFICATION_LINK, 0, VMCS_LINK_POINTER,
      PAGE_LOW},
     {"VMCS link pointer: revision", link_revision, 0, QUALIFICATION_LINK, 0, VMCS_LINK_POINTER, 0},
@@ -531,6 +532,9 @@ static const struct check_row rows[] = {
     {"PDPTEs", pdptes, WORD_SECONDARY, QUALIFICATION_PDPTE, SECONDARY_EPT, GUEST_PDPTE0, 0},
 };
 
-const struct check_table vmcs12_guest_checks = {rows, ARRAY_SIZE(rows),
-                                                ARRAY_SIZE(rows) - ROWS_OF_EACH_ENTRY, DUE_GUEST,
+const struct check_table vmcs12_guest_checks = {rows,
+                                                ARRAY_SIZE(rows),
+                                                ARRAY_SIZE(rows) - ROWS_OF_EACH_ENTRY,
+                                                ARRAY_SIZE(rows) - ROWS_OF_PLAIN_ENTRY,
+                                                DUE_GUEST,
                                                 REASON_INVALID_GUEST_STATE};

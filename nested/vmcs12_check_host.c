@@ -116,5 +116,5 @@ static const struct check_row rows[] = {
     {"host RIP", rip, 0, 0, 0, HOST_RIP, 0},
 };
 
-const struct check_table vmcs12_host_checks = {rows, ARRAY_SIZE(rows), ARRAY_SIZE(rows), DUE_HOST,
-                                               VMX_ERROR_HOST_STATE};
+const struct check_table vmcs12_host_checks = {
+    rows, ARRAY_SIZE(rows), ARRAY_SIZE(rows), ARRAY_SIZE(rows), DUE_HOST, VMX_ERROR_HOST_STATE};

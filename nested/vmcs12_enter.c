@@ -393,13 +393,13 @@ static void load_changes(struct vcpu *vcpu)
 
     load_shared(vcpu, s);
     load_volatile(vcpu->nested, s);
-    l2->dirty |= GROUP_RIP | (cr0 != s->cr0 ? (u32)GROUP_CR : 0) |
-                 ((dr7 ^ s->dr7) | (debugctl ^ s->debugctl) ? (u32)GROUP_DEBUG : 0) |
-                 ((pat ^ s->pat) | (efer ^ s->efer) ? (u32)GROUP_EFER_PAT : 0) |
-                 (pending_dbg != s->pending_dbg ? (u32)GROUP_PENDING_DBG : 0) |
-                 ((interruptibility ^ s->interruptibility) | (activity ^ s->activity)
-                      ? (u32)GROUP_BLOCKING
-                      : 0);
+    l2->dirty |=
+        GROUP_RIP | (cr0 != s->cr0 ? (u32)GROUP_CR : 0) |
+        ((dr7 ^ s->dr7) | (debugctl ^ s->debugctl) ? (u32)GROUP_DEBUG : 0) |
+        ((pat ^ s->pat) | (efer ^ s->efer) ? (u32)GROUP_EFER_PAT : 0) |
+        (pending_dbg != s->pending_dbg ? (u32)GROUP_PENDING_DBG : 0) |
+        ((interruptibility ^ s->interruptibility) | (activity ^ s->activity) ? (u32)GROUP_BLOCKING
+                                                                             : 0);
 }
 
 // L2's state from VMCS12. What it has of that already since its last exit is not written again.

@@ -42,26 +42,41 @@ void vmcs12_shadow_reset(struct vcpu *vcpu)
 {
     struct nested *n = vcpu->nested;
 
-    n->shadowed_count = 0;
+    n->shadowed_count = n->shadowed_writable = 0;
     n->published = false;
     if (!backend->shadows_vmcs)
         return;
     for (unsigned i = 0; i < ARRAY_SIZE(candidates); i++)
-        if (vmcs12_field(n, candidates[i].encoding))
+        if (vmcs12_field(n, candidates[i].encoding)) {
             n->shadowed[n->shadowed_count++] = (struct shadow_field){
                 candidates[i].encoding, (u16)vmcs12_slot(candidates[i].encoding),
                 candidates[i].writable};
+            n->shadowed_writable += candidates[i].writable;
+        }
     backend->shadow_allow(vcpu, n->shadowed, n->shadowed_count);
     backend->shadow_close(vcpu);
 }
 
+// What the CPU does not have yet. While L2 runs it keeps what it had: L1 cannot change it.
 void vmcs12_publish(struct vcpu *vcpu)
 {
     struct nested *n = vcpu->nested;
+    const struct shadow_field *field = n->shadowed, *end = field + n->shadowed_count;
+    struct shadow_field news[VMCS12_SHADOWED];
+    u64 unknown = !n->published;
+    unsigned count = 0;
 
-    if (!n->shadowed_count)
+    for (u64 *told = n->told; field < end; field++, told++) {
+        u64 value = n->vmcs.field[field->slot];
+
+        if (likely(!((*told ^ value) | unknown)))
+            continue;
+        *told = value;
+        news[count++] = *field;
+    }
+    if (!count)
         return;
-    backend->shadow_publish(vcpu, n->shadowed, n->shadowed_count, n->vmcs.field);
+    backend->shadow_publish(vcpu, news, count, n->vmcs.field);
     n->published = true;
 }
 
@@ -72,10 +87,13 @@ void vmcs12_collect(struct vcpu *vcpu)
 
     if (!n->published)
         return;
-    backend->shadow_collect(vcpu, n->shadowed, n->shadowed_count, values);
-    for (unsigned i = 0; i < n->shadowed_count && n->shadowed[i].writable; i++) {
+    backend->shadow_collect(vcpu, n->shadowed, n->shadowed_writable, values);
+    for (unsigned i = 0; i < n->shadowed_writable; i++) {
         u64 *field = &n->vmcs.field[n->shadowed[i].slot];
 
+        n->told[i] = values[i];
+        if (likely(*field == values[i]))
+            continue;
         vmcs12_note_write(n, n->shadowed[i].encoding, *field ^ values[i]);
         *field = values[i];
     }
@@ -100,10 +118,13 @@ void vmcs12_shadow_lead(struct vcpu *vcpu, u32 encoding)
 
 void vmcs12_shadow_follow(struct vcpu *vcpu, u32 encoding)
 {
-    const struct shadow_field *field = published_field(vcpu->nested, encoding);
+    struct nested *n = vcpu->nested;
+    const struct shadow_field *field = published_field(n, encoding);
 
-    if (field)
-        backend->shadow_publish(vcpu, field, 1, vcpu->nested->vmcs.field);
+    if (!field)
+        return;
+    n->told[field - n->shadowed] = n->vmcs.field[field->slot];
+    backend->shadow_publish(vcpu, field, 1, n->vmcs.field);
 }
 
 void vmcs12_unpublish(struct vcpu *vcpu)

@@ -102,7 +102,7 @@ void vmx_shadow_collect(struct vcpu *vcpu, const struct shadow_field *fields, un
 
     vmptrld(virt_to_phys(hw->shadow));
     for (unsigned i = 0; i < count; i++)
-        values[i] = fields[i].writable ? vmread(fields[i].encoding) : 0;
+        values[i] = vmread(fields[i].encoding);
     leave_shadow(hw);
 }
 
