@@ -132,6 +132,7 @@ static void put_current(struct vcpu *vcpu)
     struct nested *n = vcpu->nested;
 
     vmcs12_unpublish(vcpu);
+    vmcs12_settle(vcpu);
     if (n->current != VMCS12_NONE)
         guest_write_gpa(vcpu, n->current, &n->vmcs, sizeof(n->vmcs));
     n->current = VMCS12_NONE;
@@ -259,12 +260,28 @@ static u64 truncated(u64 encoding, u64 value)
     }
 }
 
+static inline bool lies_in(u64 encoding, enum vmcs_field first, enum vmcs_field last)
+{
+    return encoding >= first && encoding <= last;
+}
+
+// Whether it is of those that an exit saves late.
+static bool is_late(u64 encoding)
+{
+    return lies_in(encoding, GUEST_ES_SELECTOR, GUEST_TR_SELECTOR) ||
+           lies_in(encoding, GUEST_ES_LIMIT, GUEST_TR_ACCESS) || encoding == GUEST_SYSENTER_CS ||
+           lies_in(encoding, GUEST_ES_BASE, GUEST_IDTR_BASE) ||
+           lies_in(encoding, GUEST_SYSENTER_ESP, GUEST_SYSENTER_EIP);
+}
+
 // The value of a whole field.
 static u64 load_field(struct vcpu *vcpu, u64 encoding, const u64 *slot)
 {
     u64 value = ~0ull; // what a read of no memory gives
 
     if (!vcpu->level) {
+        if (is_late(encoding))
+            vmcs12_settle(vcpu);
         vmcs12_shadow_lead(vcpu, (u32)encoding & ~1u);
         return *slot;
     }
@@ -278,6 +295,8 @@ static void store_field(struct vcpu *vcpu, u64 encoding, u64 *slot, u64 value)
         guest_write_gpa(vcpu, linked_field(vcpu->nested, slot), &value, sizeof(value));
         return;
     }
+    if (is_late(encoding))
+        vmcs12_settle(vcpu);
     vmcs12_note_write(vcpu->nested, (u32)encoding, *slot ^ value);
     *slot = value;
     vmcs12_shadow_follow(vcpu, (u32)encoding & ~1u);
@@ -447,6 +466,8 @@ static void run_entry(struct vcpu *vcpu, struct vm_exit *exit)
         return;
     }
     vmcs12_collect(vcpu);
+    if (n->due & DUE_GUEST)
+        vmcs12_settle(vcpu);
     error = check_entry(vcpu, exit->kind == EXIT_VMLAUNCH, &qualification);
     if (error && error != REASON_INVALID_GUEST_STATE) {
         vm_fail(vcpu, exit, error);

@@ -50,6 +50,7 @@ struct nested {
     bool long_mode;    // L1's, which in VMX operation does not change: CR0.PG stays 1
     bool was_launched; // before the entry that is under way
     u8 due;            // enum vmcs12_due
+    bool unsaved;      // VMCS12 lacks fields of the last exit's state: ctx[1] has them
     bool tpr_checked;  // the TPR threshold since then
     // NMI exiting without virtual NMIs: what blocks NMIs at the entry does so until the exit.
     bool nmis_stay_blocked;
@@ -74,6 +75,9 @@ u64 *vmcs12_field(struct nested *n, u32 encoding);
 // Cuts each field of the current VMCS12 to its width: it was read from L1's memory, where there may
 // be what no VMWRITE can write.
 void vmcs12_fields_cut(struct nested *n);
+// Saves what the last exit has left for later: at level 0, before such a field is read or written, or
+// the current VMCS12 leaves.
+void vmcs12_settle(struct vcpu *vcpu);
 // What Nestor itself reads and writes. The controls that a field belongs to say whether it counts.
 static inline u64 vmcs12_read(const struct nested *n, enum vmcs_field field)
 {

@@ -88,6 +88,7 @@ static void load_guest_state(struct vcpu *vcpu)
 
 #define LOAD(field, member) s->member = vmcs12_read(n, field);
     VMCS12_PLAIN(LOAD)
+    VMCS12_PLAIN_LATE(LOAD)
 #undef LOAD
     segments_from_vmcs12(n, s);
     s->gdtr.limit = (u32)vmcs12_read(n, GUEST_GDTR_LIMIT);
@@ -135,11 +136,8 @@ static void merge_msr_bitmap(struct vcpu *vcpu)
 
     if (vmcs12_read(n, PRIMARY_CONTROLS) & PRIMARY_MSR_BITMAPS)
         l1s = vm_ram_ptr(vcpu->vm, vmcs12_read(n, MSR_BITMAP), PAGE_SIZE);
-    for (unsigned i = 0; i < n->passed_count; i++) {
-        unsigned word = n->passed[i];
-
-        merged[word] = l1s ? own[word] | l1s[word] : ~0ull;
-    }
+    for (const u16 *word = n->passed, *end = word + n->passed_count; word < end; word++)
+        merged[*word] = l1s ? own[*word] | l1s[*word] : ~0ull;
     vcpu->ctx[1].ctl.msr_bitmap = merged;
 }
 
@@ -373,14 +371,14 @@ static u32 changed_groups(const struct guest_state *before, const struct guest_s
 }
 
 // Whether ctx[1] is what VMCS12 says but for load_shared() and load_volatile(): what the last exit
-// saved, in a mode whose PDPTEs do not count.
+// saved, in a mode whose PDPTEs do not count, without CET's state, which may be L1's.
 static bool is_kept(const struct vcpu *vcpu)
 {
     const struct vcpu_ctx *l2 = &vcpu->ctx[1];
-    u32 missing = GROUP_ALL_CTX & ~(u32)(GROUP_CET | GROUP_PDPTE) & ~l2->valid;
+    u32 missing = GROUP_ALL_CTX & ~(u32)(GROUP_CET | GROUP_PDPTE | VMCS12_LATE) & ~l2->valid;
 
     return !(vcpu->nested->due & DUE_LOAD) && !missing && (l2->state.efer & EFER_LMA) &&
-           !(l2->state.cr4 & CR4_CET);
+           !vmcs12_cet_group(vcpu);
 }
 
 static void load_changes(struct vcpu *vcpu)
@@ -406,9 +404,11 @@ static void load_changes(struct vcpu *vcpu)
 static bool load_all(struct vcpu *vcpu)
 {
     struct vcpu_ctx *l2 = &vcpu->ctx[1];
-    const struct guest_state before = l2->state;
+    struct guest_state before;
     bool loaded;
 
+    vmcs12_settle(vcpu);
+    before = l2->state;
     load_guest_state(vcpu);
     loaded = load_guest_pdptes(vcpu);
     l2->dirty |= (GROUP_ALL_CTX & ~l2->valid) | changed_groups(&before, &l2->state);
@@ -438,6 +438,18 @@ static bool nmis_stay_blocked(const struct nested *n)
            (injected || (vmcs12_read(n, GUEST_INTERRUPTIBILITY) & BLOCK_NMI));
 }
 
+// Whether there may be something to do before L2's first instruction beside what core knows of: a debug
+// exception, or an exit that waits for no event.
+static bool looks_at_boundary(const struct vcpu *vcpu)
+{
+    const struct nested *n = vcpu->nested;
+
+    return vcpu->ctx[1].state.pending_dbg ||
+           (vmcs12_read(n, PRIMARY_CONTROLS) &
+            (PRIMARY_TPR_SHADOW | PRIMARY_NMI_WINDOW | PRIMARY_INTERRUPT_WINDOW)) ||
+           (vmcs12_read(n, PIN_BASED_CONTROLS) & PIN_PREEMPTION_TIMER);
+}
+
 void vmcs12_enter(struct vcpu *vcpu)
 {
     struct nested *n = vcpu->nested;
@@ -462,7 +474,7 @@ void vmcs12_enter(struct vcpu *vcpu)
     n->vmcs.launched = 1;
     n->nmis_stay_blocked = nmis_stay_blocked(n);
     take_injection(vcpu);
-    vcpu->events.debug_check = true;
+    vcpu->events.debug_check = looks_at_boundary(vcpu);
     vmcs12_timer_start(vcpu);
     vmcs12_apic_enter(vcpu);
 }

@@ -11,16 +11,36 @@
 #include <nestor/device.h>
 #include <nestor/log.h>
 
-static void segments_to_vmcs12(struct nested *n, const struct guest_state *s)
+static void segment_to_vmcs12(struct nested *n, const struct guest_state *s, unsigned i)
 {
     const struct vmcs12_segments to = vmcs12_segments(n);
 
-    for (unsigned i = 0; i < SEG_COUNT; i++) {
-        to.selector[i] = s->seg[i].selector;
-        to.limit[i] = s->seg[i].limit;
-        to.access[i] = s->seg[i].access;
-        to.base[i] = s->seg[i].base;
-    }
+    to.selector[i] = s->seg[i].selector;
+    to.limit[i] = s->seg[i].limit;
+    to.access[i] = s->seg[i].access;
+    to.base[i] = s->seg[i].base;
+}
+
+#define SAVE(field, member) vmcs12_write(n, field, s->member);
+
+static void save_late(struct nested *n, const struct guest_state *s)
+{
+    VMCS12_PLAIN_LATE(SAVE)
+    vmcs12_write(n, GUEST_GDTR_LIMIT, s->gdtr.limit);
+    vmcs12_write(n, GUEST_IDTR_LIMIT, s->idtr.limit);
+    for (unsigned i = 0; i < SEG_COUNT; i++)
+        if (i != SEG_CS && i != SEG_SS)
+            segment_to_vmcs12(n, s, i);
+    n->unsaved = false;
+}
+
+void vmcs12_settle(struct vcpu *vcpu)
+{
+    if (likely(!vcpu->nested->unsaved))
+        return;
+    backend->select(vcpu, 1, 0);
+    save_late(vcpu->nested, vcpu_state(vcpu, VMCS12_LATE));
+    backend->select(vcpu, 0, 0);
 }
 
 static void save_pdptes(struct nested *n, const struct guest_state *s)
@@ -60,20 +80,19 @@ static u64 kept_pending(const struct guest_state *s, u32 reason)
 static void save_guest_state(struct vcpu *vcpu, u32 reason)
 {
     struct nested *n = vcpu->nested;
-    struct guest_state *s = vcpu_state(vcpu, GROUP_ALL_CTX & ~(u32)(GROUP_CET | GROUP_PDPTE));
+    struct guest_state *s =
+        vcpu_state(vcpu, GROUP_ALL_CTX & ~(u32)(GROUP_CET | GROUP_PDPTE | VMCS12_LATE));
     u64 exit = vmcs12_read(n, EXIT_CONTROLS);
 
     if ((vmcs12_secondary(n) & SECONDARY_EPT) && !(s->efer & EFER_LMA) && (s->cr4 & CR4_PAE) &&
         (s->cr0 & CR0_PG))
         save_pdptes(n, vcpu_state(vcpu, GROUP_PDPTE));
 
-#define SAVE(field, member) vmcs12_write(n, field, s->member);
     VMCS12_PLAIN(SAVE)
-#undef SAVE
-    segments_to_vmcs12(n, s);
+    segment_to_vmcs12(n, s, SEG_CS);
+    segment_to_vmcs12(n, s, SEG_SS);
+    n->unsaved = true;
     vmcs12_write(n, GUEST_PENDING_DBG, kept_pending(s, reason));
-    vmcs12_write(n, GUEST_GDTR_LIMIT, s->gdtr.limit);
-    vmcs12_write(n, GUEST_IDTR_LIMIT, s->idtr.limit);
     vmcs12_write(n, GUEST_INTERRUPTIBILITY,
                  s->interruptibility | (n->nmis_stay_blocked ? BLOCK_NMI : 0));
     vmcs12_write(n, GUEST_ACTIVITY_STATE, s->activity);

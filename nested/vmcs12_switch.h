@@ -57,6 +57,8 @@ enum { VMCS12_MSR_AREA = 512 }; // entries, by IA32_VMX_MISC[27:25]; one more is
 u32 vmcs12_load_msrs(struct vcpu *vcpu, gpa_t gpa, u64 count);
 // PAE paging loads its pointers from memory. False: one of them is reserved.
 bool vmcs12_load_pdptes(struct vcpu *vcpu, struct guest_state *s);
+// What an exit leaves where L2 has it, until L1 reads or changes such a field.
+#define VMCS12_LATE (GROUP_DATA | GROUP_SYSTEM | GROUP_TABLES | GROUP_SYSENTER)
 // L2's stage 2 and tag are what VMCS12 says.
 void vmcs12_use_stage2(struct vcpu *vcpu);
 
@@ -64,7 +66,8 @@ void vmcs12_use_stage2(struct vcpu *vcpu);
 // clang-format off
 #define VMCS12_PLAIN(X)                                                                          \
     X(GUEST_RIP, rip) X(GUEST_RSP, rsp) X(GUEST_RFLAGS, rflags)                                  \
-    X(GUEST_CR0, cr0) X(GUEST_CR3, cr3) X(GUEST_CR4, cr4)                                        \
+    X(GUEST_CR0, cr0) X(GUEST_CR3, cr3) X(GUEST_CR4, cr4)
+#define VMCS12_PLAIN_LATE(X)                                                                     \
     X(GUEST_GDTR_BASE, gdtr.base) X(GUEST_IDTR_BASE, idtr.base)                                  \
     X(GUEST_SYSENTER_CS, sysenter_cs) X(GUEST_SYSENTER_ESP, sysenter_esp)                        \
     X(GUEST_SYSENTER_EIP, sysenter_eip)

@@ -141,6 +141,10 @@ void vmcs12_enter(struct vcpu *v)
     (void)v;
     UNUSED(vmcs12_enter);
 }
+void vmcs12_settle(struct vcpu *v)
+{
+    (void)v;
+}
 int vmcs12_virtual_interrupt(struct vcpu *v)
 {
     (void)v;
