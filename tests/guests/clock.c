@@ -58,23 +58,11 @@ static void on_pit(struct trap *trap)
     apic_eoi();
 }
 
-static u8 cmos(u8 index)
-{
-    out8(0x70, index);
-    return in8(0x71);
-}
-
-static void cmos_write(u8 index, u8 value)
-{
-    out8(0x70, index);
-    out8(0x71, value);
-}
-
 static void on_rtc(struct trap *trap)
 {
     (void)trap;
     tick(&tickers[RTC]);
-    cmos(0xc);
+    cmos_read(0xc);
     apic_eoi();
 }
 
@@ -279,7 +267,7 @@ static void test_load(const char *load, bool halt, u32 pit_hz, u64 ms)
         tickers[i].count = 0, tickers[i].ppm = 1000000;
     pit_start(pit_hz);
     apic_start(SLOW_HZ);
-    cmos(0xc);
+    cmos_read(0xc);
     sti();
     while (pm_now() < end)
         spend(halt);
@@ -292,9 +280,9 @@ static void test_load(const char *load, bool halt, u32 pit_hz, u64 ms)
 
 static u8 rtc_second(void)
 {
-    while (cmos(0xa) & 0x80)
+    while (cmos_read(0xa) & 0x80)
         ;
-    return cmos(0);
+    return cmos_read(0);
 }
 
 // From one change of the seconds to another; by polling, and so as the best of some tries.

@@ -4,6 +4,8 @@
 // The ways from 64-bit mode into the others and back, and the probes that run there. All share the block at BLOCK (struct block in
 // modes.c), which is mapped to itself in every mode.
 
+#include "asm.inc"
+
 #define LOW 0x8000
 #define L(x) (LOW + x - modes_low)
 #define STACK 0x6ff0
@@ -91,32 +93,10 @@
 	.code64
 	.globl mode_run
 mode_run:
-	push %rbx
-	push %rbp
-	push %r12
-	push %r13
-	push %r14
-	push %r15
+	push_preserved
 	mov %rsp, saved_rsp(%rip)
 	mov $STACK, %esp
-	pushq $0x18
-	lea to32(%rip), %rax
-	push %rax
-	lretq
-
-	.code32
-to32:
-	mov $0x10, %eax
-	mov %eax, %ds
-	mov %eax, %es
-	mov %eax, %ss
-	mov %cr0, %eax
-	and $0x7fffffff, %eax
-	mov %eax, %cr0
-	mov $0xc0000080, %ecx
-	rdmsr
-	and $~0x100, %eax
-	wrmsr
+	leave_long
 	mov b_cr4, %eax
 	mov %eax, %cr4
 	mov b_cr3, %eax
@@ -142,12 +122,7 @@ back32:
 	.code64
 	lidt idt64_pointer(%rip)
 	mov saved_rsp(%rip), %rsp
-	pop %r15
-	pop %r14
-	pop %r13
-	pop %r12
-	pop %rbp
-	pop %rbx
+	pop_preserved
 	ret
 
 	// Long mode with the CR3 and CR4 of the block; CR4.LA57 is set here, where paging is off.

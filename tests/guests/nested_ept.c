@@ -438,15 +438,10 @@ static void test_roots(void)
     u64 *tables[ROOTS], bad = 0;
 
     for (unsigned i = 0; i < ROOTS; i++) {
-        u64 *t = tables[i] = pages(5); // PML4, PDPT, directory, table, data
+        u64 *page;
 
-        t[0] = (u64)(t + 512) | EPT_RWX;
-        memcpy(t + 512, ept_pdpt, PAGE_SIZE);
-        t[512 + WINDOW / SIZE_1G] = (u64)(t + 1024) | EPT_RWX;
-        memcpy(t + 1024, ept_directories + 512 * (WINDOW / SIZE_1G), PAGE_SIZE);
-        t[1024 + WINDOW / SIZE_2M % 512] = (u64)(t + 1536) | EPT_RWX;
-        t[1536] = (u64)(t + 2048) | EPT_WB | EPT_RWX;
-        t[2048] = 1000 + i;
+        tables[i] = tables_with_page(ept_root, WINDOW, EPT_RWX, EPT_WB | EPT_RWX, &page);
+        *page = 1000 + i;
     }
     start(l2_get, WINDOW, 0);
     for (unsigned n = 0; n < 5 * ROOTS; n++) {

@@ -9,18 +9,6 @@
 
 enum { CMOS_STAGE = 0x51, CMOS_MAGIC = 0x52, CMOS_MAGIC2 = 0x53, MAGIC = 0x4e, MAGIC2 = 0xb1 };
 
-static u8 cmos_read(u8 index)
-{
-    out8(0x70, index);
-    return in8(0x71);
-}
-
-static void cmos_write(u8 index, u8 value)
-{
-    out8(0x70, index);
-    out8(0x71, value);
-}
-
 static void reset_cf9(void)
 {
     out8(0xcf9, 2);

@@ -3,6 +3,8 @@
 //
 // Into S3, and the way back: from real mode at the waking vector to 64-bit mode and the caller.
 
+#include "asm.inc"
+
 #define WAKE 0x6008 // where C copies s3_wake to: CS 600h, IP 8
 #define L(x) (WAKE + (x) - s3_wake)
 
@@ -11,12 +13,7 @@
 	.code64
 	.globl s3_sleep
 s3_sleep:
-	push %rbx
-	push %rbp
-	push %r12
-	push %r13
-	push %r14
-	push %r15
+	push_preserved
 	mov %rsp, saved_rsp
 	sidt saved_idt
 	mov %esi, %eax
@@ -60,12 +57,8 @@ wake32:
 	lidt saved_idt
 	mov saved_rsp, %rsp
 	mov $1, %eax
-back:	pop %r15
-	pop %r14
-	pop %r13
-	pop %r12
-	pop %rbp
-	pop %rbx
+back:
+	pop_preserved
 	ret
 
 	.bss

@@ -53,25 +53,13 @@ static int s3_type(const u8 *dsdt)
     return -1;
 }
 
-static u8 cmos(u8 index)
-{
-    out8(0x70, index);
-    return in8(0x71);
-}
-
-static void set_cmos(u8 index, u8 value)
-{
-    out8(0x70, index);
-    out8(0x71, value);
-}
-
 static void alarm_each_second(void)
 {
-    set_cmos(SECONDS_ALARM, 0xc0);
-    set_cmos(MINUTES_ALARM, 0xc0);
-    set_cmos(HOURS_ALARM, 0xc0);
-    cmos(REG_C);
-    set_cmos(REG_B, cmos(REG_B) | AIE);
+    cmos_write(SECONDS_ALARM, 0xc0);
+    cmos_write(MINUTES_ALARM, 0xc0);
+    cmos_write(HOURS_ALARM, 0xc0);
+    cmos_read(REG_C);
+    cmos_write(REG_B, cmos_read(REG_B) | AIE);
 }
 
 static void test_sleep(u16 event, u16 control, int type, u8 *facs)
@@ -98,12 +86,12 @@ static void test_sleep(u16 event, u16 control, int type, u8 *facs)
     report(in16(event) & WAK_STS, "WAK_STS is set");
     report(in16(event) & RTC_STS, "RTC_STS is set");
     // bare QEMU resets the RTC's flags, shows SLP_EN, and its firmware leaves the alarm going
-    report_known(MACHINE_QEMU, cmos(REG_C) & AIE, "the alarm's flag is in register C");
+    report_known(MACHINE_QEMU, cmos_read(REG_C) & AIE, "the alarm's flag is in register C");
     report_known(MACHINE_QEMU, !(in16(control) & SLP_EN), "SLP_EN reads as 0");
     report(msr_read(MSR_STAR) == 0, "MSRs are as after a reset");
     report(apic_read(APIC_TPR) == 0, "so is the local APIC");
     msr_write(MSR_STAR, star);
-    set_cmos(REG_B, (u8)(cmos(REG_B) & ~AIE));
+    cmos_write(REG_B, (u8)(cmos_read(REG_B) & ~AIE));
     out16(event, RTC_STS | WAK_STS);
 }
 

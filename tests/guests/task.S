@@ -3,6 +3,8 @@
 //
 // The 32-bit side of task.c: the way there and back, what the main task does, the other tasks, and the handlers of the faults.
 
+#include "asm.inc"
+
 #define SUB 0x60
 #define GATE 0x68
 #define SUB16 0x70
@@ -14,35 +16,13 @@
 	.code64
 	.globl task_run
 task_run: // (the step, CR3 or 0, CR4)
-	push %rbx
-	push %rbp
-	push %r12
-	push %r13
-	push %r14
-	push %r15
+	push_preserved
 	mov %rsp, saved_rsp(%rip)
 	mov %edi, step(%rip)
 	mov %esi, step_cr3(%rip)
 	mov %edx, step_cr4(%rip)
 	mov $main_stack_top, %esp
-	pushq $0x18
-	lea to32(%rip), %rax
-	push %rax
-	lretq
-
-	.code32
-to32:
-	mov $0x10, %eax
-	mov %eax, %ds
-	mov %eax, %es
-	mov %eax, %ss
-	mov %cr0, %eax
-	and $0x7fffffff, %eax
-	mov %eax, %cr0
-	mov $0xc0000080, %ecx
-	rdmsr
-	and $~0x100, %eax
-	wrmsr
+	leave_long
 	lgdt gdt32_pointer
 	lidt idt32_pointer
 	mov step_cr4, %eax
@@ -86,12 +66,7 @@ to32:
 	.code64
 	lidt idt64_pointer(%rip)
 	mov saved_rsp(%rip), %rsp
-	pop %r15
-	pop %r14
-	pop %r13
-	pop %r12
-	pop %rbp
-	pop %rbx
+	pop_preserved
 	ret
 
 	.code32

@@ -343,8 +343,8 @@ static void test_access_types(void)
         report_skip("no EPT");
         return;
     }
-    ept = identity_ept();
-    vmwrite(EPT_POINTER, (u64)ept | 3 << EPTP_LEVELS_SHIFT | EPTP_TYPE_WB);
+    ept = identity_tables(EPT_RWX, EPT_WB | EPT_RWX);
+    vmwrite(EPT_POINTER, eptp_of(ept, false));
     vmwrite(GUEST_CR3, (u64)access_page);
     accessed(MACHINE_BOCHS, 15, 0, "a paging structure there"); // Bochs says that it is linear
 }

@@ -194,7 +194,7 @@ static bool prepare(const struct row *row)
     if (!secondary)
         set_primary(PRIMARY_HLT | row->primary);
     if (unpaged)
-        vmwrite(EPT_POINTER, (u64)ept | 3 << EPTP_LEVELS_SHIFT | EPTP_TYPE_WB);
+        vmwrite(EPT_POINTER, eptp_of(ept, false));
     put_mode(row);
     vmwrite(EXCEPTION_BITMAP, BIT(VECTOR_UD));
     return true;
@@ -244,7 +244,7 @@ void guest_main(void)
         report(false, "no VMX");
         return;
     }
-    ept = identity_ept();
+    ept = identity_tables(EPT_RWX, EPT_WB | EPT_RWX);
     for (unsigned i = 0; i < ARRAY_SIZE(rows); i++)
         check(&rows[i]);
 }

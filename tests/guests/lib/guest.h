@@ -117,6 +117,18 @@ static inline void pause(void)
     __asm__ volatile("pause" : : : "memory");
 }
 
+// The RTC's registers and memory.
+static inline u8 cmos_read(u8 index)
+{
+    out8(0x70, index);
+    return in8(0x71);
+}
+static inline void cmos_write(u8 index, u8 value)
+{
+    out8(0x70, index);
+    out8(0x71, value);
+}
+
 // Time by the PIT's channel 2, without interrupts; at most 50 ms at a time.
 void delay_us(u32 us);
 // Waits until *word >= value, about `ms` at most.

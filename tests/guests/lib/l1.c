@@ -82,3 +82,17 @@ u64 *identity_tables(u64 bits, u64 leaf)
         root[DIRECTORIES + i] = i * SIZE_2M | BIT(7) | leaf;
     return root;
 }
+
+u64 *tables_with_page(const u64 *root, u64 gpa, u64 bits, u64 leaf, u64 **page)
+{
+    u64 *t = pages(5); // PML4, PDPT, directory, table, data
+
+    t[0] = (u64)(t + 512) | bits;
+    memcpy(t + 512, root + PDPT, PAGE_SIZE);
+    t[512 + gpa / SIZE_1G] = (u64)(t + 1024) | bits;
+    memcpy(t + 1024, root + DIRECTORIES + 512 * (gpa / SIZE_1G), PAGE_SIZE);
+    t[1024 + gpa / SIZE_2M % 512] = (u64)(t + 1536) | bits;
+    t[1536] = (u64)(t + 2048) | leaf;
+    *page = t + 2048;
+    return t;
+}

@@ -36,6 +36,9 @@ void l1_prepare(const char *call);
 // that the four directories. `bits`: of entries that lead to a table; `leaf`: of the others.
 enum { PDPT = 512, DIRECTORIES = 1024 }; // where they are, in entries
 u64 *identity_tables(u64 bits, u64 leaf);
+// Another root, with tables of its own on the way to `gpa` (of 2 MiB), where there is but one page,
+// which this returns in *page; all else is as with the root given.
+u64 *tables_with_page(const u64 *root, u64 gpa, u64 bits, u64 leaf, u64 **page);
 
 extern volatile u32 timer_count, ipi_count, nmi_count; // what L1's handlers saw
 void start_timer(u32 ticks);

@@ -3,23 +3,7 @@
 //
 // The way into the small hypervisors' L2 and back: VMLAUNCH and VMRESUME (vmx.h), VMRUN (svm.h).
 
-	.macro push_preserved
-	push %rbx
-	push %rbp
-	push %r12
-	push %r13
-	push %r14
-	push %r15
-	.endm
-
-	.macro pop_preserved
-	pop %r15
-	pop %r14
-	pop %r13
-	pop %r12
-	pop %rbp
-	pop %rbx
-	.endm
+#include "asm.inc"
 
 	// L2's registers but RAX and RSP. Keeps the flags.
 	.macro load_l2

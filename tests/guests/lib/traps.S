@@ -3,6 +3,8 @@
 //
 // Where the IDT's gates lead: struct trap on the stack, then trap_handle in C; and the calls that an exception may end.
 
+#include "asm.inc"
+
 	.text
 	.code64
 	.globl trap_stubs
@@ -63,12 +65,7 @@ trap_common:
 	// int try(void (*fn)(void *), void *arg): trap_handle ends it at try_end with RAX = vector and RSP = try_rsp.
 	.globl try, try_end
 try:
-	push %rbx
-	push %rbp
-	push %r12
-	push %r13
-	push %r14
-	push %r15
+	push_preserved
 	pushfq
 	mov %rsp, try_rsp(%rip)
 	mov %rdi, %rax
@@ -78,12 +75,7 @@ try:
 try_end:
 	movq $0, try_rsp(%rip)
 	popfq
-	pop %r15
-	pop %r14
-	pop %r13
-	pop %r12
-	pop %rbp
-	pop %rbx
+	pop_preserved
 	ret
 
 	// Calls user_fn(user_arg) at CPL 3, which comes back by INT 0x80; called within try().

@@ -291,15 +291,3 @@ void use_ept(u64 eptp)
     vmwrite(SECONDARY_CONTROLS, control(MSR_VMX_PROCBASED_CTLS2, SECONDARY_EPT));
     vmwrite(EPT_POINTER, eptp);
 }
-
-u64 *identity_ept(void)
-{
-    u64 *root = pages(1), *pdpt = pages(1), *entries = pages(4);
-
-    root[0] = (u64)pdpt | 7;
-    for (unsigned i = 0; i < 4; i++)
-        pdpt[i] = (u64)(entries + 512 * i) | 7;
-    for (u64 i = 0; i < 2048; i++)
-        entries[i] = i * SIZE_2M | BIT(7) | 6 << 3 | 7;
-    return root;
-}

@@ -103,7 +103,6 @@ void *new_region(void);
 // The EPT pointer of a 4-level root; and an L2 behind such tables (EPT must be offered).
 u64 eptp_of(const u64 *root, bool ad);
 void use_ept(u64 eptp);
-u64 *identity_ept(void); // the root of tables that map the first 4 GiB to themselves
 // A fresh VMCS for an L2 that runs `code`.
 void init(const void *code);
 // Enters it. The exit reason, or FAILED.
