@@ -234,6 +234,41 @@ static void test_shadow_stack(void)
     write_cr4(read_cr4() & ~CR4_CET);
 }
 
+// L2's memory is L1's, but its shadow stack may not be written at first.
+static u64 make_ept(u64 **shadow)
+{
+    u64 *ept = pages(6);
+
+    ept[0] = (u64)(ept + 512) | 7;
+    for (unsigned i = 0; i < 4; i++)
+        ept[512 + i] = (u64)(ept + 1024 + 512 * i) | 7;
+    for (u64 i = 0; i < 2048; i++)
+        ept[1024 + i] = i << 21 | 0xb7; // write-back, 2 MiB, RWX
+    *shadow = &ept[1024 + (SHADOW_RAM >> 21)];
+    **shadow &= ~(u64)2;
+    return (u64)ept | 3 << EPTP_LEVELS_SHIFT | EPTP_TYPE_WB;
+}
+
+static void test_shadow_stack_ept(void)
+{
+    u64 *shadow, qualification;
+
+    init_shadow_stack(l2_call, SH_STK_EN);
+    if (!use_secondary(0, SECONDARY_EPT))
+        return;
+    vmwrite(EPT_POINTER, make_ept(&shadow));
+    run();
+    qualification = vmread(EXIT_QUALIFICATION);
+    report_exit(vmread(EXIT_REASON) == REASON_EPT_VIOLATION && at(l2_call) &&
+                    (qualification & QUAL_EPT_SHADOW_STACK) && (qualification & 2) &&
+                    vmread(GUEST_LINEAR_ADDRESS) == SHADOW_TOP - 8 &&
+                    vmread(GUEST_PHYSICAL_ADDRESS) == SHADOW_RAM + 4096 - 8,
+                "a CALL whose shadow stack EPT does not let be written");
+    report(vmread(GUEST_SSP) == SHADOW_TOP && SHADOW_WORD[-1] == 0, "nothing has been pushed");
+    *shadow |= 2;
+    report_exit(run() == REASON_VMCALL && SHADOW_WORD[-1] == (u64)l2_called, "it runs again");
+}
+
 static void test_branch_tracking(void)
 {
     init_shadow_stack(l2_jump, ENDBR_EN);
@@ -473,6 +508,7 @@ void guest_main(void)
     if (cet) {
         test_loads();
         test_shadow_stack();
+        test_shadow_stack_ept();
         test_branch_tracking();
         test_injection();
     }
