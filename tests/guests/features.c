@@ -14,13 +14,17 @@ enum { KEY = 3, LARGE_PAGE = 2 << 20, SHADOW_TOP = 4096 };
 // Beyond the machine's RAM in linear addresses: a user-mode page and a supervisor-mode page, both at
 // 32 MiB, and a shadow-stack page at 34 MiB.
 #define USER_PAGE   0x40000000ull
-#define KERNEL_PAGE 0x40200000ull
+#define KERNEL_PAGE 0x80200000ull
 #define SHADOW_PAGE 0x40400000ull
 #define RAM         0x2000000ull
 #define LEAF        (BIT(0) | BIT(5) | BIT(6) | BIT(7)) // P A D PS
 
 static void map(void)
 {
+    u64 *pdpt = (u64 *)(pml4[0] & ~0xfffull);
+
+    // Bochs takes PKRU's rights, not PKRS's, if only the last entry makes it a supervisor-mode page.
+    pdpt[KERNEL_PAGE >> 30] &= ~BIT(2);
     directories[USER_PAGE >> 21] = RAM | LEAF | BIT(1) | BIT(2) | (u64)KEY << 59;
     directories[KERNEL_PAGE >> 21] = RAM | LEAF | BIT(1) | (u64)KEY << 59;
     directories[SHADOW_PAGE >> 21] = (RAM + LARGE_PAGE) | LEAF;
