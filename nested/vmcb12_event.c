@@ -17,6 +17,8 @@ static bool masks_interrupts(const struct vcpu *vcpu)
 bool vmcb12_wants_exception(struct vcpu *vcpu, const struct event *event)
 {
     u64 info2 = event->vector == VECTOR_PF ? event->payload : 0;
+    bool insn = event->type == EVENT_SOFT_EXCEPTION; // INT3, INTO: nRIP counts (15.7.1)
+    struct vm_exit exit = {.insn_len = event->insn_len ? event->insn_len : 1};
     struct guest_state *s;
 
     if (event->type == EVENT_SOFT_INTERRUPT ||
@@ -29,7 +31,7 @@ bool vmcb12_wants_exception(struct vcpu *vcpu, const struct event *event)
         s->dr7 &= ~DR7_GD;
     }
     vmcb12_exit(vcpu, (u64)VMEXIT_EXCP0 + event->vector, event->has_error ? event->error : 0, info2,
-                NULL);
+                insn ? &exit : NULL);
     return true;
 }
 

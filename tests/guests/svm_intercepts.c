@@ -237,6 +237,9 @@ static void test_int3(void)
     code = l2_run();
     report_known(MACHINE_QEMU, code == VMEXIT_EXCP0 + VECTOR_BP && l2_at(l2_int3),
                  "but #BP's: EXITCODE %#llx", LLU(code));
+    if (features & SVM_FEATURE_NRIPS)
+        report(vmcb->nrip == (u64)l2_int3 + 1, "with nRIP, off by %lld",
+               (long long)(vmcb->nrip - (u64)l2_int3 - 1));
 }
 
 static u64 run_both(const void *code, u64 value)
