@@ -140,25 +140,6 @@ const struct boot_module *boot_module_find(const char *name)
     return NULL;
 }
 
-// The last page of a module is its own, too: GRUB puts each on a page boundary, as the header asks.
-static void release(struct boot_module *module)
-{
-    if (module->size == 0)
-        return;
-    mmio_unmap((void *)module->data, module->size);
-    if (IS_ALIGNED(module->start, PAGE_SIZE))
-        page_give(module->start, ALIGN_UP(module->size, PAGE_SIZE));
-    module->data = "";
-    module->size = 0;
-}
-
-void boot_modules_release(bool (*needed)(const struct boot_module *module))
-{
-    for (u32 i = 0; i < boot_module_count; i++)
-        if (!needed(&boot_modules[i]))
-            release(&boot_modules[i]);
-}
-
 static INIT_TEXT void release_information(void)
 {
     mmio_unmap((void *)info_mapped, info_size);

@@ -700,11 +700,6 @@ void lapic_write_cr8(struct vcpu *vcpu, u64 value)
     write_tpr(vcpu->lapic, APIC_TPR, (u32)(value & 0xf) << 4);
 }
 
-u32 lapic_id(struct vcpu *vcpu)
-{
-    return vcpu->lapic->s.id;
-}
-
 bool lapic_enabled(const struct vcpu *vcpu)
 {
     return vcpu->lapic->s.apic_base & APIC_BASE_ENABLE;

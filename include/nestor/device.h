@@ -91,7 +91,6 @@ int lapic_read_msr(struct vcpu *vcpu, u32 msr, u64 *value);
 int lapic_write_msr(struct vcpu *vcpu, u32 msr, u64 value);
 // The guest's TSC jumped (TSC written, offset changed): deadlines are computed again.
 void lapic_tsc_changed(struct vcpu *vcpu);
-u32 lapic_id(struct vcpu *vcpu);
 // Takes back what paravirt_offer_eoi offered, and ends the interrupt if the guest has.
 void lapic_end_offered(struct vcpu *vcpu);
 // For the CPUID policy: whether the guest's IA32_APIC_BASE.EN is set.

@@ -13,7 +13,7 @@ struct boot_module {
     const char *args; // the rest
     hpa_t start;
     u64 size;
-    const void *data; // mapped read-only (in Nestor's own address space) until boot_modules_release
+    const void *data; // mapped read-only, in Nestor's own address space
 };
 
 enum { BOOT_MODULE_MAX = 64 };
@@ -23,9 +23,6 @@ extern u32 boot_module_count;
 
 // Finds a module by its name; NULL if there is none.
 const struct boot_module *boot_module_find(const char *name);
-// Tells which modules are still needed at a guest's reset; the memory of all others goes back to
-// the allocator. Boot CPU.
-void boot_modules_release(bool (*needed)(const struct boot_module *module));
 
 // A hypervisor option `name=value` (or `name` alone, value "") of the GRUB command line. NULL if it
 // is not given. Marks the option as known; options_check() logs a line for each given option that
