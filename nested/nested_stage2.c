@@ -405,19 +405,25 @@ static int no_cmpxchg(void *ctx, gpa_t gpa, u64 old, u64 new_value, unsigned siz
     return -E_FAULT;
 }
 
-// What L1 was asked for L2 asks for at once: it saves an exit to have it mapped. A CPU may do so,
-// too, where no flag is to be set for it.
-void nested_stage2_prefetch(struct vcpu *vcpu)
+static __attribute__((noinline)) void prefetch(struct vcpu *vcpu)
 {
     struct nested_stage2 *ns = vcpu->nested_stage2;
     const struct walk_memory memory = {table_read, no_cmpxchg, vcpu->vm};
-    bool wanted = ns->wanted_in && ns->wanted_in == ns->current;
+    bool wanted = ns->wanted_in == ns->current;
     struct l1_translation l1;
     struct l1_fault fault;
 
     ns->wanted_in = NULL;
     if (wanted && !l1_stage2_walk(&ns->l1, &memory, ns->wanted, ns->wanted_access, &l1, &fault))
         fill(vcpu, ns->wanted, &l1, ns->wanted_access);
+}
+
+// What L1 was asked for L2 asks for at once: it saves an exit to have it mapped. A CPU may do so,
+// too, where no flag is to be set for it.
+void nested_stage2_prefetch(struct vcpu *vcpu)
+{
+    if (vcpu->nested_stage2->wanted_in)
+        prefetch(vcpu);
 }
 
 bool nested_stage2_exit(struct vcpu *vcpu, struct vm_exit *exit)

@@ -317,11 +317,12 @@ static void take_eventinj(struct vcpu *vcpu, u64 eventinj)
 // QEMU sets in them, is left out as in mmu/guest_walk.c.)
 static bool bad_pdptes(struct vcpu *vcpu, const struct vmcb *v)
 {
-    u64 pdpte[4], reserved = ~BITS(cpuid_phys_bits(vcpu->vm) - 1, 0) | BITS(8, 6) | BITS(2, 1);
+    u64 pdpte[4], reserved;
 
     if ((vmcb12_has(vcpu, SVM_FEATURE_NP) && (v->np_enable & 1)) || !(v->cr0 & CR0_PG) ||
         !(v->cr4 & CR4_PAE) || (v->efer & EFER_LME))
         return false;
+    reserved = ~BITS(cpuid_phys_bits(vcpu->vm) - 1, 0) | BITS(8, 6) | BITS(2, 1);
     if (guest_read_gpa(vcpu, v->cr3 & BITS(31, 5), pdpte, sizeof(pdpte)))
         return true;
     for (unsigned i = 0; i < ARRAY_SIZE(pdpte); i++)
@@ -385,7 +386,8 @@ static void use_stage2(struct vcpu *vcpu, const struct vmcb *v)
         .mode = l1_npt_mode(l1->cr4, l1->efer),
     };
 
-    nested_tlb_control(vcpu, v->guest_asid, v->tlb_control);
+    if (unlikely(v->tlb_control != SVM_TLB_NOTHING))
+        nested_tlb_control(vcpu, v->guest_asid, v->tlb_control);
     nested_tag_use(vcpu, v->guest_asid);
     nested_stage2_use(vcpu, vmcb12_npt(vcpu) ? &npt : &(struct l1_stage2){.kind = L1_STAGE2_NONE},
                       NULL);

@@ -328,40 +328,38 @@ void svm_write_state(struct vcpu *vcpu)
 
 // --- level, load, put ---
 
-// Of the VMLOAD group, as the VMCB has it: the model's new values are written first.
-static void keep_groups(struct vcpu_ctx *from, struct vcpu_ctx *to, u32 kept)
+// Groups that VMLOAD loads, as the VMCB has them: the model's new values are written first. All of
+// them, as whoever keeps one keeps the others.
+static inline void keep_groups(struct vcpu_ctx *from, struct vcpu_ctx *to, u32 kept)
 {
-    const struct vmcb *old = from->hw->vmcb;
-    struct vmcb *new = to->hw->vmcb;
+    struct vmcb *old = from->hw->vmcb, *new = to->hw->vmcb;
 
-    if (from->dirty & kept)
-        write_ctx(from, from->hw->vmcb, from->dirty & kept);
+    if (unlikely(from->dirty & kept))
+        write_ctx(from, old, from->dirty & kept);
     from->dirty &= ~kept;
     to->valid &= ~kept;
     to->dirty &= ~kept;
-    if (kept & GROUP_SYSTEM) {
-        new->fs = old->fs;
-        new->gs = old->gs;
-        new->ldtr = old->ldtr;
-        new->tr = old->tr;
-    }
-    if (kept & GROUP_SYSENTER) {
-        new->sysenter_cs = old->sysenter_cs;
-        new->sysenter_esp = old->sysenter_esp;
-        new->sysenter_eip = old->sysenter_eip;
-    }
+    new->fs = old->fs;
+    new->gs = old->gs;
+    new->ldtr = old->ldtr;
+    new->tr = old->tr;
+    new->sysenter_cs = old->sysenter_cs;
+    new->sysenter_esp = old->sysenter_esp;
+    new->sysenter_eip = old->sysenter_eip;
 }
 
 // The shared groups that live in VMCBs follow; DR0-3 stay in their registers. What is dirty in the
 // model goes to the new VMCB at the next entry anyway.
 void svm_select(struct vcpu *vcpu, unsigned level, u32 kept)
 {
-    const struct vmcb *from = vcpu->cur->hw->vmcb;
-    struct vmcb *to = vcpu->ctx[level].hw->vmcb;
+    struct vcpu_ctx *old = vcpu->cur, *new = &vcpu->ctx[level];
+    const struct vmcb *from = old->hw->vmcb;
+    struct vmcb *to = new->hw->vmcb;
 
     if (level == vcpu->level)
         return;
-    keep_groups(vcpu->cur, &vcpu->ctx[level], kept);
+    if (kept)
+        keep_groups(old, new, kept);
     to->star = from->star;
     to->lstar = from->lstar;
     to->cstar = from->cstar;
@@ -371,7 +369,7 @@ void svm_select(struct vcpu *vcpu, unsigned level, u32 kept)
     to->dr6 = from->dr6;
     to->clean &= ~(u32)(SVM_CLEAN_CR2 | SVM_CLEAN_DRX);
     vcpu->level = (u8)level;
-    vcpu->cur = &vcpu->ctx[level];
+    vcpu->cur = new;
 }
 
 void svm_load_registers(struct vcpu *vcpu, struct svm_cpu *cpu)

@@ -118,7 +118,7 @@ int svm_maps_create(void); // the MSR and I/O permission maps, once
 #define SVM_STAYING_GROUPS (GROUP_RIP | GROUP_BLOCKING | SVM_MODEL_GROUPS)
 void svm_pull(struct vcpu *vcpu, u32 groups);
 void svm_write_state(struct vcpu *vcpu);
-// Of `kept`, GROUP_SYSTEM and GROUP_SYSENTER.
+// `kept`: none, or GROUP_SYSTEM and GROUP_SYSENTER.
 void svm_select(struct vcpu *vcpu, unsigned level, u32 kept);
 void svm_load(struct vcpu *vcpu);
 void svm_put(struct vcpu *vcpu);
