@@ -133,13 +133,13 @@ static int write_clock(struct vcpu *vcpu, u64 value)
     return 0;
 }
 
-// The wall clock's time when kvmclock was 0.
+// The wall clock's time when kvmclock was 0. The MSR is the same on all CPUs.
 static int write_wall_clock(struct vcpu *vcpu, u64 value)
 {
     struct wall_clock_page *page = vm_ram_ptr(vcpu->vm, value, sizeof(*page));
     u64 ns = time_wall_ns(vcpu->vm->tsc_base);
 
-    vcpu->pv.wall_clock = value;
+    __atomic_store_n(&vcpu->vm->wall_clock, value, __ATOMIC_RELAXED);
     if (!value) // no page, as KVM has it
         return 0;
     page_begin(&page->version);
@@ -189,20 +189,20 @@ static int write_eoi(struct vcpu *vcpu, u64 value)
 
 // --- the MSRs ---
 
+#define SHARED 0xffff
+
 // The wall clock's address is to be aligned by 4, but KVM takes any.
 static const struct pv_msr {
     u32 msr, feature;
     u8 align, size; // of what it names; where it names it at all, bit 0 says so
     bool switched;
-    u16 state; // in struct paravirt
+    u16 state; // in struct paravirt; SHARED: the wall clock's
     int (*write)(struct vcpu *vcpu, u64 value);
 } pv_msrs[] = {
-    {0x11, FEATURE_CLOCK_OLD, 1, sizeof(struct wall_clock_page), false,
-     offsetof(struct paravirt, wall_clock), write_wall_clock},
+    {0x11, FEATURE_CLOCK_OLD, 1, sizeof(struct wall_clock_page), false, SHARED, write_wall_clock},
     {0x12, FEATURE_CLOCK_OLD, 4, sizeof(struct clock_page), true, offsetof(struct paravirt, clock),
      write_clock},
-    {0x4b564d00, FEATURE_CLOCK, 1, sizeof(struct wall_clock_page), false,
-     offsetof(struct paravirt, wall_clock), write_wall_clock},
+    {0x4b564d00, FEATURE_CLOCK, 1, sizeof(struct wall_clock_page), false, SHARED, write_wall_clock},
     {0x4b564d01, FEATURE_CLOCK, 4, sizeof(struct clock_page), true,
      offsetof(struct paravirt, clock), write_clock},
     {0x4b564d03, FEATURE_STEAL_TIME, 64, STEAL_SIZE, true, offsetof(struct paravirt, steal_time),
@@ -224,7 +224,8 @@ int paravirt_read_msr(struct vcpu *vcpu, u32 msr, u64 *value)
 
     if (!row)
         return -E_FAULT;
-    *value = *(u64 *)((char *)&vcpu->pv + row->state);
+    *value = row->state == SHARED ? __atomic_load_n(&vcpu->vm->wall_clock, __ATOMIC_RELAXED)
+                                  : *(u64 *)((char *)&vcpu->pv + row->state);
     return 0;
 }
 
@@ -244,6 +245,8 @@ int paravirt_write_msr(struct vcpu *vcpu, u32 msr, u64 value)
 void paravirt_reset(struct vcpu *vcpu)
 {
     memset(&vcpu->pv, 0, sizeof(vcpu->pv));
+    if (!vcpu->id)
+        vcpu->vm->wall_clock = 0;
 }
 
 // --- hypercalls ---

@@ -275,7 +275,7 @@ struct apic_accel {
 
 // What a guest has asked of KVM's paravirtual interface, by its MSRs' values (devices/paravirt.c).
 struct paravirt {
-    u64 clock, wall_clock, steal_time;
+    u64 clock, steal_time;
     u64 eoi;          // 0 unless enabled
     bool eoi_offered; // the guest may end the interrupt in service in its own memory
 };

@@ -65,6 +65,7 @@ struct vm {
     u64 tsc_base;       // host TSC when the guest's TSC was 0
     u64 tsc_hz;         // the guest's TSC's
     u64 tsc_multiplier; // 0: the guest's TSC goes as the host's; as in struct controls
+    u64 wall_clock;     // where the guest wanted it last (devices/paravirt.c)
 };
 
 // RAM at gpa as a host pointer, NULL unless [gpa, +len) is RAM wholly. Valid while the VM's space

@@ -133,6 +133,22 @@ static u64 hypercall(u64 number, u64 low, u64 high, u64 first, u64 icr)
     return ret;
 }
 
+static volatile u64 other_wall_clock;
+
+static void read_wall_clock(void *unused)
+{
+    (void)unused;
+    other_wall_clock = msr_read(WALL_CLOCK);
+}
+
+static void test_wall_clock(void)
+{
+    smp_call(1, read_wall_clock, NULL);
+    smp_wait(1);
+    report(other_wall_clock && other_wall_clock == msr_read(WALL_CLOCK),
+           "the wall clock's MSR is one for all CPUs");
+}
+
 static volatile u32 ready, stop;
 
 static void spin(void *unused)
@@ -189,6 +205,8 @@ void guest_main(void)
     try_user(user_hypercall, NULL);
     report(taken[0] == EPERM, "CPL 3 may not send: %u", taken[0]);
     report(smp_start(2), "a second CPU");
-    if (cpus_online == 2)
+    if (cpus_online == 2) {
+        test_wall_clock();
         test_ipi();
+    }
 }
