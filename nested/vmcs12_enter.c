@@ -459,6 +459,8 @@ void vmcs12_enter(struct vcpu *vcpu)
         vmcs12_entry_failed(vcpu, REASON_INVALID_GUEST_STATE, 2); // qualification 2: PDPTE loading
         return;
     }
+    if (vmcs12_read(n, ENTRY_MSR_LOAD_COUNT)) // may change what is unsaved, and fail then
+        vmcs12_settle(vcpu);
     vmcs12_pkrs_enter(vcpu);
     merge_controls(vcpu);
     vmcs12_use_stage2(vcpu);

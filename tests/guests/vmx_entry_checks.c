@@ -674,6 +674,28 @@ static void test_again(void)
     report(run() == REASON_VMCALL, "all is well");
 }
 
+// What the MSR-load area has loaded before an entry fails is not saved: the guest-state area stays.
+static void test_failed_keeps(void)
+{
+    static const struct test_case plain = {.name = "plain"};
+    u64 reason, esp;
+
+    set_up(&plain);
+    vmwrite(GUEST_SYSENTER_ESP, 0x1000);
+    report(run() == REASON_VMCALL, "entered once");
+    msr_area[0] = MSR_SYSENTER_ESP;
+    msr_area[1] = 0x2000;
+    msr_area[2] = MSR_FS_BASE;
+    vmwrite(ENTRY_MSR_LOAD_COUNT, 2);
+    reason = run();
+    esp = vmread(GUEST_SYSENTER_ESP);
+    report(reason == MSR_FAILURE && esp == 0x1000,
+           "an entry that fails saves nothing: SYSENTER_ESP %#llx", LLU(esp));
+    vmwrite(ENTRY_MSR_LOAD_COUNT, 0);
+    report(run() == REASON_VMCALL && vmread(GUEST_SYSENTER_ESP) == 0x1000,
+           "the next one loads what there was");
+}
+
 void guest_main(void)
 {
     if (!(cpuid(1, 0).ecx & CPUID_VMX)) {
@@ -688,4 +710,5 @@ void guest_main(void)
     test_link();
     test_msr_area();
     test_again();
+    test_failed_keeps();
 }
