@@ -71,7 +71,7 @@ static u32 read_controls(struct nested *n, const struct vmcb *from)
     v->eventinj = from->eventinj;
     v->lbr_control = from->lbr_control;
     v->nrip = from->nrip;
-    if (unlikely(from->lbr_control & SVM_VIRTUAL_LBR))
+    if (unlikely(v->lbr_control & SVM_VIRTUAL_LBR))
         memcpy(&v->dbgctl, &from->dbgctl,
                offsetof(struct vmcb, reserved698) - offsetof(struct vmcb, dbgctl));
     return v->eventinj & SVM_EVENT_V ? news | CHECK_NEW : news;

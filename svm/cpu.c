@@ -4,7 +4,8 @@
 // SVM on a physical CPU: what it must have, what it may have, turning it on and off (APM vol. 2,
 // 15.4 "Enabling SVM", 15.30 "SVM Related MSRs"), and the back end's table.
 //
-// Not supported, because no test machine runs it: TSC ratio, pause filter, AVIC, virtual VMLOAD and VMSAVE, SPEC_CTRL virtualization, shadow stacks.
+// Not supported, because no test machine runs it: TSC ratio, pause filter, AVIC, virtual VMLOAD and
+// VMSAVE, SPEC_CTRL virtualization, shadow stacks.
 
 #include <arch/x86/insn.h>
 #include <arch/x86/msr.h>
