@@ -334,7 +334,9 @@ static void prepare(struct vcpu *vcpu, struct emulate_ctx *ctx, struct emulate_r
     ctx->dr7 = ctx->hits = 0;
     if (unlikely(vcpu->breakpoints | vcpu->level))
         ctx->dr7 = armed_breakpoints(vcpu);
-    ctx->max_repeat = s->rflags & RFLAGS_TF || ctx->dr7 ? 1 : 0; // each repetition traps
+    ctx->max_repeat = s->rflags & RFLAGS_TF || ctx->dr7 || vcpu->cur->ctl.intercepts & INTERCEPT_MTF
+                          ? 1 // each repetition traps, or exits
+                          : 0;
     ctx->bytes_count = 0;
     if (exit->bytes_count) {
         memcpy(ctx->bytes, exit->bytes, exit->bytes_count);
@@ -388,7 +390,7 @@ static void commit_repeat(struct vcpu *vcpu, const struct emulate_ctx *ctx)
     commit_registers(vcpu, ctx->regs);
     vcpu_modify(vcpu, GROUP_RIP)->rflags = ctx->next_rflags | RFLAGS_RF;
     if (moved)
-        vcpu_trap_step(vcpu);
+        vcpu_finish_repetition(vcpu);
     if (unlikely(moved && ctx->hits))
         vcpu_trap_breakpoints(vcpu, ctx->hits);
 }

@@ -508,7 +508,7 @@ void events_reset(struct vcpu *vcpu)
 
 // --- the end of an instruction ---
 
-void vcpu_trap_step(struct vcpu *vcpu)
+static void trap_step(struct vcpu *vcpu)
 {
     if (likely(!(vcpu->cur->state.rflags & RFLAGS_TF)) ||
         (vcpu_state(vcpu, GROUP_DEBUG)->debugctl & DEBUGCTL_BTF))
@@ -540,13 +540,18 @@ static inline bool end_is_plain(const struct vcpu_ctx *ctx)
                   !(ctx->state.rflags & RFLAGS_TF) && !(ctx->ctl.intercepts & INTERCEPT_MTF));
 }
 
+void vcpu_finish_repetition(struct vcpu *vcpu)
+{
+    end_shadow(vcpu);
+    trap_step(vcpu);
+    if (vcpu->cur->ctl.intercepts & INTERCEPT_MTF)
+        vcpu->events.mtf_pending = true;
+}
+
 static __attribute__((noinline)) void finish_fully(struct vcpu *vcpu, u64 next_rip)
 {
     move_on(vcpu->cur, next_rip);
-    end_shadow(vcpu);
-    vcpu_trap_step(vcpu);
-    if (vcpu->cur->ctl.intercepts & INTERCEPT_MTF)
-        vcpu->events.mtf_pending = true;
+    vcpu_finish_repetition(vcpu);
 }
 
 void vcpu_finish_insn(struct vcpu *vcpu, u64 next_rip)

@@ -464,8 +464,8 @@ static inline void vcpu_inject_ud(struct vcpu *vcpu)
 // The one place that advances RIP (DESIGN.md section 3): after the instruction's effects. Clears
 // the interrupt shadow, raises the single-step #DB, notes a pending MTF.
 void vcpu_finish_insn(struct vcpu *vcpu, u64 next_rip);
-// The single-step #DB after an instruction or one repetition of it, if RFLAGS.TF asks for it.
-void vcpu_trap_step(struct vcpu *vcpu);
+// The same at a boundary between two repetitions, where RIP and RFLAGS.RF are the caller's.
+void vcpu_finish_repetition(struct vcpu *vcpu);
 // Breakpoints (DR6 bits) that it hit: a trap after it.
 void vcpu_trap_breakpoints(struct vcpu *vcpu, u64 hits);
 // vcpu_finish_insn for an exit's instruction, whose length or next RIP is known (insn_find_length).

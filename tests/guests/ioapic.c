@@ -165,8 +165,8 @@ static void test_test_edge(void)
 }
 
 // Between two repetitions of a string instruction, of which the first raises the line and the
-// others lower it.
-static void test_repetition(void)
+// others lower it. STI's shadow ends with the first.
+static void test_repetition(bool shadow)
 {
     static const u8 levels[16] = {1};
     const u8 *from = levels;
@@ -176,16 +176,19 @@ static void test_repetition(void)
         return;
     taken = 0;
     route(LINE, VECTOR);
-    sti();
-    __asm__ volatile("lea 1f(%%rip), %0; 1: rep outsb"
+    if (!shadow)
+        sti();
+    __asm__ volatile("lea 1f(%%rip), %0; test %b4, %b4; jz 1f; sti; 1: rep outsb"
                      : "=&r"(at), "+S"(from), "+c"(count)
-                     : "d"(TEST_LINES + LINE)
+                     : "d"(TEST_LINES + LINE), "r"(shadow)
                      : "memory");
     cli();
     set_line(LINE, false);
-    report(taken == 1 && taken_rip == at && taken_rcx == sizeof(levels) - 1 && count == 0,
-           "REP OUTSB: %u taken, RIP off by %lld, RCX %llu", taken, (long long)(taken_rip - at),
-           (unsigned long long)taken_rcx);
+    // QEMU 7.2 holds interrupts up over all of them
+    report_known(shadow ? MACHINE_QEMU : MACHINE_NONE,
+                 taken == 1 && taken_rip == at && taken_rcx == sizeof(levels) - 1 && count == 0,
+                 "%sREP OUTSB: %u taken, RIP off by %lld, RCX %llu", shadow ? "STI; " : "", taken,
+                 (long long)(taken_rip - at), (unsigned long long)taken_rcx);
     route(LINE, MASKED);
 }
 
@@ -196,5 +199,6 @@ void guest_main(void)
     test_edge();
     test_level();
     test_test_edge();
-    test_repetition();
+    test_repetition(false);
+    test_repetition(true);
 }
