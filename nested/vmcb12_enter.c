@@ -360,14 +360,16 @@ static const char *check(struct vcpu *vcpu, const struct vmcb *v, bool host_pagi
     return what;
 }
 
-// NULL: legal. What has passed and is the same still does.
+// NULL: legal. What has passed and is the same still does; so does what L2 has made of it, but for
+// SVME, which L2 can clear.
 static const char *what_is_illegal(struct vcpu *vcpu, const struct vmcb *v, u32 news)
 {
     bool host_paging = vcpu_state(vcpu, GROUP_CR)->cr0 & CR0_PG;
     const struct nested *n = vcpu->nested;
     const char *what = NULL;
 
-    if (unlikely((news & CHECK_NEW) || !n->passed || n->limits.host_paging != host_paging))
+    if (unlikely((news & CHECK_NEW) || !n->passed || n->limits.host_paging != host_paging ||
+                 !(v->efer & EFER_SVME)))
         what = check(vcpu, v, host_paging);
     if (!what && bad_pdptes(vcpu, v)) // in memory
         what = "15.5.1: a reserved bit of a PDPTE is set";

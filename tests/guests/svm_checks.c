@@ -7,6 +7,7 @@
 #include "svm.h"
 
 L2(l2_vmmcall, "vmmcall");
+L2(l2_clear_svme, "mov $0xc0000080, %ecx; rdmsr; btr $12, %eax; wrmsr; vmmcall");
 L2(l2_vmmcall_32, ".code32; vmmcall; .code64");
 
 static u64 address_limit;
@@ -73,6 +74,16 @@ static void test_registers(void)
     vmcb->tlb_control = 0xff;
     vmcb->clean = 0xffffffff;
     check(LEGAL, "reserved TLB_CONTROL and clean bits");
+}
+
+// What an L2 leaves is checked like what L1 writes. (What becomes of an L2 without SVME is not
+// defined; QEMU 7.2 shuts it down.)
+static void test_left(void)
+{
+    l2_init(l2_clear_svme);
+    report_known(MACHINE_QEMU, l2_run() == VMEXIT_VMMCALL && !(vmcb->efer & EFER_SVME),
+                 "L2 can clear its EFER.SVME");
+    check(VMEXIT_INVALID, "but not be entered again then");
 }
 
 static void test_events(void)
@@ -241,6 +252,7 @@ void guest_main(void)
     address_limit = BIT(cpuid(0x80000008, 0).eax & 0xff);
     test_maps();
     test_registers();
+    test_left();
     test_events();
     test_address_size();
     test_nested_paging();
