@@ -190,7 +190,7 @@ static void on_cr(struct vcpu *vcpu, struct vm_exit *exit)
             return; // its fetch has faulted, or is L1's business
         if (exit->cr.number == 0 && (exit->cr.access == CR_READ || exit->cr.access == CR_LMSW))
             vcpu_emulate(vcpu, exit); // SMSW, or LMSW of memory
-        else if (!insn_retry(vcpu))
+        else if (!insn_retry(vcpu) && !vcpu_shutdown_l2(vcpu))
             vm_stop(vcpu->vm, vcpu, "a control-register access that is not decoded");
         return;
     }

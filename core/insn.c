@@ -628,7 +628,7 @@ static unsigned exit_length(struct vcpu *vcpu, const struct vm_exit *exit)
         vcpu_inject_ud(vcpu);
     else if (status == INSN_TOO_LONG)
         vcpu_inject_gp0(vcpu);
-    else if (!insn_retry(vcpu))
+    else if (!insn_retry(vcpu) && !vcpu_shutdown_l2(vcpu))
         vm_stop(vcpu->vm, vcpu, "exit %s by an instruction that is none such",
                 exit_kind_names[exit->kind]);
     return 0;
