@@ -188,8 +188,8 @@ u64 vmcs12_tsc_moved(struct vcpu *vcpu, u64 by);
 void vmcs12_bitmap_reset(struct vcpu *vcpu);
 // The exit to L1.
 void vmcs12_exit(struct vcpu *vcpu, u32 reason, u64 qualification, const struct vm_exit *exit);
-// The entry failed behind the checks that VMfail; L1 goes on at its host RIP. The vCPU is at level
-// 0.
+// The entry failed behind the checks that VMfail; L1 goes on at its host RIP. The vCPU is at level 1
+// if L2's state was loaded: what the host-state area does not say stays L2's.
 void vmcs12_entry_failed(struct vcpu *vcpu, u32 reason, u64 qualification);
 
 void vmcs12_stage2_fault(struct vcpu *vcpu, const struct vm_exit *exit,

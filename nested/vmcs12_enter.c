@@ -468,7 +468,6 @@ void vmcs12_enter(struct vcpu *vcpu)
     failed = vmcs12_load_msrs(vcpu, vmcs12_read(n, ENTRY_MSR_LOAD_ADDRESS),
                               vmcs12_read(n, ENTRY_MSR_LOAD_COUNT));
     if (failed) {
-        nested_leave_l2(vcpu);
         vmcs12_entry_failed(vcpu, REASON_MSR_LOADING, failed);
         return;
     }

@@ -379,11 +379,14 @@ void vmcs12_exit(struct vcpu *vcpu, u32 reason, u64 qualification, const struct 
 void vmcs12_entry_failed(struct vcpu *vcpu, u32 reason, u64 qualification)
 {
     struct guest_state before =
-        *vcpu_state(vcpu, GROUP_CR | GROUP_EFER_PAT | GROUP_BLOCKING | vmcs12_cet_group(vcpu));
+        *vcpu_state(vcpu, GROUP_CR | GROUP_EFER_PAT | vmcs12_cet_group(vcpu));
+    u32 nmis = vcpu->ctx[0].state.interruptibility & BLOCK_NMI; // the checks have looked at it
 
+    if (vcpu->level)
+        nested_leave_l2(vcpu);
     vcpu->nested->due |= DUE_LOAD; // nothing is saved of what was loaded
     vmcs12_write(vcpu->nested, EXIT_REASON, reason | EXIT_REASON_ENTRY_FAILURE);
     vmcs12_write(vcpu->nested, EXIT_QUALIFICATION, qualification);
-    load_host_state(vcpu, &before, before.interruptibility & BLOCK_NMI);
+    load_host_state(vcpu, &before, nmis);
     vmcs12_publish(vcpu);
 }

@@ -696,6 +696,24 @@ static void test_failed_keeps(void)
            "the next one loads what there was");
 }
 
+// Nor is L1's own state back where no control says so: an MSR that the entry had loaded stays.
+static void test_failed_leaves(void)
+{
+    static const struct test_case plain = {.name = "plain"};
+    u64 pat = msr_read(MSR_PAT), other = pat ^ 1ull << 8, reason, seen;
+
+    set_up(&plain);
+    vmwrite(EXIT_CONTROLS, vmread(EXIT_CONTROLS) & ~(u64)EXIT_CTL_LOAD_PAT);
+    vmwrite(GUEST_PAT, other);
+    msr_area[0] = MSR_FS_BASE;
+    vmwrite(ENTRY_MSR_LOAD_COUNT, 1);
+    reason = run();
+    seen = msr_read(MSR_PAT);
+    report(reason == MSR_FAILURE && seen == other,
+           "without \"load IA32_PAT\" a failed entry leaves L2's: %#llx", LLU(seen));
+    msr_write(MSR_PAT, pat);
+}
+
 void guest_main(void)
 {
     if (!(cpuid(1, 0).ecx & CPUID_VMX)) {
@@ -711,4 +729,5 @@ void guest_main(void)
     test_msr_area();
     test_again();
     test_failed_keeps();
+    test_failed_leaves();
 }
