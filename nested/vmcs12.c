@@ -179,6 +179,7 @@ static void run_vmptrld(struct vcpu *vcpu, struct vm_exit *exit)
 {
     struct nested *n = vcpu->nested;
     gpa_t gpa = 0;
+    u32 revision;
 
     if (!vmcs12_operand_read(vcpu, exit, &gpa, 8))
         return;
@@ -192,12 +193,14 @@ static void run_vmptrld(struct vcpu *vcpu, struct vm_exit *exit)
     }
     // the copy of the current VMCS knows better than memory
     if (gpa != n->current) {
-        if (!revision_supported(vcpu, first_word(vcpu, gpa))) {
+        revision = first_word(vcpu, gpa);
+        if (!revision_supported(vcpu, revision)) {
             vm_fail(vcpu, exit, VMX_ERROR_VMPTRLD_REVISION);
             return;
         }
         put_current(vcpu);
         guest_read_gpa(vcpu, gpa, &n->vmcs, sizeof(n->vmcs));
+        n->vmcs.revision = revision; // another vCPU may have changed the one in memory
         vmcs12_fields_cut(n);
         n->current = gpa;
         n->due = DUE_ALL;
