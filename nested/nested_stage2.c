@@ -248,6 +248,7 @@ void nested_stage2_use(struct vcpu *vcpu, const struct l1_stage2 *l1, const stru
     if (shadow != ns->current)
         forget(vcpu);
     ns->current = shadow;
+    ns->refused = false; // by a look at an instruction that exited anyway
     ns->l1 = *l1;
     ns->log = log ? *log : (struct l1_log){0, NULL};
     ad = l1->kind == L1_STAGE2_EPT && (l1->root & EPTP_AD);
