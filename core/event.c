@@ -374,17 +374,21 @@ static void deliver_masked(struct vcpu *vcpu)
         inject_interrupt(vcpu, vector);
 }
 
-// L1's, for its L2; physical ones go first (APM vol. 2, 15.21.4).
-static void deliver_virtual(struct vcpu *vcpu)
+// L1's, for its L2. True: one is injected.
+static bool deliver_virtual(struct vcpu *vcpu, bool first)
 {
-    int vector = nested_virtual_interrupt(vcpu);
+    int vector = nested_virtual_interrupt(vcpu, first);
 
     if (vector < 0)
-        return;
-    if (!interrupts_open(vcpu) || vcpu->cur->ctl.inject.valid)
+        return false;
+    if (!interrupts_open(vcpu) || vcpu->cur->ctl.inject.valid) {
         vcpu->cur->ctl.interrupt_window = true;
-    else if (nested_event(vcpu, NESTED_VIRTUAL_INTERRUPT) == NESTED_DELIVER)
-        inject_interrupt(vcpu, vector);
+        return false;
+    }
+    if (nested_event(vcpu, NESTED_VIRTUAL_INTERRUPT) != NESTED_DELIVER)
+        return false;
+    inject_interrupt(vcpu, vector);
+    return true;
 }
 
 static void deliver_interrupt(struct vcpu *vcpu)
@@ -436,6 +440,18 @@ static bool injection_first(struct vcpu *vcpu)
     return true;
 }
 
+// VMX: virtual interrupts go before L1's own (SDM vol. 3 "Virtual-Interrupt Delivery"), which may have
+// posted one more; SVM: physical ones go first (APM vol. 2, 15.21.4).
+static void deliver_interrupts_l2(struct vcpu *vcpu)
+{
+    if (deliver_virtual(vcpu, true) && injection_first(vcpu))
+        return;
+    if (vcpu->events.interrupts_check)
+        deliver_interrupt(vcpu);
+    if (vcpu->level)
+        deliver_virtual(vcpu, false);
+}
+
 // One pass; it ends where an exit to L1 is made on the way.
 static void prepare_boundary(struct vcpu *vcpu)
 {
@@ -474,10 +490,10 @@ static void prepare_boundary(struct vcpu *vcpu)
         vcpu->cur->ctl.nmi_window = true;
     if (!injected && vcpu->level && nested_event(vcpu, NESTED_BEFORE_INTERRUPT) == NESTED_EXITED)
         return;
-    if (ev->interrupts_check && vcpu->level == level)
-        deliver_interrupt(vcpu);
     if (unlikely(ev->nested_check) && vcpu->level == level)
-        deliver_virtual(vcpu);
+        deliver_interrupts_l2(vcpu);
+    else if (ev->interrupts_check && vcpu->level == level)
+        deliver_interrupt(vcpu);
 }
 
 void events_choose(struct vcpu *vcpu)

@@ -141,9 +141,9 @@ bool nested_wants_exception(struct vcpu *vcpu, const struct event *event)
     return ops()->wants_exception(vcpu, event);
 }
 
-int nested_virtual_interrupt(struct vcpu *vcpu)
+int nested_virtual_interrupt(struct vcpu *vcpu, bool first)
 {
-    return ops()->virtual_interrupt ? ops()->virtual_interrupt(vcpu) : -E_NOENT;
+    return first && !ops()->virtual_first ? -E_NOENT : ops()->virtual_interrupt(vcpu);
 }
 
 u64 nested_tsc_moved(struct vcpu *vcpu, u64 by)

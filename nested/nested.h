@@ -14,15 +14,15 @@ struct nested_ops {
     size_t init_keeps;     // bytes at the state's start that INIT leaves as they are
     unsigned bitmap_order; // of vcpu->nested_bitmap
     u32 kept;              // groups of the context that neither way switches
+    bool virtual_first;    // virtual interrupts go before L1's own
     void (*reset)(struct vcpu *vcpu);
     bool (*reflect)(struct vcpu *vcpu, struct vm_exit *exit);
     void (*instruction)(struct vcpu *vcpu, struct vm_exit *exit);
     enum nested_answer (*event)(struct vcpu *vcpu, enum nested_event event);
     bool (*wants_exception)(struct vcpu *vcpu, const struct event *event);
-    // May be NULL: none.
     int (*virtual_interrupt)(struct vcpu *vcpu);
-    bool (*cr8)(struct vcpu *vcpu, bool write, u64 *value);
-    u64 (*tsc_moved)(struct vcpu *vcpu, u64 by); // NULL: as far as L1's
+    bool (*cr8)(struct vcpu *vcpu, bool write, u64 *value); // NULL: the LAPIC's
+    u64 (*tsc_moved)(struct vcpu *vcpu, u64 by);            // NULL: as far as L1's
     int (*read_msr)(struct vcpu *vcpu, u32 msr, u64 *value);
     int (*write_msr)(struct vcpu *vcpu, u32 msr, u64 value);
     u64 cr4_bits;

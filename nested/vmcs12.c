@@ -543,6 +543,7 @@ static void vmcs12_instruction(struct vcpu *vcpu, struct vm_exit *exit)
 const struct nested_ops vmcs12_ops = {
     .state_size = sizeof(struct nested),
     .bitmap_order = 0,
+    .virtual_first = true,
     .reset = vmcs12_reset,
     .reflect = vmcs12_reflect,
     .instruction = vmcs12_instruction,

@@ -107,12 +107,12 @@ static void virtualize_ppr(struct vcpu *vcpu)
 }
 
 // RVI and VPPR change only where the SDM has it evaluated, so that at a boundary it can be worked
-// out anew.
+// out anew. It wakes what an external interrupt would.
 int vmcs12_virtual_interrupt(struct vcpu *vcpu)
 {
     u8 vector = requesting(vcpu);
 
-    if (primary_has(vcpu, PRIMARY_INTERRUPT_WINDOW) ||
+    if (vcpu->cur->state.activity > ACTIVITY_HLT || primary_has(vcpu, PRIMARY_INTERRUPT_WINDOW) ||
         vector >> 4 <= (u8)reg_read(vcpu, APIC_PPR) >> 4)
         return -E_NOENT;
     return vector;
@@ -170,23 +170,30 @@ static void virtualize_self_ipi(struct vcpu *vcpu, u8 vector)
     set_status(vcpu, MAX(requesting(vcpu), vector), in_service(vcpu));
 }
 
+// "VM Exits Induced by the TPR Threshold": once, before L2's first instruction; in shutdown not until
+// something has ended that.
+bool vmcs12_tpr_exit_due(struct vcpu *vcpu)
+{
+    if (vcpu->nested->tpr_checked || vcpu->cur->state.activity > ACTIVITY_HLT)
+        return false;
+    vcpu->nested->tpr_checked = true;
+    return below_threshold(vcpu);
+}
+
+// That exit goes before all events that wait, but behind an injection (vmcs12_event.c).
 void vmcs12_apic_enter(struct vcpu *vcpu)
 {
-    vcpu->nested->tpr_checked =
+    struct nested *n = vcpu->nested;
+
+    n->tpr_checked =
         !primary_has(vcpu, PRIMARY_TPR_SHADOW) || secondary_has(vcpu, SECONDARY_INTERRUPT_DELIVERY);
     if (secondary_has(vcpu, SECONDARY_INTERRUPT_DELIVERY)) {
         virtualize_ppr(vcpu);
         vcpu->events.nested_check = true;
+    } else if (!vcpu->events.reinject.valid && vmcs12_tpr_exit_due(vcpu)) {
+        n->exit_tsc = tsc_now();
+        exit_after(vcpu, REASON_TPR_BELOW_THRESHOLD, 0);
     }
-}
-
-// "TPR Below Threshold" behind an entry: once, before L2's first instruction.
-bool vmcs12_tpr_exit_due(struct vcpu *vcpu)
-{
-    if (vcpu->nested->tpr_checked)
-        return false;
-    vcpu->nested->tpr_checked = true;
-    return below_threshold(vcpu);
 }
 
 // --- CR8 ---

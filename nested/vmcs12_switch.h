@@ -13,7 +13,7 @@ void vmcs12_timer_start(struct vcpu *vcpu); // at an entry
 void vmcs12_timer_stop(struct vcpu *vcpu);  // at an exit: saves it
 
 // --- vmcs12_apic.c: the virtual-APIC page ---
-// At an entry: PPR and TPR virtualization.
+// At the end of an entry: PPR and TPR virtualization. It may exit at once.
 void vmcs12_apic_enter(struct vcpu *vcpu);
 bool vmcs12_tpr_exit_due(struct vcpu *vcpu);
 // L2's virtual interrupt that its PPR lets through, or -E_NOENT; it is being delivered.

@@ -92,8 +92,9 @@ enum nested_answer {
     NESTED_BLOCKED,      // it waits until L2 exits (SVM: V_INTR_MASKING with L1's IF clear)
 };
 // The vector of a virtual interrupt that L1 has for its L2 and that its priority lets through
-// (SVM: V_IRQ), or -E_NOENT. While one may wait, events.nested_check is set.
-int nested_virtual_interrupt(struct vcpu *vcpu);
+// (SVM: V_IRQ), or -E_NOENT. `first`: before L1's own interrupts are looked at. While one may wait,
+// events.nested_check is set.
+int nested_virtual_interrupt(struct vcpu *vcpu, bool first);
 // L2's access to CR8, if L1 has a TPR of its own for it; false: it is the LAPIC's.
 bool nested_cr8(struct vcpu *vcpu, bool write, u64 *value);
 // L1's TSC was moved under its L2: how far that moves L2's.

@@ -136,11 +136,12 @@ bool nested_wants_exception(struct vcpu *v, const struct event *event)
 }
 
 static int virtual_vector = -E_NOENT; // of L1's for L2
+static bool virtual_first;
 
-int nested_virtual_interrupt(struct vcpu *v)
+int nested_virtual_interrupt(struct vcpu *v, bool first)
 {
     (void)v;
-    return virtual_vector;
+    return first && !virtual_first ? -E_NOENT : virtual_vector;
 }
 
 enum nested_answer nested_event(struct vcpu *v, enum nested_event event)
@@ -754,6 +755,25 @@ static void test_virtual_interrupt(void **state)
     virtual_vector = -E_NOENT;
 }
 
+// VMX: the virtual one first, and then L1's own exits at the boundary behind it.
+static void test_virtual_interrupt_first(void **state)
+{
+    (void)state;
+    in_l2();
+    virtual_vector = 0x55;
+    virtual_first = vcpu.events.nested_check = true;
+    raise_interrupt(0x40);
+    answers[NESTED_INTERRUPT] = NESTED_EXITED;
+    events_prepare(&vcpu);
+    expect_injected(EVENT_INTERRUPT, 0x55);
+    assert_true(vcpu.immediate_exit);
+    assert_int_equal(exits, 0);
+    virtual_vector = -E_NOENT; // taken
+    events_prepare(&vcpu);
+    assert_int_equal(exits, 1);
+    virtual_first = false;
+}
+
 static void test_l2_takes_what_l1_does_not_want(void **state)
 {
     (void)state;
@@ -941,6 +961,7 @@ int main(void)
         cmocka_unit_test_setup(test_blocked_until_l2_exits, setup),
         cmocka_unit_test_setup(test_l2s_if_does_not_mask, setup),
         cmocka_unit_test_setup(test_virtual_interrupt, setup),
+        cmocka_unit_test_setup(test_virtual_interrupt_first, setup),
         cmocka_unit_test_setup(test_l2_takes_what_l1_does_not_want, setup),
         cmocka_unit_test_setup(test_l1_takes_a_debug_trap, setup),
         cmocka_unit_test_setup(test_triple_fault_of_l2, setup),
