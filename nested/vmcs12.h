@@ -168,7 +168,8 @@ enum vmx_error {
 // VMX_ERROR_HOST_STATE, or exit reason 33 with its qualification. Changes nothing of VMCS12.
 u32 vmcs12_check_entry(struct vcpu *vcpu, u64 *qualification);
 // Most rows need be looked at only where L1 has written to what they depend on since they passed:
-// what an exit saves fits them. Of each group, whether all are due; behind VMPTRLD they are.
+// what an exit saves fits them. Of each group, whether all are due, or those of RIP and behind it;
+// behind VMPTRLD they are.
 // Likewise, of what an entry makes of it: merging controls, loading guest state that an exit has saved.
 enum vmcs12_due {
     DUE_CONTROLS = BIT(0),
@@ -176,7 +177,9 @@ enum vmcs12_due {
     DUE_GUEST = BIT(2),
     DUE_MERGE = BIT(3),
     DUE_LOAD = BIT(4),
-    DUE_ALL = BITS(4, 0),
+    DUE_RIP = BIT(5),
+    DUE_CHECKS = DUE_CONTROLS | DUE_HOST | DUE_GUEST | DUE_RIP,
+    DUE_ALL = BITS(5, 0),
 };
 // L1 has written to that field; `changed`: the bits that are others than before.
 void vmcs12_note_write(struct nested *n, u32 encoding, u64 changed);

@@ -9,6 +9,14 @@
 
 // --- what the groups share ---
 
+static bool is_plain(const struct nested *n)
+{
+    return !((vmcs12_read(n, ENTRY_INTERRUPTION_INFO) & INFO_VALID) |
+             vmcs12_read(n, GUEST_ACTIVITY_STATE) | vmcs12_read(n, GUEST_INTERRUPTIBILITY) |
+             vmcs12_read(n, GUEST_PENDING_DBG) | ~vmcs12_read(n, VMCS_LINK_POINTER) |
+             (vmcs12_read(n, PRIMARY_CONTROLS) & PRIMARY_TPR_SHADOW));
+}
+
 static void fill_words(struct check *c)
 {
     const struct nested *n = c->n;
@@ -23,16 +31,25 @@ static void fill_words(struct check *c)
     c->word[WORD_EVENT] = info & INFO_VALID ? info : 0;
     c->word[WORD_STATE] = (c->word[WORD_EVENT] | get(c, GUEST_ACTIVITY_STATE) |
                            get(c, GUEST_INTERRUPTIBILITY) | get(c, GUEST_PENDING_DBG)) != 0;
-    c->plain = !c->word[WORD_STATE] && !(c->word[WORD_PRIMARY] & PRIMARY_TPR_SHADOW);
+    c->word[WORD_LINK] = ~get(c, VMCS_LINK_POINTER) != 0;
+    c->plain = is_plain(n);
     c->unrestricted = c->word[WORD_SECONDARY] & SECONDARY_UNRESTRICTED_GUEST;
     c->ia32e = c->word[WORD_ENTRY] & ENTRY_CTL_IA32E_GUEST;
     c->v8086 = get(c, GUEST_RFLAGS) & RFLAGS_VM;
 }
 
+static unsigned first_row(const struct check *c, const struct check_table *table)
+{
+    if (c->n->due & table->due)
+        return 0;
+    if (!c->plain)
+        return table->always;
+    return c->n->due & table->due_plain ? table->plain : table->count;
+}
+
 static const struct check_row *first_failing(const struct check *c, const struct check_table *table)
 {
-    unsigned first = c->plain ? table->plain : table->always;
-    const struct check_row *row = table->rows + (c->n->due & table->due ? 0 : first);
+    const struct check_row *row = table->rows + first_row(c, table);
 
     for (; row < table->rows + table->count; row++)
         if ((!row->bits || (c->word[row->word] & row->bits)) && row->fails(c, row))
@@ -47,6 +64,9 @@ const struct check_row *vmcs12_refusing_row(struct vcpu *vcpu, u32 *result)
     struct nested *n = vcpu->nested;
     struct check c;
 
+    *result = 0;
+    if (likely(!(n->due & DUE_CHECKS) && is_plain(n)))
+        return NULL;
     c.vcpu = vcpu;
     c.n = n;
     c.phys_bits = cpuid_phys_bits(vcpu->vm);
@@ -59,7 +79,7 @@ const struct check_row *vmcs12_refusing_row(struct vcpu *vcpu, u32 *result)
         *result = tables[i]->result;
         if (row)
             return row;
-        n->due &= (u8)~tables[i]->due;
+        n->due &= (u8) ~(tables[i]->due | tables[i]->due_plain);
     }
     *result = 0;
     return NULL;
@@ -86,11 +106,14 @@ static u8 due_after(u32 encoding, u64 changed)
     case EXIT_CONTROLS:
     case ENTRY_CONTROLS:
         return DUE_ALL;
-    case ENTRY_INTERRUPTION_INFO: // only rows that are always looked at, and always loaded
+    case GUEST_RIP:
+        return DUE_RIP;
+    case GUEST_RFLAGS: // segments depend on VM
+        return changed & RFLAGS_VM ? DUE_GUEST | DUE_LOAD : DUE_RIP;
+    case ENTRY_INTERRUPTION_INFO: // only rows of an entry that is not plain, and always loaded
     case ENTRY_EXCEPTION_ERROR_CODE:
     case ENTRY_INSTRUCTION_LENGTH:
     case TPR_THRESHOLD:
-    case GUEST_RIP:
     case GUEST_RSP:
     case GUEST_INTERRUPTIBILITY:
     case GUEST_ACTIVITY_STATE:
@@ -390,5 +413,5 @@ static const struct check_row rows[] = {
 };
 
 const struct check_table vmcs12_control_checks = {
-    rows,         ARRAY_SIZE(rows),  ARRAY_SIZE(rows) - ROWS_OF_INJECTION, ARRAY_SIZE(rows),
-    DUE_CONTROLS, VMX_ERROR_CONTROLS};
+    rows, ARRAY_SIZE(rows),  ARRAY_SIZE(rows) - ROWS_OF_INJECTION, ARRAY_SIZE(rows), DUE_CONTROLS,
+    0,    VMX_ERROR_CONTROLS};

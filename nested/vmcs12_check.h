@@ -11,7 +11,7 @@
 
 // The words that a row may depend on. Secondary controls count as 0 unless activated. WORD_EVENT is
 // the interruption information, 0 if nothing is injected; WORD_STATE is 0 where the non-register
-// state is the plain one and nothing is injected, else 1.
+// state is the plain one and nothing is injected, else 1; WORD_LINK is 1 if there is a link pointer.
 enum check_word {
     WORD_NONE,
     WORD_PIN,
@@ -21,6 +21,7 @@ enum check_word {
     WORD_ENTRY,
     WORD_EVENT,
     WORD_STATE,
+    WORD_LINK,
     WORD_COUNT
 };
 
@@ -30,7 +31,7 @@ struct check {
     u64 word[WORD_COUNT];
     u8 phys_bits, linear_bits;
     bool unrestricted, ia32e, v8086;
-    bool plain; // no event, no TPR shadow, and the plain non-register state
+    bool plain; // no event, no TPR shadow, no link pointer, and the plain non-register state
 };
 
 // A row counts if `word` has any of `bits`, or if that is 0; it refuses the entry if fails() is
@@ -47,11 +48,11 @@ struct check_row {
 
 struct check_table {
     const struct check_row *rows;
-    // The first row that is looked at even if the group is not due, and the first of an entry that is
-    // plain besides.
+    // The first row that is looked at even if the group is not due, for an entry that is not plain; and
+    // the first of those that are for a plain one, if `due_plain` is due.
     unsigned count, always, plain;
-    u8 due;     // enum vmcs12_due
-    u32 result; // of vmcs12_check_entry
+    u8 due, due_plain; // enum vmcs12_due
+    u32 result;        // of vmcs12_check_entry
 };
 
 extern const struct check_table vmcs12_control_checks, vmcs12_host_checks, vmcs12_guest_checks;

@@ -377,31 +377,19 @@ static bool single_step(const struct check *c, const struct check_row *row)
 
 // --- the VMCS link pointer ---
 
-static bool linked(const struct check *c)
-{
-    return get(c, VMCS_LINK_POINTER) != ~0ull;
-}
-
-static bool link_address(const struct check *c, const struct check_row *row)
-{
-    return linked(c) && check_address(c, row);
-}
-
 // The first word of the VMCS that it points to: revision, and shadow-VMCS indicator.
 static bool link_revision(const struct check *c, const struct check_row *row)
 {
     bool shadowing = c->word[WORD_SECONDARY] & SECONDARY_VMCS_SHADOWING;
     u32 word = ~0u; // what a read of no memory gives
 
-    if (!linked(c))
-        return false;
     guest_read_gpa(c->vcpu, field_of(c, row), &word, sizeof(word));
     return word != (VMCS12_REVISION | (shadowing ? VMCS12_SHADOW : 0));
 }
 
 static bool link_to_current(const struct check *c, const struct check_row *row)
 {
-    return field_of(c, row) == c->n->current && linked(c);
+    return field_of(c, row) == c->n->current;
 }
 
 // --- "Checks on Guest Page-Directory-Pointer-Table Entries", with EPT; without, they are in memory
@@ -433,7 +421,7 @@ static bool pdptes(const struct check *c, const struct check_row *row)
 
 enum { QUALIFICATION_PDPTE = 2, QUALIFICATION_LINK = 4 };
 
-enum { ROWS_OF_EACH_ENTRY = 23, ROWS_OF_PLAIN_ENTRY = 10 }; // the last ones
+enum { ROWS_OF_OTHER_STATES = 23, ROWS_FROM_RIP = 9 }; // the last ones
 static const struct check_row rows[] = {
     // "Checks on Guest Control Registers, Debug Registers, and MSRs"
     {"guest CR0: fixed bits", cr0, 0, 0, 0, GUEST_CR0, 0},
@@ -490,9 +478,8 @@ static const struct check_row rows[] = {
     {"guest IDTR base", check_canonical, 0, 0, 0, GUEST_IDTR_BASE, 0},
     {"guest GDTR limit", check_reserved, 0, 0, 0, GUEST_GDTR_LIMIT, BITS(31, 16)},
     {"guest IDTR limit", check_reserved, 0, 0, 0, GUEST_IDTR_LIMIT, BITS(31, 16)},
-    // Always looked at from here on, but for the first, which need an event or a state that is not the
-    // plain one: an exit may change "IA-32e mode guest" without IA32_EFER, and the link pointer leads
-    // to L1's memory.
+    // From here on, looked at also if nothing is due: these need an event or a state that is not the
+    // plain one, and the link pointer leads to L1's memory.
     {"guest RFLAGS.IF", rflags_if, WORD_STATE, 0, 1, GUEST_RFLAGS, 0},
     // "Checks on Guest Non-Register State"
     {"activity state", activity_unknown, WORD_STATE, 0, 1, GUEST_ACTIVITY_STATE, 0},
@@ -523,10 +510,11 @@ static const struct check_row rows[] = {
     {"guest SSP", ssp, WORD_ENTRY, 0, ENTRY_CTL_LOAD_CET, GUEST_SSP, 0},
     {"an NMI with virtual-NMI blocking", blocked_nmi, WORD_PIN, 0, PIN_VIRTUAL_NMIS,
      GUEST_INTERRUPTIBILITY, BLOCK_NMI},
-    {"VMCS link pointer: address", link_address, 0, QUALIFICATION_LINK, 0, VMCS_LINK_POINTER,
-     PAGE_LOW},
-    {"VMCS link pointer: revision", link_revision, 0, QUALIFICATION_LINK, 0, VMCS_LINK_POINTER, 0},
-    {"VMCS link pointer: the current VMCS", link_to_current, 0, QUALIFICATION_LINK, 0,
+    {"VMCS link pointer: address", check_address, WORD_LINK, QUALIFICATION_LINK, 1,
+     VMCS_LINK_POINTER, PAGE_LOW},
+    {"VMCS link pointer: revision", link_revision, WORD_LINK, QUALIFICATION_LINK, 1,
+     VMCS_LINK_POINTER, 0},
+    {"VMCS link pointer: the current VMCS", link_to_current, WORD_LINK, QUALIFICATION_LINK, 1,
      VMCS_LINK_POINTER, 0},
     // "Checks on Guest Page-Directory-Pointer-Table Entries"
     {"PDPTEs", pdptes, WORD_SECONDARY, QUALIFICATION_PDPTE, SECONDARY_EPT, GUEST_PDPTE0, 0},
@@ -534,7 +522,8 @@ static const struct check_row rows[] = {
 
 const struct check_table vmcs12_guest_checks = {rows,
                                                 ARRAY_SIZE(rows),
-                                                ARRAY_SIZE(rows) - ROWS_OF_EACH_ENTRY,
-                                                ARRAY_SIZE(rows) - ROWS_OF_PLAIN_ENTRY,
+                                                ARRAY_SIZE(rows) - ROWS_OF_OTHER_STATES,
+                                                ARRAY_SIZE(rows) - ROWS_FROM_RIP,
                                                 DUE_GUEST,
+                                                DUE_RIP,
                                                 REASON_INVALID_GUEST_STATE};

@@ -82,7 +82,7 @@ static void save_guest_state(struct vcpu *vcpu, u32 reason)
     struct nested *n = vcpu->nested;
     struct guest_state *s =
         vcpu_state(vcpu, GROUP_ALL_CTX & ~(u32)(GROUP_CET | GROUP_PDPTE | VMCS12_LATE));
-    u64 exit = vmcs12_read(n, EXIT_CONTROLS);
+    u64 exit = vmcs12_read(n, EXIT_CONTROLS), entry;
 
     if ((vmcs12_secondary(n) & SECONDARY_EPT) && !(s->efer & EFER_LMA) && (s->cr4 & CR4_PAE) &&
         (s->cr0 & CR0_PG))
@@ -105,9 +105,11 @@ static void save_guest_state(struct vcpu *vcpu, u32 reason)
     if (exit & EXIT_CTL_SAVE_EFER)
         vmcs12_write(n, GUEST_EFER, s->efer);
     vmcs12_cet_save(vcpu);
-    vmcs12_write(n, ENTRY_CONTROLS,
-                 (vmcs12_read(n, ENTRY_CONTROLS) & ~(u64)ENTRY_CTL_IA32E_GUEST) |
-                     (s->efer & EFER_LMA ? (u64)ENTRY_CTL_IA32E_GUEST : 0));
+    entry = (vmcs12_read(n, ENTRY_CONTROLS) & ~(u64)ENTRY_CTL_IA32E_GUEST) |
+            (s->efer & EFER_LMA ? (u64)ENTRY_CTL_IA32E_GUEST : 0);
+    if (entry != vmcs12_read(n, ENTRY_CONTROLS))
+        n->due |= DUE_GUEST; // VMCS12's IA32_EFER need not fit any more
+    vmcs12_write(n, ENTRY_CONTROLS, entry);
 }
 
 // --- the MSR-store area (SDM vol. 3 "Saving MSRs") ---
