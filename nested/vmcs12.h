@@ -39,19 +39,18 @@ struct vmcs12 {
     u64 field[VMCS12_FIELDS];
 };
 
-enum { VMCS12_SHADOWED = 32 };
+enum { VMCS12_SHADOWED = 23 }; // fields that may be (vmcs12_shadow.c)
 
 struct nested {
     bool vmxon;
-    bool published; // of the current VMCS12, `shadowed` are with the CPU
-    u8 shadowed_count, shadowed_writable;
-    struct shadow_field shadowed[VMCS12_SHADOWED]; // constant after reset; the writable ones first
-    u64 told[VMCS12_SHADOWED];                     // what the CPU has of them, while published
-    bool long_mode;    // L1's, which in VMX operation does not change: CR0.PG stays 1
-    bool was_launched; // before the entry that is under way
-    u8 due;            // enum vmcs12_due
-    bool unsaved;      // VMCS12 lacks fields of the last exit's state: ctx[1] has them
-    bool tpr_checked;  // the TPR threshold since then
+    bool published;            // of the current VMCS12, `shadowed` are with the CPU
+    u32 shadowed;              // which of them; constant after reset
+    u64 told[VMCS12_SHADOWED]; // what the CPU has of them, while published
+    bool long_mode;            // L1's, which in VMX operation does not change: CR0.PG stays 1
+    bool was_launched;         // before the entry that is under way
+    u8 due;                    // enum vmcs12_due
+    bool unsaved;              // VMCS12 lacks fields of the last exit's state: ctx[1] has them
+    bool tpr_checked;          // the TPR threshold since then
     // NMI exiting without virtual NMIs: what blocks NMIs at the entry does so until the exit.
     bool nmis_stay_blocked;
     u64 exit_tsc;  // the host's, of the exit or event that is being handled

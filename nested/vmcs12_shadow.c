@@ -8,123 +8,123 @@
 
 #include "vmcs12_switch.h"
 
-// The writable ones first.
+// Each costs every round trip something: reading what L1 may have written most, comparing what an exit
+// has changed little. What not every L1 has is first, and last.
 static const struct shadow_field candidates[] = {
-    {GUEST_RIP, 0, true},
-    {GUEST_RSP, 0, true},
-    {GUEST_RFLAGS, 0, true},
-    {GUEST_INTERRUPTIBILITY, 0, true},
-    {GUEST_CR0, 0, true},
-    {GUEST_CR3, 0, true},
-    {GUEST_CR4, 0, true},
-    {PRIMARY_CONTROLS, 0, true},
-    {EXCEPTION_BITMAP, 0, true},
-    {ENTRY_INTERRUPTION_INFO, 0, true},
-    {ENTRY_EXCEPTION_ERROR_CODE, 0, true},
-    {ENTRY_INSTRUCTION_LENGTH, 0, true},
-    {TPR_THRESHOLD, 0, true},
-    {EXIT_REASON, 0, false},
-    {GUEST_CS_ACCESS, 0, false}, // CPUs may not keep all bits that are written
-    {GUEST_SS_ACCESS, 0, false},
-    {EXIT_QUALIFICATION, 0, false},
-    {EXIT_INTERRUPTION_INFO, 0, false},
-    {EXIT_INTERRUPTION_ERROR_CODE, 0, false},
-    {IDT_VECTORING_INFO, 0, false},
-    {IDT_VECTORING_ERROR_CODE, 0, false},
-    {EXIT_INSTRUCTION_LENGTH, 0, false},
-    {EXIT_INSTRUCTION_INFO, 0, false},
-    {GUEST_LINEAR_ADDRESS, 0, false},
-    {GUEST_PHYSICAL_ADDRESS, 0, false},
+    {TPR_THRESHOLD, true},
+    {GUEST_RIP, true},
+    {GUEST_RSP, true},
+    {GUEST_RFLAGS, true},
+    {GUEST_INTERRUPTIBILITY, true},
+    {PRIMARY_CONTROLS, true},
+    {ENTRY_INTERRUPTION_INFO, true},
+    {ENTRY_EXCEPTION_ERROR_CODE, true},
+    {GUEST_CR0, false},
+    {GUEST_CR3, false},
+    {GUEST_CR4, false},
+    {GUEST_CS_ACCESS, false}, // CPUs may not keep all bits that are written
+    {GUEST_SS_ACCESS, false},
+    {EXIT_REASON, false},
+    {EXIT_QUALIFICATION, false},
+    {EXIT_INTERRUPTION_INFO, false},
+    {EXIT_INTERRUPTION_ERROR_CODE, false},
+    {IDT_VECTORING_INFO, false},
+    {IDT_VECTORING_ERROR_CODE, false},
+    {EXIT_INSTRUCTION_LENGTH, false},
+    {EXIT_INSTRUCTION_INFO, false},
+    {GUEST_LINEAR_ADDRESS, false},
+    {GUEST_PHYSICAL_ADDRESS, false},
 };
-_Static_assert(ARRAY_SIZE(candidates) <= VMCS12_SHADOWED, "too many");
+enum { WRITABLE = 8 };
+_Static_assert(ARRAY_SIZE(candidates) == VMCS12_SHADOWED, "a place for each");
 
 void vmcs12_shadow_reset(struct vcpu *vcpu)
 {
     struct nested *n = vcpu->nested;
 
-    n->shadowed_count = n->shadowed_writable = 0;
+    n->shadowed = 0;
     n->published = false;
     if (!backend->shadows_vmcs)
         return;
-    for (unsigned i = 0; i < ARRAY_SIZE(candidates); i++)
-        if (vmcs12_field(n, candidates[i].encoding)) {
-            n->shadowed[n->shadowed_count++] = (struct shadow_field){
-                candidates[i].encoding, (u16)vmcs12_slot(candidates[i].encoding),
-                candidates[i].writable};
-            n->shadowed_writable += candidates[i].writable;
-        }
-    backend->shadow_allow(vcpu, n->shadowed, n->shadowed_count);
+    for (unsigned i = 0; i < VMCS12_SHADOWED; i++)
+        if (vmcs12_field(n, candidates[i].encoding))
+            n->shadowed |= (u32)BIT(i);
+    backend->shadow_allow(vcpu, candidates, n->shadowed);
     backend->shadow_close(vcpu);
+}
+
+static void tell(struct vcpu *vcpu, u32 which)
+{
+    struct nested *n = vcpu->nested;
+
+    for (u32 left = which; left; left &= left - 1) {
+        unsigned i = (unsigned)__builtin_ctz(left);
+
+        n->told[i] = n->vmcs.field[vmcs12_slot(candidates[i].encoding)];
+    }
+    backend->shadow_publish(vcpu, candidates, which, n->told);
 }
 
 // What the CPU does not have yet. While L2 runs it keeps what it had: L1 cannot change it.
 void vmcs12_publish(struct vcpu *vcpu)
 {
     struct nested *n = vcpu->nested;
-    const struct shadow_field *field = n->shadowed, *end = field + n->shadowed_count;
-    struct shadow_field news[VMCS12_SHADOWED];
-    u64 unknown = !n->published;
-    unsigned count = 0;
+    u32 news = 0;
 
-    for (u64 *told = n->told; field < end; field++, told++) {
-        u64 value = n->vmcs.field[field->slot];
-
-        if (likely(!((*told ^ value) | unknown)))
-            continue;
-        *told = value;
-        news[count++] = *field;
-    }
-    if (!count)
+    if (!n->shadowed)
         return;
-    backend->shadow_publish(vcpu, news, count, n->vmcs.field);
+#pragma GCC unroll 32 // the places are constants then
+    for (unsigned i = 0; i < VMCS12_SHADOWED; i++)
+        if (unlikely(n->told[i] != n->vmcs.field[vmcs12_slot(candidates[i].encoding)]))
+            news |= (u32)BIT(i);
+    if (unlikely(!n->published))
+        news = ~0u;
     n->published = true;
+    news &= n->shadowed;
+    if (news)
+        tell(vcpu, news);
 }
 
 void vmcs12_collect(struct vcpu *vcpu)
 {
     struct nested *n = vcpu->nested;
-    u64 values[VMCS12_SHADOWED];
+    unsigned first;
+    u32 changed;
 
     if (!n->published)
         return;
-    backend->shadow_collect(vcpu, n->shadowed, n->shadowed_writable, values);
-    for (unsigned i = 0; i < n->shadowed_writable; i++) {
-        u64 *field = &n->vmcs.field[n->shadowed[i].slot];
+    first = (unsigned)__builtin_ctz(n->shadowed); // behind it is what every L1 has
+    changed = backend->shadow_collect(vcpu, candidates + first, WRITABLE - first, n->told + first);
+    for (; unlikely(changed); changed &= changed - 1) {
+        unsigned i = first + (unsigned)__builtin_ctz(changed);
+        u64 *field = &n->vmcs.field[vmcs12_slot(candidates[i].encoding)];
 
-        n->told[i] = values[i];
-        if (likely(*field == values[i]))
-            continue;
-        vmcs12_note_write(n, n->shadowed[i].encoding, *field ^ values[i]);
-        *field = values[i];
+        vmcs12_note_write(n, candidates[i].encoding, *field ^ n->told[i]);
+        *field = n->told[i];
     }
 }
 
-// Where the CPU has this field, NULL if it has not.
-static const struct shadow_field *published_field(const struct nested *n, u32 encoding)
+// The CPU's field of this encoding, as a bit; 0 if it has none.
+static u32 published_field(const struct nested *n, u32 encoding)
 {
-    for (unsigned i = 0; n->published && i < n->shadowed_count; i++)
-        if (n->shadowed[i].encoding == encoding)
-            return &n->shadowed[i];
-    return NULL;
+    for (unsigned i = 0; n->published && i < VMCS12_SHADOWED; i++)
+        if (candidates[i].encoding == encoding)
+            return n->shadowed & (u32)BIT(i);
+    return 0;
 }
 
 void vmcs12_shadow_lead(struct vcpu *vcpu, u32 encoding)
 {
-    const struct shadow_field *field = published_field(vcpu->nested, encoding);
-
-    if (field && field->writable)
+    if (published_field(vcpu->nested, encoding) & (BIT(WRITABLE) - 1))
         vmcs12_collect(vcpu);
 }
 
 void vmcs12_shadow_follow(struct vcpu *vcpu, u32 encoding)
 {
-    struct nested *n = vcpu->nested;
-    const struct shadow_field *field = published_field(n, encoding);
+    u32 field = published_field(vcpu->nested, encoding);
 
-    if (!field)
-        return;
-    n->told[field - n->shadowed] = n->vmcs.field[field->slot];
-    backend->shadow_publish(vcpu, field, 1, n->vmcs.field);
+    if (field)
+        tell(vcpu, field);
 }
 
 void vmcs12_unpublish(struct vcpu *vcpu)

@@ -53,17 +53,18 @@ void vmx_shadow_controls(struct backend_ctx *hw)
     vmwrite(VMCS_LINK_POINTER, hw->shadow_open ? virt_to_phys(hw->shadow) : ~0ull);
 }
 
-void vmx_shadow_allow(struct vcpu *vcpu, const struct shadow_field *fields, unsigned count)
+void vmx_shadow_allow(struct vcpu *vcpu, const struct shadow_field *fields, u32 which)
 {
     u8 *read = vcpu->ctx[0].hw->shadow + PAGE_SIZE, *write = read + PAGE_SIZE;
 
     memset(read, 0xff, 2 * PAGE_SIZE);
-    for (unsigned i = 0; i < count; i++) {
-        u8 keep = (u8)~BIT(fields[i].encoding % 8);
+    for (u32 left = which; left; left &= left - 1) {
+        const struct shadow_field *field = fields + __builtin_ctz(left);
+        u8 keep = (u8)~BIT(field->encoding % 8);
 
-        read[fields[i].encoding / 8] &= keep;
-        if (fields[i].writable)
-            write[fields[i].encoding / 8] &= keep;
+        read[field->encoding / 8] &= keep;
+        if (field->writable)
+            write[field->encoding / 8] &= keep;
     }
 }
 
@@ -83,27 +84,35 @@ static void leave_shadow(const struct backend_ctx *hw)
     vmptrld(virt_to_phys(vmx_this_cpu()->loaded->vmcs));
 }
 
-void vmx_shadow_publish(struct vcpu *vcpu, const struct shadow_field *fields, unsigned count,
+void vmx_shadow_publish(struct vcpu *vcpu, const struct shadow_field *fields, u32 which,
                         const u64 *values)
 {
     const struct backend_ctx *hw = vcpu->ctx[0].hw;
 
     vmptrld(virt_to_phys(hw->shadow));
-    for (unsigned i = 0; i < count; i++)
-        vmwrite(fields[i].encoding, values[fields[i].slot]);
+    for (u32 left = which; left; left &= left - 1)
+        vmwrite(fields[__builtin_ctz(left)].encoding, values[__builtin_ctz(left)]);
     leave_shadow(hw);
     set_open(vcpu, true);
 }
 
-void vmx_shadow_collect(struct vcpu *vcpu, const struct shadow_field *fields, unsigned count,
-                        u64 *values)
+u32 vmx_shadow_collect(struct vcpu *vcpu, const struct shadow_field *fields, unsigned count,
+                       u64 *values)
 {
     const struct backend_ctx *hw = vcpu->ctx[0].hw;
+    u32 changed = 0;
 
     vmptrld(virt_to_phys(hw->shadow));
-    for (unsigned i = 0; i < count; i++)
-        values[i] = vmread(fields[i].encoding);
+    for (unsigned i = 0; i < count; i++) {
+        u64 value = vmread(fields[i].encoding);
+
+        if (unlikely(values[i] != value)) {
+            values[i] = value;
+            changed |= (u32)BIT(i);
+        }
+    }
     leave_shadow(hw);
+    return changed;
 }
 
 void vmx_shadow_close(struct vcpu *vcpu)

@@ -339,7 +339,7 @@ struct vcpu {
 
 // VMCS shadowing: a VMCS field that a guest hypervisor has without an exit.
 struct shadow_field {
-    u16 encoding, slot; // where its value is in a publisher's array
+    u16 encoding;
     bool writable;
 };
 
@@ -375,15 +375,15 @@ struct backend {
     // Posted notify: apic.posted has something that it had not; any CPU. The hardware takes it
     // without an exit if the vCPU runs with its LAPIC accelerated, else the run loop looks.
     void (*apic_notify)(struct vcpu *vcpu);
-    // VMCS shadowing, if shadows_vmcs: the fields that a guest hypervisor at level 0 has (once);
-    // their values become visible to it; what it has made of the writable ones, to `values` in the
-    // fields' order; none is visible any more.
+    // VMCS shadowing, if shadows_vmcs: `which` of the fields a guest hypervisor at level 0 has (once);
+    // their values become visible to it; what it has made of the first ones, to `values`: returns
+    // which of them have changed; none is visible any more. Values stand in the fields' order.
     bool shadows_vmcs;
-    void (*shadow_allow)(struct vcpu *vcpu, const struct shadow_field *fields, unsigned count);
-    void (*shadow_publish)(struct vcpu *vcpu, const struct shadow_field *fields, unsigned count,
+    void (*shadow_allow)(struct vcpu *vcpu, const struct shadow_field *fields, u32 which);
+    void (*shadow_publish)(struct vcpu *vcpu, const struct shadow_field *fields, u32 which,
                            const u64 *values);
-    void (*shadow_collect)(struct vcpu *vcpu, const struct shadow_field *fields, unsigned count,
-                           u64 *values);
+    u32 (*shadow_collect)(struct vcpu *vcpu, const struct shadow_field *fields, unsigned count,
+                          u64 *values);
     void (*shadow_close)(struct vcpu *vcpu);
     // Stage 2 maps vm->apic_access_page at the xAPIC's address: the CPU knows accesses to it.
     bool knows_apic_page;
