@@ -226,6 +226,25 @@ void nested_stage2_divert(struct vcpu *vcpu, bool on, gpa_t page, gpa_t to)
     nested_stage2_drop(vcpu);
 }
 
+// What every entry with ns->current begins with.
+static inline void begin(struct vcpu *vcpu)
+{
+    struct nested_stage2 *ns = vcpu->nested_stage2;
+    struct shadow *shadow = ns->current;
+
+    ns->refused = false; // by a look at an instruction that exited anyway
+    if (!shadow)
+        return;
+    // A D flag that L1 clears is seen again without INVEPT if only combined mappings had it, and an
+    // entry without VPID drops those (SDM vol. 3 "Operations that Invalidate Cached Mappings").
+    if (ns->log.index && !ns->tag)
+        shadow_drop(vcpu, shadow);
+    if (shadow->stale) {
+        flush_l2(vcpu, TLB_FLUSH_STAGE2);
+        shadow->stale = false;
+    }
+}
+
 void nested_stage2_use(struct vcpu *vcpu, const struct l1_stage2 *l1, const struct l1_log *log)
 {
     struct nested_stage2 *ns = vcpu->nested_stage2;
@@ -239,16 +258,10 @@ void nested_stage2_use(struct vcpu *vcpu, const struct l1_stage2 *l1, const stru
         shadow = shadow_for(vcpu, l1, l1->kind == L1_STAGE2_NPT ? ns->tag : 0);
         shadow->last_use = ++ns->uses;
         tables = &shadow->tables;
-        // A D flag that L1 clears is seen again without INVEPT if only combined mappings had it,
-        // and an entry without VPID drops those (SDM vol. 3 "Operations that Invalidate Cached
-        // Mappings").
-        if (log && !ns->tag)
-            shadow_drop(vcpu, shadow);
     }
     if (shadow != ns->current)
         forget(vcpu);
     ns->current = shadow;
-    ns->refused = false; // by a look at an instruction that exited anyway
     ns->l1 = *l1;
     ns->log = log ? *log : (struct l1_log){0, NULL};
     ad = l1->kind == L1_STAGE2_EPT && (l1->root & EPTP_AD);
@@ -258,10 +271,13 @@ void nested_stage2_use(struct vcpu *vcpu, const struct l1_stage2 *l1, const stru
     ctl->stage2_root = tables->root;
     ctl->stage2_levels = tables->levels;
     ctl->stage2_ad = ad;
-    if (shadow && shadow->stale) {
-        flush_l2(vcpu, TLB_FLUSH_STAGE2);
-        shadow->stale = false;
-    }
+    begin(vcpu);
+}
+
+void nested_stage2_again(struct vcpu *vcpu)
+{
+    nested_tag_use(vcpu, vcpu->nested_stage2->tag);
+    begin(vcpu);
 }
 
 // --- L1's tables ---

@@ -31,6 +31,8 @@ void nested_stage2_divert(struct vcpu *vcpu, bool on, gpa_t page, gpa_t to);
 // L2's stage 2 is `l1` from now on (kind NONE: L1's addresses). `log`: NULL, or where pages are
 // logged as their D flags are set.
 void nested_stage2_use(struct vcpu *vcpu, const struct l1_stage2 *l1, const struct l1_log *log);
+// Instead of the three above: stage 2 and tag are those of the last entry.
+void nested_stage2_again(struct vcpu *vcpu);
 
 // --- what L1 executes ---
 

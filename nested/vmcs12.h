@@ -10,6 +10,7 @@
 #pragma once
 
 #include "nested.h"
+#include <arch/x86/msr.h>
 #include <arch/x86/vmx.h>
 
 // The first place of each width and type (bits 14:13 and 11:10 of an encoding): in between they
@@ -91,7 +92,10 @@ static inline void vmcs12_write(struct nested *n, enum vmcs_field field, u64 val
 void vmcs12_caps_reset(struct vcpu *vcpu);
 void vmcs12_fields_reset(struct nested *n);
 // A capability MSR: of controls, low half must be 1, high half may be 1. 0 if it does not exist.
-u64 vmcs12_capability(const struct vcpu *vcpu, u32 msr);
+static inline u64 vmcs12_capability(const struct vcpu *vcpu, u32 msr)
+{
+    return vcpu->nested->capability[msr - MSR_VMX_BASIC];
+}
 int vmcs12_read_msr(struct vcpu *vcpu, u32 msr, u64 *value);
 int vmcs12_write_msr(struct vcpu *vcpu, u32 msr, u64 value);
 

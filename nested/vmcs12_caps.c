@@ -168,11 +168,6 @@ void vmcs12_caps_reset(struct vcpu *vcpu)
     *slot(n, MSR_VMX_VMCS_ENUM) = n->highest_index;
 }
 
-u64 vmcs12_capability(const struct vcpu *vcpu, u32 msr)
-{
-    return vcpu->nested->capability[msr - MSR_VMX_BASIC];
-}
-
 // Appendix A says of these with what they exist.
 static bool exists(const struct vcpu *vcpu, u32 msr)
 {

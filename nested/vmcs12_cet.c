@@ -10,16 +10,6 @@
 #include "vmcs12_switch.h"
 #include <arch/x86/msr.h>
 
-static bool has(const struct vcpu *vcpu, u32 entry_control)
-{
-    return vmcs12_capability(vcpu, MSR_VMX_ENTRY_CTLS) >> 32 & entry_control;
-}
-
-u32 vmcs12_cet_group(const struct vcpu *vcpu)
-{
-    return has(vcpu, ENTRY_CTL_LOAD_CET) ? GROUP_CET : 0;
-}
-
 // The fields stand in this order in both areas.
 static void load_cet(struct guest_state *s, const struct nested *n, enum vmcs_field first)
 {
@@ -71,7 +61,7 @@ void vmcs12_cet_save(struct vcpu *vcpu)
         vmcs12_write(n, GUEST_SSP, s->ssp);
         vmcs12_write(n, GUEST_INTERRUPT_SSP_TABLE, s->interrupt_ssp_table);
     }
-    if (has(vcpu, ENTRY_CTL_LOAD_PKRS))
+    if (vmcs12_offers_entry(vcpu, ENTRY_CTL_LOAD_PKRS))
         vmcs12_write(n, GUEST_PKRS, vcpu->pkrs);
 }
 

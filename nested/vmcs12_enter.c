@@ -4,6 +4,7 @@
 // Into an L2: VMCS12's guest state and controls into the model, the MSR-load area, the event to
 // inject (SDM vol. 3 "VM Entries" from "Loading Guest State" on).
 
+#include "nested_stage2.h"
 #include "vmcs12_switch.h"
 #include <arch/x86/msr.h>
 #include <arch/x86/regs.h>
@@ -54,10 +55,10 @@ static void load_shared(struct vcpu *vcpu, struct guest_state *s)
     struct nested *n = vcpu->nested;
     u64 entry = vmcs12_read(n, ENTRY_CONTROLS);
     const struct guest_state *l1 =
-        vcpu_state(vcpu, GROUP_CR | ((entry & all) == all ? 0 : GROUP_EFER_PAT | GROUP_DEBUG));
+        vcpu_state(vcpu, (entry & all) == all ? 0 : GROUP_EFER_PAT | GROUP_DEBUG);
 
-    s->cr0 = vmcs12_read(n, GUEST_CR0);
-    s->cr0 = (s->cr0 & CR0_LOADED) | (l1->cr0 & ~(u64)CR0_LOADED);
+    // What of CR0 is not loaded, a VMX guest does not change without Nestor: it need not be pulled.
+    s->cr0 = (vmcs12_read(n, GUEST_CR0) & CR0_LOADED) | (l1->cr0 & ~(u64)CR0_LOADED);
     s->dr7 = (entry & ENTRY_CTL_LOAD_DEBUG ? vmcs12_read(n, GUEST_DR7) : l1->dr7) | DR7_FIXED;
     vcpu->breakpoints |= (s->dr7 & DR7_ENABLES) != 0; // L1's MOV to DR7 need not have enabled any
     // LBR may be set, but has no effect here (core/msr.c).
@@ -255,7 +256,8 @@ u64 vmcs12_tsc_moved(struct vcpu *vcpu, u64 by)
     return scales_tsc(n) ? scaled_offset(n, by) : by;
 }
 
-static void merge_controls(struct vcpu *vcpu)
+// L2's controls and stage 2.
+static void use_controls(struct vcpu *vcpu)
 {
     struct nested *n = vcpu->nested;
     struct controls *ctl = &vcpu->ctx[1].ctl;
@@ -263,6 +265,7 @@ static void merge_controls(struct vcpu *vcpu)
 
     if (likely(!(n->due & DUE_MERGE) && !(own->ctl_news | own->ctl_dirty))) {
         merge_msr_bitmap(vcpu); // whose words L1 may change at any time
+        nested_stage2_again(vcpu);
         return;
     }
     own->ctl_news = 0;
@@ -272,6 +275,7 @@ static void merge_controls(struct vcpu *vcpu)
     merge_cr_masks(n, ctl);
     merge_msr_bitmap(vcpu);
     compose_tsc(n, ctl);
+    vmcs12_use_stage2(vcpu);
 }
 
 static void take_injection(struct vcpu *vcpu)
@@ -462,8 +466,7 @@ void vmcs12_enter(struct vcpu *vcpu)
     if (vmcs12_read(n, ENTRY_MSR_LOAD_COUNT)) // may change what is unsaved, and fail then
         vmcs12_settle(vcpu);
     vmcs12_pkrs_enter(vcpu);
-    merge_controls(vcpu);
-    vmcs12_use_stage2(vcpu);
+    use_controls(vcpu);
     nested_enter_l2(vcpu);
     failed = vmcs12_load_msrs(vcpu, vmcs12_read(n, ENTRY_MSR_LOAD_ADDRESS),
                               vmcs12_read(n, ENTRY_MSR_LOAD_COUNT));

@@ -30,8 +30,15 @@ bool vmcs12_is_posted(const struct vcpu *vcpu, int vector);
 void vmcs12_take_posted(struct vcpu *vcpu);
 
 // --- vmcs12_cet.c ---
+static inline bool vmcs12_offers_entry(const struct vcpu *vcpu, u32 control)
+{
+    return vmcs12_capability(vcpu, MSR_VMX_ENTRY_CTLS) >> 32 & control;
+}
 // GROUP_CET if L1 has CET, else 0.
-u32 vmcs12_cet_group(const struct vcpu *vcpu);
+static inline u32 vmcs12_cet_group(const struct vcpu *vcpu)
+{
+    return vmcs12_offers_entry(vcpu, ENTRY_CTL_LOAD_CET) ? GROUP_CET : 0;
+}
 // Of L2's state in `s`, at an entry; the vCPU's is L1's.
 void vmcs12_cet_enter(struct vcpu *vcpu, struct guest_state *s);
 void vmcs12_pkrs_enter(struct vcpu *vcpu); // at an entry that loads L2's state

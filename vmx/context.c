@@ -111,6 +111,7 @@ int vmx_ctx_create(struct vcpu *vcpu, unsigned level)
         heap_free(hw, sizeof(*hw));
         return -E_NOMEM;
     }
+    hw->vmcs_pa = virt_to_phys(hw->vmcs);
     *(u32 *)hw->vmcs = (u32)(vmx_caps.basic & VMX_BASIC_REVISION);
     hw->cpu = NO_CPU;
     if (vmx_uses(CONTROL_SECONDARY, SECONDARY_VPID))
@@ -315,8 +316,8 @@ static void make_current(struct vcpu_ctx *ctx)
     if (cpu->loaded == hw)
         return;
     if (moved)
-        vmclear(virt_to_phys(hw->vmcs));
-    vmptrld(virt_to_phys(hw->vmcs));
+        vmclear(hw->vmcs_pa);
+    vmptrld(hw->vmcs_pa);
     cpu->loaded = hw;
     if (!hw->initialised) {
         write_constants(hw);
@@ -336,7 +337,7 @@ static void deactivate(struct backend_ctx *hw)
 {
     if (hw->cpu == NO_CPU)
         return;
-    vmclear(virt_to_phys(hw->vmcs));
+    vmclear(hw->vmcs_pa);
     hw->cpu = NO_CPU;
     hw->launched = false;
     if (vmx_this_cpu()->loaded == hw)

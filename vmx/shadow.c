@@ -30,6 +30,7 @@ int vmx_shadow_create(struct backend_ctx *hw)
     *(u32 *)(void *)pages = (u32)(vmx_caps.basic & VMX_BASIC_REVISION) | SHADOW_INDICATOR;
     memset(pages + PAGE_SIZE, 0xff, 2 * PAGE_SIZE);
     hw->shadow = pages;
+    hw->shadow_pa = virt_to_phys(pages);
     return 0;
 }
 
@@ -50,7 +51,7 @@ void vmx_shadow_controls(struct backend_ctx *hw)
 {
     if (hw->shadow_open)
         hw->secondary |= SECONDARY_VMCS_SHADOWING;
-    vmwrite(VMCS_LINK_POINTER, hw->shadow_open ? virt_to_phys(hw->shadow) : ~0ull);
+    vmwrite(VMCS_LINK_POINTER, hw->shadow_open ? hw->shadow_pa : ~0ull);
 }
 
 void vmx_shadow_allow(struct vcpu *vcpu, const struct shadow_field *fields, u32 which)
@@ -80,8 +81,8 @@ static void set_open(struct vcpu *vcpu, bool open)
 // What the CPU has of it goes to memory; what was current is so again.
 static void leave_shadow(const struct backend_ctx *hw)
 {
-    vmclear(virt_to_phys(hw->shadow));
-    vmptrld(virt_to_phys(vmx_this_cpu()->loaded->vmcs));
+    vmclear(hw->shadow_pa);
+    vmptrld(vmx_this_cpu()->loaded->vmcs_pa);
 }
 
 void vmx_shadow_publish(struct vcpu *vcpu, const struct shadow_field *fields, u32 which,
@@ -89,7 +90,7 @@ void vmx_shadow_publish(struct vcpu *vcpu, const struct shadow_field *fields, u3
 {
     const struct backend_ctx *hw = vcpu->ctx[0].hw;
 
-    vmptrld(virt_to_phys(hw->shadow));
+    vmptrld(hw->shadow_pa);
     for (u32 left = which; left; left &= left - 1)
         vmwrite(fields[__builtin_ctz(left)].encoding, values[__builtin_ctz(left)]);
     leave_shadow(hw);
@@ -102,7 +103,7 @@ u32 vmx_shadow_collect(struct vcpu *vcpu, const struct shadow_field *fields, uns
     const struct backend_ctx *hw = vcpu->ctx[0].hw;
     u32 changed = 0;
 
-    vmptrld(virt_to_phys(hw->shadow));
+    vmptrld(hw->shadow_pa);
     for (unsigned i = 0; i < count; i++) {
         u64 value = vmread(fields[i].encoding);
 

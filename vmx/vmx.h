@@ -29,6 +29,7 @@ struct backend_ctx {
     bool initialised;
     u32 cpu; // where the VMCS is active, NO_CPU = nowhere
     void *vmcs;
+    hpa_t vmcs_pa;
     u64 host_cr3;
     u64 rip, rsp, rflags;
     u64 cr0, cr4; // the guest's values, as last written
@@ -38,7 +39,8 @@ struct backend_ctx {
     u32 primary_written, secondary_written;
     u32 timer;
     u16 vpid;
-    u8 *shadow;              // of level 0, for VMCS shadowing: its pages, else NULL
+    u8 *shadow; // of level 0, for VMCS shadowing: its pages, else NULL
+    hpa_t shadow_pa;
     bool shadow_open;        // L1 has its fields
     struct apic_accel *apic; // of level 0, where the CPU can be its LAPIC; else NULL
 };
