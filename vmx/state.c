@@ -45,37 +45,33 @@
     X(GUEST_INTERRUPTIBILITY, interruptibility) X(GUEST_ACTIVITY_STATE, activity)
 #define PENDING_DBG_FIELDS(X) X(GUEST_PENDING_DBG, pending_dbg)
 
-// In the order of enum state_group.
-#define GROUPS(X)                                                                                  \
-    X(RIP) X(CR) X(PDPTE) X(CODE) X(DATA) X(SYSTEM) X(TABLES) X(SYSENTER) X(EFER_PAT) X(DEBUG)     \
-    X(CET) X(BLOCKING) X(PENDING_DBG)
+// All groups: those that are written in a way of their own, those that change often, and the others.
+#define SPECIAL(X) X(RIP) X(CR) X(EFER_PAT)
+#define OFTEN(X) X(BLOCKING) X(PENDING_DBG)
+#define SELDOM(X) X(CODE) X(DATA) X(SYSTEM) X(TABLES) X(SYSENTER) X(DEBUG) X(PDPTE) X(CET)
 
 #define READ(field, member) s->member = (typeof(s->member))vmread(field);
-#define WRITE(field, member) vmwrite(field, s->member);
-#define DEFINE_GROUP(name)                                                                         \
-    static void read_##name(struct guest_state *s)                                                 \
-    {                                                                                              \
+#define READ_GROUP(name)                                                                           \
+    if (groups & GROUP_##name) {                                                                   \
         name##_FIELDS(READ)                                                                        \
-    }                                                                                              \
-    static void write_##name(const struct guest_state *s)                                          \
-    {                                                                                              \
+    }
+#define WRITE(field, member) vmwrite(field, s->member);
+#define WRITE_GROUP(name)                                                                          \
+    if (dirty & GROUP_##name) {                                                                    \
         name##_FIELDS(WRITE)                                                                       \
     }
-GROUPS(DEFINE_GROUP)
 
-#define GROUP_FUNCTIONS(name) {read_##name, write_##name},
-static const struct {
-    void (*read)(struct guest_state *state);
-    void (*write)(const struct guest_state *state);
-} groups_table[] = {GROUPS(GROUP_FUNCTIONS)};
-_Static_assert(BITS(ARRAY_SIZE(groups_table) - 1, 0) == GROUP_ALL_CTX, "a group has no fields");
+#define GROUP_BIT(name) GROUP_##name |
+#define SELDOM_GROUPS (SELDOM(GROUP_BIT) 0)
+_Static_assert((SPECIAL(GROUP_BIT) OFTEN(GROUP_BIT) SELDOM_GROUPS) == GROUP_ALL_CTX,
+               "a group has no fields");
 
 #define FIELD_NAME(field, member) {field, #field},
 #define GROUP_NAMES(name) name##_FIELDS(FIELD_NAME)
 static const struct {
     u16 field;
     const char *name;
-} names[] = {GROUPS(GROUP_NAMES)};
+} names[] = {SPECIAL(GROUP_NAMES) OFTEN(GROUP_NAMES) SELDOM(GROUP_NAMES)};
 
 // clang-format on
 
@@ -85,17 +81,22 @@ static u32 groups_present(u32 groups)
     return vmx_uses(CONTROL_ENTRY, ENTRY_CTL_LOAD_CET) ? groups : groups & ~(u32)GROUP_CET;
 }
 
-static void pull_groups(struct vcpu_ctx *ctx, u32 groups)
+static void pull_groups(struct vcpu_ctx *ctx, u32 wanted)
 {
     const struct backend_ctx *hw = ctx->hw;
+    struct guest_state *s = &ctx->state;
+    u32 groups = groups_present(wanted);
 
-    for (u32 left = groups_present(groups); left; left &= left - 1)
-        groups_table[__builtin_ctz(left)].read(&ctx->state);
-    if (groups & GROUP_CR) {
-        ctx->state.cr0 = (ctx->state.cr0 & ~CR0_OWN) | (hw->cr0 & CR0_OWN);
-        ctx->state.cr4 = (ctx->state.cr4 & ~CR4_OWN) | (hw->cr4 & CR4_OWN);
+    SPECIAL(READ_GROUP)
+    OFTEN(READ_GROUP)
+    if (groups & SELDOM_GROUPS) {
+        SELDOM(READ_GROUP)
     }
-    ctx->valid |= groups;
+    if (groups & GROUP_CR) {
+        s->cr0 = (s->cr0 & ~CR0_OWN) | (hw->cr0 & CR0_OWN);
+        s->cr4 = (s->cr4 & ~CR4_OWN) | (hw->cr4 & CR4_OWN);
+    }
+    ctx->valid |= wanted;
 }
 
 static void pull_shared(struct vcpu *vcpu, u32 groups)
@@ -199,15 +200,19 @@ static void write_efer_pat(const struct guest_state *state)
 }
 
 // GROUP_RIP is written in enter.c.
-void vmx_write_state(struct vcpu_ctx *ctx, u32 dirty)
+void vmx_write_state(struct vcpu_ctx *ctx, u32 changed)
 {
+    const struct guest_state *s = &ctx->state;
+    u32 dirty = groups_present(changed);
+
     if (dirty & GROUP_CR)
         write_cr(ctx);
     if (dirty & GROUP_EFER_PAT)
-        write_efer_pat(&ctx->state);
-    dirty &= ~(u32)(GROUP_RIP | GROUP_CR | GROUP_EFER_PAT);
-    for (u32 left = groups_present(dirty); left; left &= left - 1)
-        groups_table[__builtin_ctz(left)].write(&ctx->state);
+        write_efer_pat(s);
+    OFTEN(WRITE_GROUP)
+    if (dirty & SELDOM_GROUPS) {
+        SELDOM(WRITE_GROUP)
+    }
 }
 
 void vmx_report_state(void)
