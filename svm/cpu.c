@@ -36,7 +36,7 @@ _Static_assert(offsetof(struct vcpu, spec_ctrl) == VCPU_SPEC_CTRL, "enter.S");
 u32 svm_features = ~0u;
 u64 svm_cr4_supplied;
 u32 svm_clean_after;
-bool svm_forgets_shadow;
+bool svm_forgets_shadow, svm_repeats_injection;
 
 // The optional features that Nestor uses, and the options that turn them off.
 static const struct {
@@ -98,7 +98,7 @@ int svm_probe(void)
         return -E_NODEV;
     note_features(leaf.edx);
     svm_backend.last_branches = svm_has(SVM_FEATURE_LBR_VIRT);
-    svm_forgets_shadow = cpuid(0x40000000, 0).ebx == 0x54474354; // "TCGT"
+    svm_forgets_shadow = svm_repeats_injection = cpuid(0x40000000, 0).ebx == 0x54474354; // "TCGT"
     if (!(cpuid(7, 0).ecx & BIT(2)))
         svm_cr4_supplied = CR4_UMIP;
     svm_backend.supplies_umip = svm_cr4_supplied;

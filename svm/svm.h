@@ -70,6 +70,9 @@ struct backend_ctx {
     bool at_iret; // the IRET that ends NMI blocking is at iret_rip, not yet executed
     u64 iret_rip;
     u8 step; // enum svm_step, during one entry
+    // During one entry: the vector that V_IRQ delivers, or 0; whether that is the injection.
+    u8 offer;
+    bool stands_in;
     u64 step_rflags, step_dr6;
     u64 soft_rip; // RIP of the software interrupt that was injected by advancing RIP (no nRIP save)
     u8 soft_len;  // 0: none
@@ -77,9 +80,10 @@ struct backend_ctx {
 
 // enum SVM_FEATURE_*: what every CPU has and no option turned off.
 extern u32 svm_features;
-extern u64 svm_cr4_supplied;    // UMIP, where the CPUs lack it: by intercepts
-extern bool svm_forgets_shadow; // QEMU: VMRUN does not load the VMCB's interrupt shadow
-extern u32 svm_clean_after;     // what the VMCB's clean field may say after an exit
+extern u64 svm_cr4_supplied;       // UMIP, where the CPUs lack it: by intercepts
+extern bool svm_forgets_shadow;    // QEMU: VMRUN does not load the VMCB's interrupt shadow
+extern bool svm_repeats_injection; // QEMU: EVENTINJ's interrupt may come twice
+extern u32 svm_clean_after;        // what the VMCB's clean field may say after an exit
 
 static inline bool svm_has(u32 feature)
 {

@@ -24,7 +24,7 @@
 #include "svm/svm.h"
 
 u32 svm_features, svm_clean_after;
-bool svm_forgets_shadow;
+bool svm_forgets_shadow, svm_repeats_injection;
 u64 svm_cr4_supplied;
 
 static struct svm_cpu cpu_part;
@@ -179,6 +179,7 @@ static int setup(void **state)
     memset(&vcpu, 0, sizeof(vcpu));
     memset(&cpu_part, 0, sizeof(cpu_part));
     svm_features = svm_clean_after = 0;
+    svm_repeats_injection = false;
     self_ipis = vmruns = 0;
     cpu_part.asid_count = 4;
     cpu_part.next_asid = 1;
@@ -581,6 +582,7 @@ static void guest_offer_faults(struct vmcb *vmcb)
 static void guest_offer_faults_qemu(struct vmcb *vmcb)
 {
     guest_offer_faults(vmcb);
+    vmcb->exitintinfo |= SVM_EVENT_EXCEPTION << SVM_EVENT_TYPE_SHIFT;
     vmcb->v_irq = SVM_V_IRQ;
 }
 
@@ -597,8 +599,11 @@ static void test_offer(void **state)
     assert_true(result.offer_taken);
     enter(guest_offer_faults); // taken, and to be injected again
     assert_true(result.offer_taken && result.interrupted.valid);
+    svm_repeats_injection = true;
     enter(guest_offer_faults_qemu);
+    svm_repeats_injection = false;
     assert_true(result.offer_taken && result.interrupted.valid);
+    assert_int_equal(result.interrupted.type, EVENT_INTERRUPT);
     inject(0x30, EVENT_INTERRUPT, 0);
     enter(guest_delivery_faults);
     assert_false(result.offer_taken);
@@ -609,6 +614,45 @@ static void test_offer(void **state)
     enter(guest_cpuid);
     assert_int_equal(seen.v_irq, 0);
     assert_true(seen.intercept[SVM_WORD_3] & SVM_INTERCEPT_VINTR);
+}
+
+// Where EVENTINJ's interrupt may come twice.
+static void test_stand_in(void **state)
+{
+    (void)state;
+    svm_repeats_injection = true;
+    vcpu.ctx[0].state.rflags |= RFLAGS_IF;
+    inject(0x41, EVENT_INTERRUPT, 0);
+    enter(guest_takes_offer);
+    assert_int_equal(seen.eventinj, 0);
+    assert_int_equal(seen.v_irq, SVM_V_IRQ);
+    assert_int_equal(seen.v_intr_vector, 0x41);
+    assert_false(seen.intercept[SVM_WORD_3] & SVM_INTERCEPT_VINTR);
+    assert_false(result.interrupted.valid || result.offer_taken);
+    inject(0x41, EVENT_INTERRUPT, 0);
+    enter(guest_cpuid); // before it was taken
+    assert_true(result.interrupted.valid && !result.offer_taken);
+    assert_int_equal(result.interrupted.vector, 0x41);
+    assert_int_equal(result.interrupted.type, EVENT_INTERRUPT);
+    inject(0x41, EVENT_INTERRUPT, 0);
+    enter(guest_offer_faults_qemu);
+    assert_int_equal(result.interrupted.type, EVENT_INTERRUPT);
+    enter(guest_cpuid);
+    assert_int_equal(seen.v_irq, 0);
+    assert_true(seen.intercept[SVM_WORD_3] & SVM_INTERCEPT_VINTR);
+    assert_false(result.interrupted.valid);
+    assert_int_equal(self_ipis, 0);
+    inject(0x41, EVENT_INTERRUPT, 0);
+    vcpu.ctx[0].state.rflags &= ~RFLAGS_IF;
+    enter(guest_cpuid);
+    assert_int_equal(seen.eventinj, 0x80000041);
+    assert_int_equal(self_ipis, 1);
+    vcpu.ctx[0].state.rflags |= RFLAGS_IF;
+    inject(0x41, EVENT_INTERRUPT, 0);
+    vcpu.cur->ctl.interrupt_window = true;
+    enter(guest_cpuid);
+    assert_int_equal(seen.eventinj, 0x80000041);
+    assert_int_equal(self_ipis, 2);
 }
 
 static void block_nmis(void)
@@ -709,6 +753,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(test_software_interrupt_with_nrip, setup, teardown),
         cmocka_unit_test_setup_teardown(test_interrupt_window_and_shadow, setup, teardown),
         cmocka_unit_test_setup_teardown(test_offer, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_stand_in, setup, teardown),
         cmocka_unit_test_setup_teardown(test_nmi_blocking_ends_after_iret, setup, teardown),
         cmocka_unit_test_setup_teardown(test_nmi_step_keeps_a_breakpoint, setup, teardown),
         cmocka_unit_test_setup_teardown(test_nmi_step_of_a_faulting_iret, setup, teardown),
