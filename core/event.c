@@ -356,10 +356,6 @@ static bool open_for_masked(struct vcpu *vcpu)
 {
     const struct guest_state *state = vcpu_state(vcpu, GROUP_BLOCKING);
 
-    if (vcpu->cur->ctl.inject.valid) {
-        vcpu->immediate_exit = true;
-        return false;
-    }
     if (!(state->interruptibility & (BLOCK_STI | BLOCK_MOV_SS)))
         return true;
     vcpu->cur->ctl.nmi_window = true; // behind the shadow
@@ -403,6 +399,11 @@ static void deliver_interrupt(struct vcpu *vcpu)
     vector = irq_next(vcpu);
     if (vector < 0) {
         vcpu->events.interrupts_check = false;
+        return;
+    }
+    // An exit to L1 would lose what has been injected: an NMI, or anything if this has come just now.
+    if (unlikely(vcpu->level) && vcpu->cur->ctl.inject.valid) {
+        vcpu->immediate_exit = true;
         return;
     }
     if (unlikely(vcpu->level))

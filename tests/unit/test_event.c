@@ -663,6 +663,22 @@ static void test_injection_is_done_before_an_exit(void **state)
     assert_int_equal(asked[NESTED_INTERRUPT], 0);
 }
 
+static void test_nmi_is_done_before_an_exit(void **state)
+{
+    (void)state;
+    in_l2();
+    answers[NESTED_INTERRUPT] = NESTED_EXITED; // L1 leaves NMIs to L2
+    vcpu.events.nmi_count = 1;
+    raise_interrupt(0x40);
+    events_prepare(&vcpu);
+    assert_int_equal(exits, 0);
+    assert_true(vcpu.immediate_exit);
+    expect_injected(EVENT_NMI, VECTOR_NMI);
+    vcpu.immediate_exit = false;
+    events_prepare(&vcpu);
+    assert_int_equal(exits, 1);
+}
+
 // The exit is made in L2's pass; what L1 gets is chosen in its own, once.
 static void test_l1_gets_its_own_pass(void **state)
 {
@@ -956,6 +972,7 @@ int main(void)
         cmocka_unit_test_setup(test_l1_takes_an_exception, setup),
         cmocka_unit_test_setup(test_injection_is_not_asked_for, setup),
         cmocka_unit_test_setup(test_injection_is_done_before_an_exit, setup),
+        cmocka_unit_test_setup(test_nmi_is_done_before_an_exit, setup),
         cmocka_unit_test_setup(test_l1_gets_its_own_pass, setup),
         cmocka_unit_test_setup(test_nothing_is_lost_in_l2s_pass, setup),
         cmocka_unit_test_setup(test_blocked_until_l2_exits, setup),
