@@ -384,6 +384,8 @@ static enum emulate_result check_privilege(struct emulate_ctx *c, u16 flags)
         return raise_gp0(c);
     if (flags & OP_PORT)
         return check_port(c);
+    if (flags & OP_CR4)
+        return emu_check_cr4(c);
     if (flags & OP_VM86 && flags_virtual(c) && !(c->cr4 & CR4_VME && c->insn.opsize == 2))
         return raise_gp0(c);
     return emu_cet_sees(c, flags) ? EMULATE_UNHANDLED : EMULATE_OK;

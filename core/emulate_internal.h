@@ -28,6 +28,7 @@ enum op_flags {
     OP_IBT = BIT(11),      // indirect branch tracking would see it, likewise
     OP_INWARD = BIT(12),   // may lead out of CPL 3: what sees it is the supervisor's too
     OP_OUTWARD = BIT(13),  // may lead to CPL 3
+    OP_CR4 = BIT(14),      // a bit of CR4 says who may execute it
     OP_CET = OP_SHSTK | OP_IBT,
 };
 
@@ -122,7 +123,7 @@ enum emulate_result emu_run_vec_load(struct emulate_ctx *c);
 enum emulate_result emu_run_vec_store(struct emulate_ctx *c);
 enum emulate_result emu_run_x87(struct emulate_ctx *c);
 enum emulate_result emu_run_system(struct emulate_ctx *c);
-enum emulate_result emu_run_rdtsc(struct emulate_ctx *c);
+enum emulate_result emu_check_cr4(struct emulate_ctx *c);
 enum emulate_result emu_run_xgetbv(struct emulate_ctx *c);
 enum emulate_result emu_run_mov_dr(struct emulate_ctx *c);
 enum emulate_result emu_run_invlpg(struct emulate_ctx *c);

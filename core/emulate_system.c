@@ -14,11 +14,18 @@ enum emulate_result emu_run_system(struct emulate_ctx *c)
 }
 
 // CR4.TSD.
-enum emulate_result emu_run_rdtsc(struct emulate_ctx *c)
+// RDTSC, RDTSCP, RDPMC, XSETBV: what precedes an intercept of theirs.
+enum emulate_result emu_check_cr4(struct emulate_ctx *c)
 {
-    if (c->cr4 & CR4_TSD && c->cpl != 0)
-        return raise_gp0(c);
-    return emu_run_system(c);
+    bool allowed = false; // at CPL 3
+
+    if (c->insn.op == INSN_XSETBV && !(c->cr4 & CR4_OSXSAVE))
+        return emulate_raise(c, VECTOR_UD, false, 0);
+    if (c->insn.op == INSN_RDPMC)
+        allowed = c->cr4 & CR4_PCE;
+    else if (c->insn.op != INSN_XSETBV)
+        allowed = !(c->cr4 & CR4_TSD);
+    return c->cpl != 0 && !allowed ? raise_gp0(c) : EMULATE_OK;
 }
 
 enum emulate_result emu_run_xgetbv(struct emulate_ctx *c)

@@ -93,6 +93,13 @@ static void fill_io(const struct emulate_ctx *ctx, struct exit_io *io)
                            .seg = insn->op == INSN_INS ? SEG_ES : insn->seg};
 }
 
+// VMX's exit by MOV DR goes before #GP and #UD (SDM vol. 3 "Instructions That Cause VM Exits
+// Conditionally").
+static enum emulate_point asked_at(const struct emulate_ctx *ctx)
+{
+    return asked[ctx->insn.op] == EXIT_DR && !ctx->amd ? EMULATE_DECODED : EMULATE_PRIVILEGED;
+}
+
 // What an L2 executes here need not be what has exited, since another vCPU of it may write over the
 // code: L1 is asked about the instruction itself.
 enum emulate_result op_intercept(struct emulate_ctx *ctx, enum emulate_point point)
@@ -102,7 +109,7 @@ enum emulate_result op_intercept(struct emulate_ctx *ctx, enum emulate_point poi
     struct vm_exit exit = {
         .kind = asked[op], .insn_len = ctx->insn.length, .next_rip = ctx->next_rip};
 
-    if (likely(!vcpu->level) || point != EMULATE_PRIVILEGED || !exit.kind)
+    if (likely(!vcpu->level) || point != asked_at(ctx) || !exit.kind)
         return EMULATE_OK;
     if (exit.kind == EXIT_IO)
         fill_io(ctx, &exit.io);
