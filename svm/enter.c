@@ -150,8 +150,7 @@ static bool shadow_is_lost(const struct vcpu_ctx *ctx)
     u32 blocking = ctx->state.interruptibility;
 
     return svm_forgets_shadow && ctx->ctl.interrupt_window && !ctx->ctl.inject.valid &&
-           (ctx->state.rflags & RFLAGS_IF) && (blocking & (BLOCK_STI | BLOCK_MOV_SS)) &&
-           !(blocking & BLOCK_NMI);
+           (ctx->state.rflags & RFLAGS_IF) && (blocking & (BLOCK_STI | BLOCK_MOV_SS));
 }
 
 static enum svm_step wanted_step(const struct vcpu_ctx *ctx)
@@ -161,9 +160,10 @@ static enum svm_step wanted_step(const struct vcpu_ctx *ctx)
 
     if (ctx->ctl.inject.valid)
         return SVM_STEP_NONE;
-    if (blocked)
-        return hw->at_iret && hw->iret_rip == ctx->state.rip ? SVM_STEP_IRET : SVM_STEP_NONE;
-    return ctx->ctl.nmi_window || shadow_is_lost(ctx) ? SVM_STEP_SHADOW : SVM_STEP_NONE;
+    if (blocked && hw->at_iret && hw->iret_rip == ctx->state.rip)
+        return SVM_STEP_IRET;
+    return (ctx->ctl.nmi_window && !blocked) || shadow_is_lost(ctx) ? SVM_STEP_SHADOW
+                                                                    : SVM_STEP_NONE;
 }
 
 static void prepare_intercepts(struct vcpu_ctx *ctx)
@@ -178,9 +178,9 @@ static void prepare_intercepts(struct vcpu_ctx *ctx)
     if (step != SVM_STEP_NONE) {
         begin_step(ctx, step);
         exceptions |= ~(u32)BIT(VECTOR_NMI);
-    } else if (ctx->state.interruptibility & BLOCK_NMI) {
-        word3 |= SVM_INTERCEPT_IRET;
     }
+    if (step != SVM_STEP_IRET && (ctx->state.interruptibility & BLOCK_NMI))
+        word3 |= SVM_INTERCEPT_IRET;
     if (hw->vmcb->intercept[SVM_WORD_3] != word3 ||
         hw->vmcb->intercept[SVM_WORD_EXCEPTIONS] != exceptions) {
         hw->vmcb->intercept[SVM_WORD_3] = word3;

@@ -241,6 +241,18 @@ static void run_in_handler(struct trap *trap)
     nmi_rip = vmcb->rip;
 }
 
+// A window behind an interrupt shadow.
+static void run_window_in_handler(struct trap *trap)
+{
+    (void)trap;
+    init_virtual(l2_nops, 15);
+    vmcb->intercept[SVM_WORD_3] |= SVM_INTERCEPT_VINTR;
+    vmcb->interrupt_shadow = 1;
+    nmi_exit = l2_run();
+    nmi_rip = vmcb->rip;
+    nmi_count++;
+}
+
 static void run_in_nmi(const void *code)
 {
     nmi_code = code;
@@ -262,6 +274,12 @@ static void test_nmi_blocking(void)
     report(nmi_exit == VMEXIT_NMI && nmi_rip == (u64)l2_behind_iret,
            "L2's IRET ends the blocking: %#llx, off by %lld", LLU(nmi_exit),
            (long long)(nmi_rip - (u64)l2_behind_iret));
+    trap_handlers[VECTOR_NMI] = run_window_in_handler;
+    self_nmi();
+    wait_for(&nmi_count, 1, 10);
+    report_known(MACHINE_QEMU, nmi_exit == VMEXIT_VINTR && nmi_rip == (u64)l2_nops + 1,
+                 "a window behind L2's shadow opens as ever: %#llx, off by %lld", LLU(nmi_exit),
+                 (long long)(nmi_rip - (u64)l2_nops - 1));
     trap_handlers[VECTOR_NMI] = before;
     l2_init(l2_pause_loop);
     clgi();
