@@ -89,7 +89,7 @@ static u32 read_state(struct nested *n, const struct vmcb *from)
     if (TAKE(efer, reserved4d8) | TAKE(g_pat, dbgctl))
         news |= GROUP_EFER_PAT;
     if (TAKE(cr4, dr7))
-        news |= GROUP_CR;
+        news |= GROUP_CR | GROUP_EFER_PAT; // LMA follows from CR0.PG
     if (TAKE(dr7, rflags))
         news |= GROUP_DEBUG;
     v->rflags = from->rflags;

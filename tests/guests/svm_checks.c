@@ -10,6 +10,10 @@ L2(l2_vmmcall, "vmmcall");
 L2(l2_clear_svme, "mov $0xc0000080, %ecx; rdmsr; btr $12, %eax; wrmsr; vmmcall");
 L2(l2_vmmcall_32, ".code32; vmmcall; .code64");
 
+// 64-bit code counts up, 32-bit code down and up.
+L2(l2_inc, ".byte 0x48; inc %eax; vmmcall");
+L2(l2_inc_32, ".code32; mov $1, %eax; vmmcall; .code64");
+
 static u64 address_limit;
 
 enum { LEGAL = VMEXIT_VMMCALL };
@@ -74,6 +78,29 @@ static void test_registers(void)
     vmcb->tlb_control = 0xff;
     vmcb->clean = 0xffffffff;
     check(LEGAL, "reserved TLB_CONTROL and clean bits");
+}
+
+// Protected mode without paging, then long mode by CR0.PG and CS.L alone: EFER is as it was left.
+static void test_lma(void)
+{
+    l2_init(l2_inc_32);
+    vmcb->cr0 &= ~CR0_PG;
+    vmcb->efer &= ~EFER_LMA;
+    set_segment(&vmcb->cs, CODE32, 0xc9b);
+    l2_run();
+    report_vmexit(vmcb->exitcode == VMEXIT_VMMCALL && vmcb->rax == 1 && (vmcb->efer & EFER_LME) &&
+                      !(vmcb->efer & EFER_LMA),
+                  "L2 without paging: LME without LMA");
+    vmcb->cr0 |= CR0_PG;
+    set_segment(&vmcb->cs, CODE64, 0xa9b);
+    vmcb->rip = (u64)l2_inc;
+    vmcb->rax = 1;
+    l2_run();
+    // QEMU 7.2 takes LMA from the VMCB
+    report_known(MACHINE_QEMU,
+                 vmcb->exitcode == VMEXIT_VMMCALL && vmcb->rax == 2 && (vmcb->efer & EFER_LMA),
+                 "with it, LMA follows: EXITCODE %#llx, EAX %#llx, EFER %#llx", LLU(vmcb->exitcode),
+                 LLU(vmcb->rax), LLU(vmcb->efer));
 }
 
 // What an L2 leaves is checked like what L1 writes. (What becomes of an L2 without SVME is not
@@ -252,6 +279,7 @@ void guest_main(void)
     address_limit = BIT(cpuid(0x80000008, 0).eax & 0xff);
     test_maps();
     test_registers();
+    test_lma();
     test_left();
     test_events();
     test_address_size();
