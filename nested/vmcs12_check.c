@@ -9,7 +9,7 @@
 
 // --- what the groups share ---
 
-static bool is_plain(const struct nested *n)
+static inline bool is_plain(const struct nested *n)
 {
     return !((vmcs12_read(n, ENTRY_INTERRUPTION_INFO) & INFO_VALID) |
              vmcs12_read(n, GUEST_ACTIVITY_STATE) | vmcs12_read(n, GUEST_INTERRUPTIBILITY) |
@@ -64,9 +64,6 @@ const struct check_row *vmcs12_refusing_row(struct vcpu *vcpu, u32 *result)
     struct nested *n = vcpu->nested;
     struct check c;
 
-    *result = 0;
-    if (likely(!(n->due & DUE_CHECKS) && is_plain(n)))
-        return NULL;
     c.vcpu = vcpu;
     c.n = n;
     c.phys_bits = cpuid_phys_bits(vcpu->vm);
@@ -87,9 +84,14 @@ const struct check_row *vmcs12_refusing_row(struct vcpu *vcpu, u32 *result)
 
 u32 vmcs12_check_entry(struct vcpu *vcpu, u64 *qualification)
 {
+    const struct check_row *row;
     u32 result;
-    const struct check_row *row = vmcs12_refusing_row(vcpu, &result);
 
+    *qualification = 0;
+    // No row would be looked at.
+    if (likely(!(vcpu->nested->due & DUE_CHECKS) && is_plain(vcpu->nested)))
+        return 0;
+    row = vmcs12_refusing_row(vcpu, &result);
     *qualification = row ? row->qualification : 0;
     return result;
 }

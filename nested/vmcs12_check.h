@@ -11,7 +11,7 @@
 
 // The words that a row may depend on. Secondary controls count as 0 unless activated. WORD_EVENT is
 // the interruption information, 0 if nothing is injected; WORD_STATE is 0 where the non-register
-// state is the plain one and nothing is injected, else 1; WORD_LINK is 1 if there is a link pointer.
+// state is the plain one and nothing is injected, else 1; WORD_LINK is 0 without a link pointer.
 enum check_word {
     WORD_NONE,
     WORD_PIN,
@@ -48,8 +48,8 @@ struct check_row {
 
 struct check_table {
     const struct check_row *rows;
-    // The first row that is looked at even if the group is not due, for an entry that is not plain; and
-    // the first of those that are for a plain one, if `due_plain` is due.
+    // The first row that is looked at even if the group is not due, for an entry that is not plain;
+    // and the first of those that are for a plain one, if `due_plain` is due.
     unsigned count, always, plain;
     u8 due, due_plain; // enum vmcs12_due
     u32 result;        // of vmcs12_check_entry

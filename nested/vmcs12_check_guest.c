@@ -478,8 +478,8 @@ static const struct check_row rows[] = {
     {"guest IDTR base", check_canonical, 0, 0, 0, GUEST_IDTR_BASE, 0},
     {"guest GDTR limit", check_reserved, 0, 0, 0, GUEST_GDTR_LIMIT, BITS(31, 16)},
     {"guest IDTR limit", check_reserved, 0, 0, 0, GUEST_IDTR_LIMIT, BITS(31, 16)},
-    // From here on, looked at also if nothing is due: these need an event or a state that is not the
-    // plain one, and the link pointer leads to L1's memory.
+    // From here on, looked at also if nothing is due: these need an event or a state that is not
+    // the plain one, and the link pointer leads to L1's memory.
     {"guest RFLAGS.IF", rflags_if, WORD_STATE, 0, 1, GUEST_RFLAGS, 0},
     // "Checks on Guest Non-Register State"
     {"activity state", activity_unknown, WORD_STATE, 0, 1, GUEST_ACTIVITY_STATE, 0},

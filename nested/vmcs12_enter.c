@@ -133,13 +133,16 @@ static void merge_msr_bitmap(struct vcpu *vcpu)
 {
     struct nested *n = vcpu->nested;
     const u64 *own = (const u64 *)vcpu->vm->msr_bitmap, *l1s = NULL;
+    const u16 *word = n->passed, *end = word + n->passed_count;
     u64 *merged = vcpu->nested_bitmap;
 
     if (vmcs12_read(n, PRIMARY_CONTROLS) & PRIMARY_MSR_BITMAPS)
         l1s = vm_ram_ptr(vcpu->vm, vmcs12_read(n, MSR_BITMAP), PAGE_SIZE);
-    for (const u16 *word = n->passed, *end = word + n->passed_count; word < end; word++)
-        merged[*word] = l1s ? own[*word] | l1s[*word] : ~0ull;
     vcpu->ctx[1].ctl.msr_bitmap = merged;
+    for (; l1s && word < end; word++)
+        merged[*word] = own[*word] | l1s[*word];
+    for (; word < end; word++)
+        merged[*word] = ~0ull;
 }
 
 static void merge_cr_masks(struct nested *n, struct controls *ctl)
@@ -465,7 +468,8 @@ void vmcs12_enter(struct vcpu *vcpu)
     }
     if (vmcs12_read(n, ENTRY_MSR_LOAD_COUNT)) // may change what is unsaved, and fail then
         vmcs12_settle(vcpu);
-    vmcs12_pkrs_enter(vcpu);
+    if (vmcs12_has_cet(vcpu))
+        vmcs12_pkrs_enter(vcpu);
     use_controls(vcpu);
     nested_enter_l2(vcpu);
     failed = vmcs12_load_msrs(vcpu, vmcs12_read(n, ENTRY_MSR_LOAD_ADDRESS),

@@ -104,7 +104,8 @@ static void save_guest_state(struct vcpu *vcpu, u32 reason)
         vmcs12_write(n, GUEST_PAT, s->pat);
     if (exit & EXIT_CTL_SAVE_EFER)
         vmcs12_write(n, GUEST_EFER, s->efer);
-    vmcs12_cet_save(vcpu);
+    if (vmcs12_has_cet(vcpu))
+        vmcs12_cet_save(vcpu);
     entry = (vmcs12_read(n, ENTRY_CONTROLS) & ~(u64)ENTRY_CTL_IA32E_GUEST) |
             (s->efer & EFER_LMA ? (u64)ENTRY_CTL_IA32E_GUEST : 0);
     if (entry != vmcs12_read(n, ENTRY_CONTROLS))
@@ -216,7 +217,8 @@ static void load_host_state(struct vcpu *vcpu, const struct guest_state *before,
     s->pat = controls & EXIT_CTL_LOAD_PAT ? vmcs12_read(n, HOST_PAT) : before->pat;
     s->dr7 = DR7_FIXED;
     s->debugctl = 0;
-    vmcs12_cet_leave(vcpu, before);
+    if (vmcs12_has_cet(vcpu))
+        vmcs12_cet_leave(vcpu, before);
     load_host_segments(n, s, host64);
     s->sysenter_cs = vmcs12_read(n, HOST_SYSENTER_CS);
     s->sysenter_esp = vmcs12_read(n, HOST_SYSENTER_ESP);
@@ -226,7 +228,7 @@ static void load_host_state(struct vcpu *vcpu, const struct guest_state *before,
     s->pending_dbg = 0;
     if (!host64 && (before->efer & EFER_LMA))
         abort_vmx(vcpu, ABORT_HOST_MODE);
-    else if (!vmcs12_load_pdptes(vcpu, s))
+    else if (!host64 && !vmcs12_load_pdptes(vcpu, s))
         abort_vmx(vcpu, ABORT_HOST_PDPTES);
     if (!vmcs12_vpid(n))
         tlb_flush_vcpu(vcpu, TLB_FLUSH_GUEST);
@@ -322,13 +324,25 @@ static u8 exit_length(const struct vm_exit *exit, const struct event *vectoring)
     return !exit->insn_len && software ? vectoring->insn_len : exit->insn_len;
 }
 
+// Kinds that have more to tell than reason, qualification, length and operand.
+static const bool detailed[EXIT_KIND_COUNT] = {
+    [EXIT_EXCEPTION] = true,
+    [EXIT_NMI] = true,
+    [EXIT_EXTERNAL_INTERRUPT] = true,
+    [EXIT_IO] = true,
+    [EXIT_CR] = true,
+    [EXIT_STAGE2] = true,
+    [EXIT_STAGE2_MISCONFIG] = true,
+};
+
 static void save_exit_information(struct vcpu *vcpu, u32 reason, u64 qualification,
                                   const struct vm_exit *exit)
 {
     struct nested *n = vcpu->nested;
     const struct event *event = &exit->event, *vectoring = &vcpu->events.reinject;
-    bool has_event = exit->kind == EXIT_EXCEPTION || exit->kind == EXIT_NMI ||
-                     exit->kind == EXIT_EXTERNAL_INTERRUPT;
+    bool details = detailed[exit->kind];
+    bool has_event = details && (exit->kind == EXIT_EXCEPTION || exit->kind == EXIT_NMI ||
+                                 exit->kind == EXIT_EXTERNAL_INTERRUPT);
     // An EPT violation's qualification says the same in a bit of its own.
     bool unblocked = exit->nmi_unblocked_by_iret && !n->nmis_stay_blocked &&
                      (exit->kind == EXIT_EXCEPTION || exit->kind == EXIT_STAGE2);
@@ -346,9 +360,10 @@ static void save_exit_information(struct vcpu *vcpu, u32 reason, u64 qualificati
     vmcs12_write(n, IDT_VECTORING_INFO, event_info(vectoring));
     vmcs12_write(n, IDT_VECTORING_ERROR_CODE, vectoring->has_error ? vectoring->error : 0);
     vmcs12_write(n, EXIT_INSTRUCTION_LENGTH, exit_length(exit, vectoring));
-    vmcs12_write(n, EXIT_INSTRUCTION_INFO, instruction_info(exit));
-    vmcs12_write(n, GUEST_LINEAR_ADDRESS, linear_address(vcpu, exit));
-    if (exit->kind == EXIT_STAGE2 || exit->kind == EXIT_STAGE2_MISCONFIG)
+    vmcs12_write(n, EXIT_INSTRUCTION_INFO,
+                 details || exit->operand.known ? instruction_info(exit) : 0);
+    vmcs12_write(n, GUEST_LINEAR_ADDRESS, details ? linear_address(vcpu, exit) : 0);
+    if (details && (exit->kind == EXIT_STAGE2 || exit->kind == EXIT_STAGE2_MISCONFIG))
         vmcs12_write(n, GUEST_PHYSICAL_ADDRESS, exit->stage2.gpa);
     vmcs12_write(n, ENTRY_INTERRUPTION_INFO,
                  vmcs12_read(n, ENTRY_INTERRUPTION_INFO) & ~(u64)INFO_VALID);

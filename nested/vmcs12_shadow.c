@@ -8,8 +8,8 @@
 
 #include "vmcs12_switch.h"
 
-// Each costs every round trip something: reading what L1 may have written most, comparing what an exit
-// has changed little. What not every L1 has is first, and last.
+// Each costs every round trip something: reading what L1 may have written most, comparing what an
+// exit has changed little. What not every L1 has is first, and last.
 static const struct shadow_field candidates[] = {
     {TPR_THRESHOLD, true},
     {GUEST_RIP, true},

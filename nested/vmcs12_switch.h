@@ -34,6 +34,11 @@ static inline bool vmcs12_offers_entry(const struct vcpu *vcpu, u32 control)
 {
     return vmcs12_capability(vcpu, MSR_VMX_ENTRY_CTLS) >> 32 & control;
 }
+// L1 has CET or protection keys for supervisor pages: without, the last three below do nothing.
+static inline bool vmcs12_has_cet(const struct vcpu *vcpu)
+{
+    return unlikely(vmcs12_offers_entry(vcpu, ENTRY_CTL_LOAD_CET | ENTRY_CTL_LOAD_PKRS));
+}
 // GROUP_CET if L1 has CET, else 0.
 static inline u32 vmcs12_cet_group(const struct vcpu *vcpu)
 {

@@ -304,33 +304,39 @@ void vmx_write_controls(struct vcpu_ctx *ctx)
 
 // --- on a CPU ---
 
-// Makes the context's VMCS current. The first time here it is cleared (which also initialises a new
-// one) and gets this CPU's host state; translations that this CPU may have from the tag's last stay
-// are dropped.
-static void make_current(struct vcpu_ctx *ctx)
+// The first time on a CPU the context's VMCS is cleared (which also initialises a new one) and gets
+// this CPU's host state; translations that this CPU may have from the tag's last stay are dropped.
+static __attribute__((noinline)) void settle_here(struct vcpu_ctx *ctx)
 {
     struct backend_ctx *hw = ctx->hw;
-    struct vmx_cpu *cpu = vmx_this_cpu();
-    bool moved = hw->cpu != this_cpu()->id;
 
-    if (cpu->loaded == hw)
-        return;
-    if (moved)
-        vmclear(hw->vmcs_pa);
+    vmclear(hw->vmcs_pa);
     vmptrld(hw->vmcs_pa);
-    cpu->loaded = hw;
     if (!hw->initialised) {
         write_constants(hw);
         hw->initialised = true;
         ctx->dirty = GROUP_ALL_CTX;
         ctx->ctl_dirty = CTL_ALL;
     }
-    if (moved) {
-        write_host_state(hw);
-        hw->cpu = this_cpu()->id;
-        hw->launched = false;
-        ctx->flush |= TLB_FLUSH_GUEST | TLB_FLUSH_STAGE2;
-    }
+    write_host_state(hw);
+    hw->cpu = this_cpu()->id;
+    hw->launched = false;
+    ctx->flush |= TLB_FLUSH_GUEST | TLB_FLUSH_STAGE2;
+}
+
+static void make_current(struct vcpu_ctx *ctx)
+{
+    const struct cpu *this = this_cpu();
+    struct backend_ctx *hw = ctx->hw;
+    struct vmx_cpu *cpu = this->backend;
+
+    if (cpu->loaded == hw)
+        return;
+    cpu->loaded = hw;
+    if (unlikely(hw->cpu != this->id))
+        settle_here(ctx);
+    else
+        vmptrld(hw->vmcs_pa);
 }
 
 static void deactivate(struct backend_ctx *hw)

@@ -45,7 +45,7 @@
     X(GUEST_INTERRUPTIBILITY, interruptibility) X(GUEST_ACTIVITY_STATE, activity)
 #define PENDING_DBG_FIELDS(X) X(GUEST_PENDING_DBG, pending_dbg)
 
-// All groups: those that are written in a way of their own, those that change often, and the others.
+// All groups: what is written in a way of its own, what changes often, and the others.
 #define SPECIAL(X) X(RIP) X(CR) X(EFER_PAT)
 #define OFTEN(X) X(BLOCKING) X(PENDING_DBG)
 #define SELDOM(X) X(CODE) X(DATA) X(SYSTEM) X(TABLES) X(SYSENTER) X(DEBUG) X(PDPTE) X(CET)
