@@ -32,7 +32,9 @@ static void fill_words(struct check *c)
     c->word[WORD_STATE] = (c->word[WORD_EVENT] | get(c, GUEST_ACTIVITY_STATE) |
                            get(c, GUEST_INTERRUPTIBILITY) | get(c, GUEST_PENDING_DBG)) != 0;
     c->word[WORD_LINK] = ~get(c, VMCS_LINK_POINTER) != 0;
-    c->plain = is_plain(n);
+    c->word[WORD_EACH_CONTROLS] =
+        c->word[WORD_EVENT] | (c->word[WORD_PRIMARY] & PRIMARY_TPR_SHADOW);
+    c->word[WORD_EACH_GUEST] = c->word[WORD_STATE] | c->word[WORD_LINK];
     c->unrestricted = c->word[WORD_SECONDARY] & SECONDARY_UNRESTRICTED_GUEST;
     c->ia32e = c->word[WORD_ENTRY] & ENTRY_CTL_IA32E_GUEST;
     c->v8086 = get(c, GUEST_RFLAGS) & RFLAGS_VM;
@@ -42,9 +44,9 @@ static unsigned first_row(const struct check *c, const struct check_table *table
 {
     if (c->n->due & table->due)
         return 0;
-    if (!c->plain)
+    if (c->word[table->each])
         return table->always;
-    return c->n->due & table->due_plain ? table->plain : table->count;
+    return c->n->due & table->due_late ? table->late : table->count;
 }
 
 static const struct check_row *first_failing(const struct check *c, const struct check_table *table)
@@ -76,7 +78,7 @@ const struct check_row *vmcs12_refusing_row(struct vcpu *vcpu, u32 *result)
         *result = tables[i]->result;
         if (row)
             return row;
-        n->due &= (u8) ~(tables[i]->due | tables[i]->due_plain);
+        n->due &= (u8) ~(tables[i]->due | tables[i]->due_late);
     }
     *result = 0;
     return NULL;
@@ -112,7 +114,7 @@ static u8 due_after(u32 encoding, u64 changed)
         return DUE_RIP;
     case GUEST_RFLAGS: // segments depend on VM
         return changed & RFLAGS_VM ? DUE_GUEST | DUE_LOAD : DUE_RIP;
-    case ENTRY_INTERRUPTION_INFO: // only rows of an entry that is not plain, and always loaded
+    case ENTRY_INTERRUPTION_INFO: // only rows that such an entry looks at, and always loaded
     case ENTRY_EXCEPTION_ERROR_CODE:
     case ENTRY_INSTRUCTION_LENGTH:
     case TPR_THRESHOLD:
@@ -414,6 +416,11 @@ static const struct check_row rows[] = {
     {"instruction length", injection_length, WORD_EVENT, 0, INFO_BIT, ENTRY_INSTRUCTION_LENGTH, 0},
 };
 
-const struct check_table vmcs12_control_checks = {
-    rows, ARRAY_SIZE(rows),  ARRAY_SIZE(rows) - ROWS_OF_INJECTION, ARRAY_SIZE(rows), DUE_CONTROLS,
-    0,    VMX_ERROR_CONTROLS};
+const struct check_table vmcs12_control_checks = {rows,
+                                                  ARRAY_SIZE(rows),
+                                                  ARRAY_SIZE(rows) - ROWS_OF_INJECTION,
+                                                  ARRAY_SIZE(rows),
+                                                  WORD_EACH_CONTROLS,
+                                                  DUE_CONTROLS,
+                                                  0,
+                                                  VMX_ERROR_CONTROLS};

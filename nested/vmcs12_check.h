@@ -11,7 +11,8 @@
 
 // The words that a row may depend on. Secondary controls count as 0 unless activated. WORD_EVENT is
 // the interruption information, 0 if nothing is injected; WORD_STATE is 0 where the non-register
-// state is the plain one and nothing is injected, else 1; WORD_LINK is 0 without a link pointer.
+// state is the plain one and nothing is injected, else 1; WORD_LINK is 0 without a link pointer. The
+// last two are not 0 where each entry looks at rows of that group, whether it is due or not.
 enum check_word {
     WORD_NONE,
     WORD_PIN,
@@ -22,6 +23,8 @@ enum check_word {
     WORD_EVENT,
     WORD_STATE,
     WORD_LINK,
+    WORD_EACH_CONTROLS,
+    WORD_EACH_GUEST,
     WORD_COUNT
 };
 
@@ -31,7 +34,6 @@ struct check {
     u64 word[WORD_COUNT];
     u8 phys_bits, linear_bits;
     bool unrestricted, ia32e, v8086;
-    bool plain; // no event, no TPR shadow, no link pointer, and the plain non-register state
 };
 
 // A row counts if `word` has any of `bits`, or if that is 0; it refuses the entry if fails() is
@@ -48,11 +50,12 @@ struct check_row {
 
 struct check_table {
     const struct check_row *rows;
-    // The first row that is looked at even if the group is not due, for an entry that is not plain;
-    // and the first of those that are for a plain one, if `due_plain` is due.
-    unsigned count, always, plain;
-    u8 due, due_plain; // enum vmcs12_due
-    u32 result;        // of vmcs12_check_entry
+    // The first row of those that are looked at even if the group is not due, where the word `each` is
+    // not 0; and of those that are if `due_late` is due.
+    unsigned count, always, late;
+    u8 each;          // enum check_word
+    u8 due, due_late; // enum vmcs12_due
+    u32 result;       // of vmcs12_check_entry
 };
 
 extern const struct check_table vmcs12_control_checks, vmcs12_host_checks, vmcs12_guest_checks;

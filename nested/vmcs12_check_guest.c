@@ -524,6 +524,7 @@ const struct check_table vmcs12_guest_checks = {rows,
                                                 ARRAY_SIZE(rows),
                                                 ARRAY_SIZE(rows) - ROWS_OF_OTHER_STATES,
                                                 ARRAY_SIZE(rows) - ROWS_FROM_RIP,
+                                                WORD_EACH_GUEST,
                                                 DUE_GUEST,
                                                 DUE_RIP,
                                                 REASON_INVALID_GUEST_STATE};

@@ -117,4 +117,5 @@ static const struct check_row rows[] = {
 };
 
 const struct check_table vmcs12_host_checks = {
-    rows, ARRAY_SIZE(rows), ARRAY_SIZE(rows), ARRAY_SIZE(rows), DUE_HOST, 0, VMX_ERROR_HOST_STATE};
+    rows, ARRAY_SIZE(rows),    ARRAY_SIZE(rows), ARRAY_SIZE(rows), WORD_NONE, DUE_HOST,
+    0,    VMX_ERROR_HOST_STATE};

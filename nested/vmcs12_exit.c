@@ -77,17 +77,31 @@ static u64 kept_pending(const struct guest_state *s, u32 reason)
     return reason < 64 && (before >> reason & 1) ? s->pending_dbg : 0;
 }
 
+// "Saving Control Registers, Debug Registers, and MSRs": "IA-32e mode guest", before CR0. VMCS12's
+// IA32_EFER, which is not saved without a control, need not fit any longer.
+static void save_mode(struct nested *n, const struct guest_state *s)
+{
+    u64 before = vmcs12_read(n, ENTRY_CONTROLS);
+    u64 now = (before & ~(u64)ENTRY_CTL_IA32E_GUEST) |
+              (s->efer & EFER_LMA ? (u64)ENTRY_CTL_IA32E_GUEST : 0);
+
+    if (unlikely((before ^ now) | ((vmcs12_read(n, GUEST_CR0) ^ s->cr0) & CR0_PG)))
+        n->due |= DUE_GUEST;
+    vmcs12_write(n, ENTRY_CONTROLS, now);
+}
+
 static void save_guest_state(struct vcpu *vcpu, u32 reason)
 {
     struct nested *n = vcpu->nested;
     struct guest_state *s =
         vcpu_state(vcpu, GROUP_ALL_CTX & ~(u32)(GROUP_CET | GROUP_PDPTE | VMCS12_LATE));
-    u64 exit = vmcs12_read(n, EXIT_CONTROLS), entry;
+    u64 exit = vmcs12_read(n, EXIT_CONTROLS);
 
     if ((vmcs12_secondary(n) & SECONDARY_EPT) && !(s->efer & EFER_LMA) && (s->cr4 & CR4_PAE) &&
         (s->cr0 & CR0_PG))
         save_pdptes(n, vcpu_state(vcpu, GROUP_PDPTE));
 
+    save_mode(n, s);
     VMCS12_PLAIN(SAVE)
     segment_to_vmcs12(n, s, SEG_CS);
     segment_to_vmcs12(n, s, SEG_SS);
@@ -106,11 +120,6 @@ static void save_guest_state(struct vcpu *vcpu, u32 reason)
         vmcs12_write(n, GUEST_EFER, s->efer);
     if (vmcs12_has_cet(vcpu))
         vmcs12_cet_save(vcpu);
-    entry = (vmcs12_read(n, ENTRY_CONTROLS) & ~(u64)ENTRY_CTL_IA32E_GUEST) |
-            (s->efer & EFER_LMA ? (u64)ENTRY_CTL_IA32E_GUEST : 0);
-    if (entry != vmcs12_read(n, ENTRY_CONTROLS))
-        n->due |= DUE_GUEST; // VMCS12's IA32_EFER need not fit any more
-    vmcs12_write(n, ENTRY_CONTROLS, entry);
 }
 
 // --- the MSR-store area (SDM vol. 3 "Saving MSRs") ---

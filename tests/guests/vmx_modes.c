@@ -4,7 +4,7 @@
 // Instructions of an L2 that exit, in every mode: what is #UD before it exits, and the instruction
 // information, qualification, length and linear address of each operand's form (SDM vol. 3
 // "Recording VM-Exit Information": tables "Format of the VM-Exit Instruction-Information Field as
-// Used for ...").
+// Used for ..."). And an L2 that changes its mode.
 
 #include "vmx.h"
 
@@ -238,6 +238,45 @@ static void check(const struct row *row)
                "its linear address: %#llx", LLU(vmread(GUEST_LINEAR_ADDRESS)));
 }
 
+// --- a change of mode ("Checks on Guest Control Registers, Debug Registers, and MSRs") ---
+
+#define SET_PG "mov %cr0, %eax; or $0x80000000, %eax; mov %eax, %cr0; cpuid"
+L32(set_pg, SET_PG);
+L32(clear_lme, "mov $0xc0000080, %ecx; xor %eax, %eax; xor %edx, %edx; wrmsr; " SET_PG);
+
+// An exit that does not save IA32_EFER leaves the field as L1 wrote it: with LME, without LMA. It does
+// not fit what L2 has become, whether that is IA-32e mode or paging without LME, and the next entry
+// looks at it although L1 has written nothing.
+static void check_unsaved_efer(bool ia32e)
+{
+    u32 *directory = pages(1);
+
+    for (u32 i = 0; i < 1024; i++)
+        directory[i] = i << 22 | 0x87;
+    init(ia32e ? set_pg : clear_lme);
+    if (!use_secondary(PRIMARY_MSR_BITMAPS, SECONDARY_EPT | SECONDARY_UNRESTRICTED_GUEST)) {
+        report_skip("unrestricted guest is not offered");
+        return;
+    }
+    vmwrite(MSR_BITMAP, (u64)pages(1));
+    vmwrite(EPT_POINTER, eptp_of(ept, false));
+    set_exit(EXIT_CTL_HOST_64 | EXIT_CTL_LOAD_EFER | EXIT_CTL_SAVE_DEBUG);
+    set_entry(ENTRY_CTL_LOAD_DEBUG | ENTRY_CTL_LOAD_EFER);
+    put_segment(1, CODE32, 0xc09b, ~0u, 0);
+    vmwrite(GUEST_CR0, read_cr0() & ~(u64)CR0_PG);
+    vmwrite(GUEST_EFER, EFER_LME);
+    if (!ia32e) {
+        vmwrite(GUEST_CR3, (u64)directory);
+        vmwrite(GUEST_CR4, (read_cr4() & ~CR4_PAE) | CR4_PSE);
+    }
+    report_exit(run() == REASON_CPUID && (vmread(GUEST_CR0) & CR0_PG) &&
+                    !(vmread(ENTRY_CONTROLS) & ENTRY_CTL_IA32E_GUEST) == !ia32e,
+                ia32e ? "an L2 enters IA-32e mode" : "an L2 clears LME and enables paging");
+    report(vmread(GUEST_EFER) == EFER_LME, "IA32_EFER is not saved");
+    report_exit(run() == (EXIT_REASON_ENTRY_FAILURE | REASON_INVALID_GUEST_STATE),
+                "it does not fit any longer");
+}
+
 void guest_main(void)
 {
     if (!vmx_start()) {
@@ -247,4 +286,6 @@ void guest_main(void)
     ept = identity_tables(EPT_RWX, EPT_WB | EPT_RWX);
     for (unsigned i = 0; i < ARRAY_SIZE(rows); i++)
         check(&rows[i]);
+    check_unsaved_efer(true);
+    check_unsaved_efer(false);
 }
