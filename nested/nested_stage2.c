@@ -226,20 +226,17 @@ void nested_stage2_divert(struct vcpu *vcpu, bool on, gpa_t page, gpa_t to)
     nested_stage2_drop(vcpu);
 }
 
-// What every entry with ns->current begins with.
-static inline void begin(struct vcpu *vcpu)
+// What every entry begins with; `shadow`: ns->current.
+static inline void begin(struct vcpu *vcpu, struct nested_stage2 *ns, struct shadow *shadow)
 {
-    struct nested_stage2 *ns = vcpu->nested_stage2;
-    struct shadow *shadow = ns->current;
-
     ns->refused = false; // by a look at an instruction that exited anyway
     if (!shadow)
         return;
     // A D flag that L1 clears is seen again without INVEPT if only combined mappings had it, and an
     // entry without VPID drops those (SDM vol. 3 "Operations that Invalidate Cached Mappings").
-    if (ns->log.index && !ns->tag)
+    if (unlikely(ns->log.index) && !ns->tag)
         shadow_drop(vcpu, shadow);
-    if (shadow->stale) {
+    if (unlikely(shadow->stale)) {
         flush_l2(vcpu, TLB_FLUSH_STAGE2);
         shadow->stale = false;
     }
@@ -271,13 +268,15 @@ void nested_stage2_use(struct vcpu *vcpu, const struct l1_stage2 *l1, const stru
     ctl->stage2_root = tables->root;
     ctl->stage2_levels = tables->levels;
     ctl->stage2_ad = ad;
-    begin(vcpu);
+    begin(vcpu, ns, shadow);
 }
 
 void nested_stage2_again(struct vcpu *vcpu)
 {
-    nested_tag_use(vcpu, vcpu->nested_stage2->tag);
-    begin(vcpu);
+    struct nested_stage2 *ns = vcpu->nested_stage2;
+
+    nested_tag_use(vcpu, ns->tag);
+    begin(vcpu, ns, ns->current);
 }
 
 // --- L1's tables ---
