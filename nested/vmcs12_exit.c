@@ -246,12 +246,12 @@ static void load_host_state(struct vcpu *vcpu, const struct guest_state *before,
         abort_vmx(vcpu, ABORT_LOAD_MSRS);
 }
 
-static u64 event_info(const struct event *event)
+static u64 event_info(const struct event *event, bool has_error)
 {
     if (!event->valid)
         return 0;
     return event->vector | (u64)event->type << INFO_TYPE_SHIFT |
-           (event->has_error ? (u64)INFO_ERROR_CODE : 0) | INFO_VALID;
+           (has_error ? (u64)INFO_ERROR_CODE : 0) | INFO_VALID;
 }
 
 // Operand size, as the tables of RDRAND and of descriptor-table instructions have it.
@@ -356,6 +356,9 @@ static void save_exit_information(struct vcpu *vcpu, u32 reason, u64 qualificati
     bool unblocked = exit->nmi_unblocked_by_iret && !n->nmis_stay_blocked &&
                      (exit->kind == EXIT_EXCEPTION || exit->kind == EXIT_STAGE2);
     u64 unblocking = unblocked && has_event ? INFO_NMI_UNBLOCKING : 0;
+    // "Information for VM Exits Due to Vectored Events": none in real-address mode.
+    bool codes = vmcs12_read(n, GUEST_CR0) & CR0_PE;
+    bool code = codes && event->has_error, vectoring_code = codes && vectoring->has_error;
 
     // The IRET will run again; the model has the blocking as it will be then.
     if (unblocked)
@@ -364,10 +367,10 @@ static void save_exit_information(struct vcpu *vcpu, u32 reason, u64 qualificati
 
     vmcs12_write(n, EXIT_REASON, reason);
     vmcs12_write(n, EXIT_QUALIFICATION, qualification);
-    vmcs12_write(n, EXIT_INTERRUPTION_INFO, has_event ? event_info(event) | unblocking : 0);
-    vmcs12_write(n, EXIT_INTERRUPTION_ERROR_CODE, has_event && event->has_error ? event->error : 0);
-    vmcs12_write(n, IDT_VECTORING_INFO, event_info(vectoring));
-    vmcs12_write(n, IDT_VECTORING_ERROR_CODE, vectoring->has_error ? vectoring->error : 0);
+    vmcs12_write(n, EXIT_INTERRUPTION_INFO, has_event ? event_info(event, code) | unblocking : 0);
+    vmcs12_write(n, EXIT_INTERRUPTION_ERROR_CODE, has_event && code ? event->error : 0);
+    vmcs12_write(n, IDT_VECTORING_INFO, event_info(vectoring, vectoring_code));
+    vmcs12_write(n, IDT_VECTORING_ERROR_CODE, vectoring_code ? vectoring->error : 0);
     vmcs12_write(n, EXIT_INSTRUCTION_LENGTH, exit_length(exit, vectoring));
     vmcs12_write(n, EXIT_INSTRUCTION_INFO,
                  details || exit->operand.known ? instruction_info(exit) : 0);

@@ -277,6 +277,28 @@ static void check_unsaved_efer(bool ia32e)
                 "it does not fit any longer");
 }
 
+L16(wrmsr16, "wrmsr; vmcall");
+
+// In real-address mode exceptions have no error code, whoever finds them.
+static void test_real_fault(void)
+{
+    static const struct row row = {"", wrmsr16, REAL, 0, 0, PRIMARY_MSR_BITMAPS, 0, 0, 0, 0};
+
+    if (!prepare(&row)) {
+        report_skip("no unrestricted guest");
+        return;
+    }
+    vmwrite(MSR_BITMAP, (u64)pages(1));
+    vmwrite(EXCEPTION_BITMAP, BIT(VECTOR_GP));
+    l2_registers[RCX] = MSR_EFER;
+    l2_registers[RDX] = 0xffffffff; // which are reserved
+    run();
+    // Bochs has one
+    report_known(MACHINE_BOCHS, excepted(TYPE_EXCEPTION, VECTOR_GP, false),
+                 "#GP in real mode: reason %#llx, interruption %#llx", LLU(vmread(EXIT_REASON)),
+                 LLU(vmread(EXIT_INTERRUPTION_INFO)));
+}
+
 void guest_main(void)
 {
     if (!vmx_start()) {
@@ -288,4 +310,5 @@ void guest_main(void)
         check(&rows[i]);
     check_unsaved_efer(true);
     check_unsaved_efer(false);
+    test_real_fault();
 }
