@@ -34,14 +34,17 @@ static void load_pkrs(struct vcpu *vcpu, u64 value)
     vcpu->pkrs = value;
 }
 
-void vmcs12_cet_enter(struct vcpu *vcpu, struct guest_state *s)
+u32 vmcs12_cet_enter(struct vcpu *vcpu, struct guest_state *s)
 {
+    u64 s_cet = s->s_cet, ssp = s->ssp, table = s->interrupt_ssp_table;
+
     if (!vmcs12_cet_group(vcpu))
-        return;
+        return 0;
     if (vmcs12_read(vcpu->nested, ENTRY_CONTROLS) & ENTRY_CTL_LOAD_CET)
         load_cet(s, vcpu->nested, GUEST_S_CET);
     else
         keep_cet(s, vcpu_state(vcpu, GROUP_CET));
+    return (s_cet ^ s->s_cet) | (ssp ^ s->ssp) | (table ^ s->interrupt_ssp_table) ? GROUP_CET : 0;
 }
 
 void vmcs12_pkrs_enter(struct vcpu *vcpu)

@@ -48,38 +48,74 @@ static bool vectoring(const struct nested *n)
            injected_type(n) != EVENT_OTHER;
 }
 
-// What L1 keeps some of, and what loads by controls.
-static void load_shared(struct vcpu *vcpu, struct guest_state *s)
+// Returns `group` if that changes the member, else 0.
+static inline u32 change(u64 *member, u64 value, u32 group)
+{
+    if (likely(*member == value))
+        return 0;
+    *member = value;
+    return group;
+}
+
+static inline u32 change32(u32 *member, u64 value, u32 group)
+{
+    if (likely(*member == (u32)value))
+        return 0;
+    *member = (u32)value;
+    return group;
+}
+
+// What L1 keeps some of, and what loads by controls. Returns the groups that change.
+static u32 load_shared(struct vcpu *vcpu, struct guest_state *s)
 {
     const u64 all = ENTRY_CTL_LOAD_DEBUG | ENTRY_CTL_LOAD_PAT | ENTRY_CTL_LOAD_EFER;
     struct nested *n = vcpu->nested;
     u64 entry = vmcs12_read(n, ENTRY_CONTROLS);
     const struct guest_state *l1 =
         vcpu_state(vcpu, (entry & all) == all ? 0 : GROUP_EFER_PAT | GROUP_DEBUG);
+    u32 changed = 0;
 
     // What of CR0 is not loaded, a VMX guest does not change without Nestor: it need not be pulled.
-    s->cr0 = (vmcs12_read(n, GUEST_CR0) & CR0_LOADED) | (l1->cr0 & ~(u64)CR0_LOADED);
-    s->dr7 = (entry & ENTRY_CTL_LOAD_DEBUG ? vmcs12_read(n, GUEST_DR7) : l1->dr7) | DR7_FIXED;
+    changed |= change(
+        &s->cr0, (vmcs12_read(n, GUEST_CR0) & CR0_LOADED) | (l1->cr0 & ~(u64)CR0_LOADED), GROUP_CR);
+    changed |= change(
+        &s->dr7, (entry & ENTRY_CTL_LOAD_DEBUG ? vmcs12_read(n, GUEST_DR7) : l1->dr7) | DR7_FIXED,
+        GROUP_DEBUG);
     vcpu->breakpoints |= (s->dr7 & DR7_ENABLES) != 0; // L1's MOV to DR7 need not have enabled any
     // LBR may be set, but has no effect here (core/msr.c).
-    s->debugctl =
-        entry & ENTRY_CTL_LOAD_DEBUG ? vmcs12_read(n, GUEST_DEBUGCTL) & DEBUGCTL_BTF : l1->debugctl;
-    s->pat = entry & ENTRY_CTL_LOAD_PAT ? vmcs12_read(n, GUEST_PAT) : l1->pat;
-    s->efer = entry & ENTRY_CTL_LOAD_EFER ? vmcs12_read(n, GUEST_EFER)
-                                          : loaded_efer(s, l1->efer, entry & ENTRY_CTL_IA32E_GUEST);
+    changed |= change(&s->debugctl,
+                      entry & ENTRY_CTL_LOAD_DEBUG ? vmcs12_read(n, GUEST_DEBUGCTL) & DEBUGCTL_BTF
+                                                   : l1->debugctl,
+                      GROUP_DEBUG);
+    changed |= change(&s->pat, entry & ENTRY_CTL_LOAD_PAT ? vmcs12_read(n, GUEST_PAT) : l1->pat,
+                      GROUP_EFER_PAT);
+    changed |= change(&s->efer,
+                      entry & ENTRY_CTL_LOAD_EFER
+                          ? vmcs12_read(n, GUEST_EFER)
+                          : loaded_efer(s, l1->efer, entry & ENTRY_CTL_IA32E_GUEST),
+                      GROUP_EFER_PAT);
+    return changed;
 }
 
-// What no exit leaves as an entry would load it, and L1 writes without more to look at.
-static void load_volatile(struct nested *n, struct guest_state *s)
+// Likewise, of what no exit leaves as an entry would load it, and L1 writes without more to look at.
+static u32 load_volatile(struct nested *n, struct guest_state *s)
 {
+    u32 changed = GROUP_RIP;
+
     s->rip = vmcs12_read(n, GUEST_RIP);
     s->rsp = vmcs12_read(n, GUEST_RSP);
     s->rflags = vmcs12_read(n, GUEST_RFLAGS);
-    s->interruptibility = (u32)vmcs12_read(n, GUEST_INTERRUPTIBILITY);
+    changed |=
+        change32(&s->interruptibility, vmcs12_read(n, GUEST_INTERRUPTIBILITY), GROUP_BLOCKING);
     // An injected event wakes a halted L2, if it has a vector.
-    s->activity = vectoring(n) ? (u32)ACTIVITY_ACTIVE : (u32)vmcs12_read(n, GUEST_ACTIVITY_STATE);
+    changed |= change32(&s->activity,
+                        vectoring(n) ? (u64)ACTIVITY_ACTIVE : vmcs12_read(n, GUEST_ACTIVITY_STATE),
+                        GROUP_BLOCKING);
     // Neither of the states behind HLT knows of debug exceptions.
-    s->pending_dbg = s->activity <= ACTIVITY_HLT ? vmcs12_read(n, GUEST_PENDING_DBG) : 0;
+    changed |=
+        change(&s->pending_dbg, s->activity <= ACTIVITY_HLT ? vmcs12_read(n, GUEST_PENDING_DBG) : 0,
+               GROUP_PENDING_DBG);
+    return changed;
 }
 
 static void load_guest_state(struct vcpu *vcpu)
@@ -377,34 +413,15 @@ static u32 changed_groups(const struct guest_state *before, const struct guest_s
     return changed;
 }
 
-// Whether ctx[1] is what VMCS12 says but for load_shared() and load_volatile(): what the last exit
-// saved, in a mode whose PDPTEs do not count, without CET's state, which may be L1's.
+// Whether ctx[1] is what VMCS12 says but for load_shared(), load_volatile() and CET's state: what
+// the last exit saved, in a mode whose PDPTEs do not count.
 static bool is_kept(const struct vcpu *vcpu)
 {
     const struct vcpu_ctx *l2 = &vcpu->ctx[1];
     u32 missing = GROUP_ALL_CTX & ~(u32)(GROUP_CET | GROUP_PDPTE | VMCS12_LATE) & ~l2->valid;
 
     return !(vcpu->nested->due & DUE_LOAD) && !missing && (l2->state.efer & EFER_LMA) &&
-           !vmcs12_cet_group(vcpu);
-}
-
-static void load_changes(struct vcpu *vcpu)
-{
-    struct vcpu_ctx *l2 = &vcpu->ctx[1];
-    struct guest_state *s = &l2->state;
-    u64 cr0 = s->cr0, dr7 = s->dr7, debugctl = s->debugctl, pat = s->pat, efer = s->efer;
-    u64 pending_dbg = s->pending_dbg;
-    u32 interruptibility = s->interruptibility, activity = s->activity;
-
-    load_shared(vcpu, s);
-    load_volatile(vcpu->nested, s);
-    l2->dirty |=
-        GROUP_RIP | (cr0 != s->cr0 ? (u32)GROUP_CR : 0) |
-        ((dr7 ^ s->dr7) | (debugctl ^ s->debugctl) ? (u32)GROUP_DEBUG : 0) |
-        ((pat ^ s->pat) | (efer ^ s->efer) ? (u32)GROUP_EFER_PAT : 0) |
-        (pending_dbg != s->pending_dbg ? (u32)GROUP_PENDING_DBG : 0) |
-        ((interruptibility ^ s->interruptibility) | (activity ^ s->activity) ? (u32)GROUP_BLOCKING
-                                                                             : 0);
+           (likely(l2->valid & GROUP_CET) || !vmcs12_cet_group(vcpu));
 }
 
 // L2's state from VMCS12. What it has of that already since its last exit is not written again.
@@ -426,13 +443,14 @@ static bool load_all(struct vcpu *vcpu)
 
 static bool load_l2(struct vcpu *vcpu)
 {
-    bool long_mode;
+    struct vcpu_ctx *l2 = &vcpu->ctx[1];
 
     if (!is_kept(vcpu))
         return load_all(vcpu);
-    load_changes(vcpu);
-    long_mode = vcpu->ctx[1].state.efer & EFER_LMA;
-    return long_mode || load_all(vcpu);
+    l2->dirty |= load_shared(vcpu, &l2->state) | load_volatile(vcpu->nested, &l2->state);
+    if (vmcs12_has_cet(vcpu))
+        l2->dirty |= vmcs12_cet_enter(vcpu, &l2->state);
+    return likely(l2->state.efer & EFER_LMA) || load_all(vcpu);
 }
 
 // "Changes to Instruction Behavior in VMX Non-Root Operation": IRET ends the blocking of NMIs without

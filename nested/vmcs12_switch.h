@@ -34,7 +34,7 @@ static inline bool vmcs12_offers_entry(const struct vcpu *vcpu, u32 control)
 {
     return vmcs12_capability(vcpu, MSR_VMX_ENTRY_CTLS) >> 32 & control;
 }
-// L1 has CET or protection keys for supervisor pages: without, the last three below do nothing.
+// L1 has CET or protection keys for supervisor pages: without, all below do nothing.
 static inline bool vmcs12_has_cet(const struct vcpu *vcpu)
 {
     return unlikely(vmcs12_offers_entry(vcpu, ENTRY_CTL_LOAD_CET | ENTRY_CTL_LOAD_PKRS));
@@ -44,8 +44,8 @@ static inline u32 vmcs12_cet_group(const struct vcpu *vcpu)
 {
     return vmcs12_offers_entry(vcpu, ENTRY_CTL_LOAD_CET) ? GROUP_CET : 0;
 }
-// Of L2's state in `s`, at an entry; the vCPU's is L1's.
-void vmcs12_cet_enter(struct vcpu *vcpu, struct guest_state *s);
+// Of L2's state in `s`, at an entry; the vCPU's is L1's. GROUP_CET if that changes `s`, else 0.
+u32 vmcs12_cet_enter(struct vcpu *vcpu, struct guest_state *s);
 void vmcs12_pkrs_enter(struct vcpu *vcpu); // at an entry that loads L2's state
 void vmcs12_cet_save(struct vcpu *vcpu);   // with IA32_PKRS, here and below
 // Into L1's state; `before`: L2's, or L1's own if L2's was not loaded.
