@@ -40,12 +40,12 @@ struct vmcs12 {
     u64 field[VMCS12_FIELDS];
 };
 
-enum { VMCS12_SHADOWED = 23 }; // fields that may be (vmcs12_shadow.c)
+enum { VMCS12_SHADOWED = 26 }; // fields that may be (vmcs12_shadow.c)
 
 struct nested {
     bool vmxon;
     bool published;            // of the current VMCS12, `shadowed` are with the CPU
-    u32 shadowed;              // which of them; constant after reset
+    u32 shadowed;              // which of them the CPU has; constant after reset
     u64 told[VMCS12_SHADOWED]; // what the CPU has of them, while published
     bool long_mode;            // L1's, which in VMX operation does not change: CR0.PG stays 1
     bool was_launched;         // before the entry that is under way

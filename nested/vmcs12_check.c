@@ -122,7 +122,10 @@ static u8 due_after(u32 encoding, u64 changed)
     case GUEST_INTERRUPTIBILITY:
     case GUEST_ACTIVITY_STATE:
     case GUEST_PENDING_DBG:
-    case HOST_RSP: // none
+    case GUEST_INTERRUPT_STATUS: // none, here and below
+    case PML_INDEX:
+    case PREEMPTION_TIMER_VALUE:
+    case HOST_RSP:
         return 0;
     default:
         return by_type[encoding >> 10 & 3];

@@ -9,8 +9,10 @@
 #include "vmcs12_switch.h"
 
 // Each costs every round trip something: reading what L1 may have written most, comparing what an
-// exit has changed little. What not every L1 has is first, and last.
+// exit has changed little. What not every CPU has is first, and last.
 static const struct shadow_field candidates[] = {
+    {GUEST_INTERRUPT_STATUS, true},
+    {PREEMPTION_TIMER_VALUE, true},
     {TPR_THRESHOLD, true},
     {GUEST_RIP, true},
     {GUEST_RSP, true},
@@ -34,13 +36,15 @@ static const struct shadow_field candidates[] = {
     {EXIT_INSTRUCTION_INFO, false},
     {GUEST_LINEAR_ADDRESS, false},
     {GUEST_PHYSICAL_ADDRESS, false},
+    {PML_INDEX, false},
 };
-enum { WRITABLE = 8 };
+enum { WRITABLE = 10 };
 _Static_assert(ARRAY_SIZE(candidates) == VMCS12_SHADOWED, "a place for each");
 
 void vmcs12_shadow_reset(struct vcpu *vcpu)
 {
     struct nested *n = vcpu->nested;
+    u32 offered = 0;
 
     n->shadowed = 0;
     n->published = false;
@@ -48,8 +52,8 @@ void vmcs12_shadow_reset(struct vcpu *vcpu)
         return;
     for (unsigned i = 0; i < VMCS12_SHADOWED; i++)
         if (vmcs12_field(n, candidates[i].encoding))
-            n->shadowed |= (u32)BIT(i);
-    backend->shadow_allow(vcpu, candidates, n->shadowed);
+            offered |= (u32)BIT(i);
+    n->shadowed = backend->shadow_allow(vcpu, candidates, VMCS12_SHADOWED, offered);
     backend->shadow_close(vcpu);
 }
 
@@ -93,7 +97,7 @@ void vmcs12_collect(struct vcpu *vcpu)
 
     if (!n->published)
         return;
-    first = (unsigned)__builtin_ctz(n->shadowed); // behind it is what every L1 has
+    first = (unsigned)__builtin_ctz(n->shadowed); // behind it is what every CPU has
     changed = backend->shadow_collect(vcpu, candidates + first, WRITABLE - first, n->told + first);
     for (; unlikely(changed); changed &= changed - 1) {
         unsigned i = first + (unsigned)__builtin_ctz(changed);

@@ -16,9 +16,12 @@ enum { SHADOW_ORDER = 2 }; // the VMCS, the VMREAD bitmap, the VMWRITE bitmap
 
 void vmx_shadow_probe(const struct vmx_caps *caps)
 {
-    vmx_backend.shadows_vmcs =
-        !option_off("shadow-vmcs") && (caps->misc & VMX_MISC_VMWRITE_ANY) &&
-        (caps->controls.allowed[CONTROL_SECONDARY] & SECONDARY_VMCS_SHADOWING);
+    const u32 *allowed = caps->controls.allowed;
+
+    vmx_backend.shadows_vmcs = !option_off("shadow-vmcs") && (caps->misc & VMX_MISC_VMWRITE_ANY) &&
+                               (allowed[CONTROL_SECONDARY] & SECONDARY_VMCS_SHADOWING) &&
+                               (allowed[CONTROL_PRIMARY] & PRIMARY_TPR_SHADOW) &&
+                               (allowed[CONTROL_PIN] & PIN_PREEMPTION_TIMER);
 }
 
 int vmx_shadow_create(struct backend_ctx *hw)
@@ -54,19 +57,43 @@ void vmx_shadow_controls(struct backend_ctx *hw)
     vmwrite(VMCS_LINK_POINTER, hw->shadow_open ? hw->shadow_pa : ~0ull);
 }
 
-void vmx_shadow_allow(struct vcpu *vcpu, const struct shadow_field *fields, u32 which)
+// Fields that a CPU with VMCS shadowing may lack, as far as they are asked for.
+static const struct {
+    u16 field;
+    u32 secondary;
+} optional[] = {
+    {GUEST_INTERRUPT_STATUS, SECONDARY_INTERRUPT_DELIVERY},
+    {PML_INDEX, SECONDARY_PML},
+};
+
+static bool has_field(u16 field)
+{
+    for (unsigned i = 0; i < ARRAY_SIZE(optional); i++)
+        if (optional[i].field == field)
+            return vmx_has(CONTROL_SECONDARY, optional[i].secondary);
+    return true;
+}
+
+u32 vmx_shadow_allow(struct vcpu *vcpu, const struct shadow_field *fields, unsigned count,
+                     u32 offered)
 {
     u8 *read = vcpu->ctx[0].hw->shadow + PAGE_SIZE, *write = read + PAGE_SIZE;
+    u32 there = 0;
 
     memset(read, 0xff, 2 * PAGE_SIZE);
-    for (u32 left = which; left; left &= left - 1) {
-        const struct shadow_field *field = fields + __builtin_ctz(left);
-        u8 keep = (u8)~BIT(field->encoding % 8);
+    for (unsigned i = 0; i < count; i++) {
+        u8 keep = (u8)~BIT(fields[i].encoding % 8);
 
-        read[field->encoding / 8] &= keep;
-        if (field->writable)
-            write[field->encoding / 8] &= keep;
+        if (!has_field(fields[i].encoding))
+            continue;
+        there |= (u32)BIT(i);
+        if (!(offered & BIT(i)))
+            continue;
+        read[fields[i].encoding / 8] &= keep;
+        if (fields[i].writable)
+            write[fields[i].encoding / 8] &= keep;
     }
+    return there;
 }
 
 static void set_open(struct vcpu *vcpu, bool open)

@@ -213,7 +213,8 @@ int vmx_shadow_create(struct backend_ctx *hw);      // 0 or -E_NOMEM
 void vmx_shadow_destroy(struct backend_ctx *hw);
 void vmx_shadow_write_constants(const struct backend_ctx *hw);
 void vmx_shadow_controls(struct backend_ctx *hw); // hw->secondary
-void vmx_shadow_allow(struct vcpu *vcpu, const struct shadow_field *fields, u32 which);
+u32 vmx_shadow_allow(struct vcpu *vcpu, const struct shadow_field *fields, unsigned count,
+                     u32 offered);
 void vmx_shadow_publish(struct vcpu *vcpu, const struct shadow_field *fields, u32 which,
                         const u64 *values);
 u32 vmx_shadow_collect(struct vcpu *vcpu, const struct shadow_field *fields, unsigned count,

@@ -375,11 +375,13 @@ struct backend {
     // Posted notify: apic.posted has something that it had not; any CPU. The hardware takes it
     // without an exit if the vCPU runs with its LAPIC accelerated, else the run loop looks.
     void (*apic_notify)(struct vcpu *vcpu);
-    // VMCS shadowing, if shadows_vmcs: `which` of the fields a guest hypervisor at level 0 has (once);
-    // their values become visible to it; what it has made of the first ones, to `values`: returns
-    // which of them have changed; none is visible any more. Values stand in the fields' order.
+    // VMCS shadowing, if shadows_vmcs: of the fields, those `offered` are a guest hypervisor's at
+    // level 0 (once): returns all that the CPU has. Their values become visible to it; what it has
+    // made of the first ones, to `values`: returns which of them have changed; none is visible any
+    // more. Values stand in the fields' order.
     bool shadows_vmcs;
-    void (*shadow_allow)(struct vcpu *vcpu, const struct shadow_field *fields, u32 which);
+    u32 (*shadow_allow)(struct vcpu *vcpu, const struct shadow_field *fields, unsigned count,
+                        u32 offered);
     void (*shadow_publish)(struct vcpu *vcpu, const struct shadow_field *fields, u32 which,
                            const u64 *values);
     u32 (*shadow_collect)(struct vcpu *vcpu, const struct shadow_field *fields, unsigned count,
