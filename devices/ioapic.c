@@ -26,7 +26,7 @@ enum { IOAPIC_ID = 0, IOAPIC_VERSION = 1, IOAPIC_ARBITRATION = 2, IOAPIC_ENTRIES
 // A level that stays asserted after its EOI comes again. On a PC the message takes its time, so
 // that the CPU gets on; here the first few come at once, the others wait a little.
 // (REPEAT_TICKS is for machines with a slow TSC, where exits cost more of it.)
-enum { REPEATS_AT_ONCE = 2, REPEAT_NS = 20000, REPEAT_TICKS = 20000 };
+enum { REPEATS_AT_ONCE = 2, REPEAT_NS = 20000, REPEAT_TICKS = 20000, RETRY_NS = 1000000 };
 
 static bool ioapic_send(struct ioapic *ioapic, u64 entry)
 {
@@ -49,15 +49,28 @@ static bool entry_is_level(u64 entry)
     return (entry & ENTRY_LEVEL) && ENTRY_MODE(entry) <= DELIVER_LOWEST;
 }
 
+// All pins have one timer: the first of them counts.
+static void ioapic_wait(struct ioapic *ioapic, u64 ticks)
+{
+    u64 deadline = machine_now() + ticks;
+
+    if (!ioapic->timer.armed || deadline < ioapic->timer.deadline)
+        machine_timer_arm(ioapic->machine, &ioapic->timer, deadline);
+}
+
 // Sends an asserted level-triggered pin's interrupt unless it is on its way already. What no APIC
-// accepts stays asserted and is tried at the pin's next change.
+// accepts stays asserted and is tried again: its CPU may only have disabled its APIC for a while.
 static void ioapic_send_level(struct ioapic *ioapic, unsigned pin)
 {
     u64 entry = ioapic->s.entry[pin];
 
-    if (entry_is_level(entry) && !(entry & (ENTRY_MASKED | ENTRY_REMOTE_IRR)) &&
-        ioapic->s.lines & BIT(pin) && ioapic_send(ioapic, entry))
+    if (!entry_is_level(entry) || entry & (ENTRY_MASKED | ENTRY_REMOTE_IRR) ||
+        !(ioapic->s.lines & BIT(pin)))
+        return;
+    if (ioapic_send(ioapic, entry))
         ioapic->s.entry[pin] |= ENTRY_REMOTE_IRR;
+    else
+        ioapic_wait(ioapic, ns_to_tsc(RETRY_NS));
 }
 
 int ioapic_edge_vector(const struct ioapic *ioapic, unsigned pin)
@@ -93,8 +106,7 @@ static void ioapic_repeat(struct ioapic *ioapic, unsigned pin)
         ioapic->s.repeats[pin]++;
         ioapic_send_level(ioapic, pin);
     } else {
-        machine_timer_arm(ioapic->machine, &ioapic->timer,
-                          machine_now() + MAX(ns_to_tsc(REPEAT_NS), (u64)REPEAT_TICKS));
+        ioapic_wait(ioapic, MAX(ns_to_tsc(REPEAT_NS), (u64)REPEAT_TICKS));
     }
 }
 

@@ -173,8 +173,8 @@ static void pit_tick(struct pit *pit, u64 now)
         pit_owe_missed(pit, now);
     if (waits) {
         pit->s.owed = MIN(pit->s.owed + edge, pit_owed_max(pit));
-    } else {
-        pit->s.owed -= !edge && pit->s.owed;
+    } else if (edge || pit->s.owed) { // else another CPU has programmed it anew in the meantime
+        pit->s.owed -= !edge;
         pit_pulse(pit);
     }
     pit_arm(pit, waits);

@@ -28,7 +28,7 @@ enum {
     REG_D,
 };
 
-enum { A_UIP = 0x80, A_RATE = 0x0f, A_DIVIDER = 0x70, A_DIVIDER_ON = 0x20 };
+enum { A_UIP = 0x80, A_RATE = 0x0f, A_DIVIDER = 0x70, A_DIVIDER_ON = 0x20, A_DIVIDER_RESET = 0x60 };
 enum { B_SET = 0x80, B_PIE = 0x40, B_AIE = 0x20, B_UIE = 0x10, B_BINARY = 0x04, B_24H = 0x02 };
 enum { C_IRQF = 0x80, C_PF = 0x40, C_AF = 0x20, C_UF = 0x10, C_FLAGS = 0x70 };
 enum { D_VALID = 0x80, HOUR_PM = 0x80, ALARM_ANY = 0xc0 };
@@ -206,24 +206,34 @@ static bool alarm_matches(u8 alarm, u8 byte)
     return (alarm & ALARM_ANY) == ALARM_ANY || alarm == byte;
 }
 
-static bool alarm_at_minute(const struct rtc *rtc, u64 minute_of_day)
+static bool alarm_at_minute(const struct rtc *rtc, u32 minute_of_day)
 {
-    return alarm_matches(rtc->s.ram[HOURS_ALARM], encode_hour(rtc, (u32)(minute_of_day / 60))) &&
-           alarm_matches(rtc->s.ram[MINUTES_ALARM], encode(rtc, (u32)(minute_of_day % 60)));
+    return alarm_matches(rtc->s.ram[HOURS_ALARM], encode_hour(rtc, minute_of_day / 60)) &&
+           alarm_matches(rtc->s.ram[MINUTES_ALARM], encode(rtc, minute_of_day % 60));
+}
+
+// From the given second of a minute on, the next one at which the alarm matches; 60 if none does.
+static u32 alarm_second(const struct rtc *rtc, u32 second)
+{
+    while (second < 60 && !alarm_matches(rtc->s.ram[SECONDS_ALARM], encode(rtc, second)))
+        second++;
+    return second;
 }
 
 // The first second after `seconds` at which the alarm matches; ~0 if it never does. Some alarms
-// match in the rest of this minute, some up to a day later.
+// match in the rest of this minute, some up to a day later; what matches in no minute is not looked
+// for in every one of them.
 static u64 rtc_next_alarm(const struct rtc *rtc, u64 seconds)
 {
-    u64 first = seconds + 1;
+    u64 start = seconds + 1, minute = start / 60;
+    u32 first = alarm_second(rtc, 0), second = alarm_second(rtc, (u32)(start % 60));
 
-    for (u64 minute = first / 60; minute <= first / 60 + 1440; minute++) {
-        if (!alarm_at_minute(rtc, minute % 1440))
-            continue;
-        for (u64 at = MAX(first, minute * 60); at < minute * 60 + 60; at++)
-            if (alarm_matches(rtc->s.ram[SECONDS_ALARM], encode(rtc, (u32)(at % 60))))
-                return at;
+    if (first == 60)
+        return ~0ull;
+    for (; minute <= start / 60 + 1440; minute++) {
+        if (second < 60 && alarm_at_minute(rtc, (u32)(minute % 1440)))
+            return minute * 60 + second;
+        second = first;
     }
     return ~0ull;
 }
@@ -356,10 +366,21 @@ static u8 rtc_read(struct rtc *rtc, unsigned index)
     return rtc->s.ram[index];
 }
 
+// From the bytes that were set; half a second early where it is the divider that is let go, whose
+// first update comes that soon: systems set the time half a second before it is right.
+static void rtc_start(struct rtc *rtc, bool divider_was_reset)
+{
+    rtc_set_time(rtc, time_from_ram(rtc));
+    if (!divider_was_reset)
+        return;
+    rtc->s.seen = RTC_HZ / 2;
+    rtc->s.base -= rtc->s.seen;
+}
+
 // Registers A and B may stop the clock, start it, or change how bytes are read.
 static void rtc_write_control(struct rtc *rtc, unsigned index, u8 value)
 {
-    bool ran = rtc_runs(rtc);
+    bool ran = rtc_runs(rtc), reset = (rtc->s.ram[REG_A] & A_DIVIDER_RESET) == A_DIVIDER_RESET;
 
     rtc_catch_up(rtc);
     rtc->s.owed = 0;
@@ -371,7 +392,7 @@ static void rtc_write_control(struct rtc *rtc, unsigned index, u8 value)
         value &= (u8)~B_UIE;
     rtc->s.ram[index] = value;
     if (!ran && rtc_runs(rtc))
-        rtc_set_time(rtc, time_from_ram(rtc));
+        rtc_start(rtc, reset);
     rtc_changed(rtc);
 }
 

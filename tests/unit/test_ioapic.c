@@ -154,6 +154,25 @@ static void test_nobody_accepts(void **state)
     assert_int_equal(take_irq(1), 0x42);
 }
 
+// A CPU that has disabled its APIC for a while finds what came in the meantime.
+static void test_accepted_later(void **state)
+{
+    (void)state;
+    ioapic_set_entry(PIN, 1, LEVEL | 0x42);
+    line(PIN, true);
+    advance(10 * MS);
+    assert_int_equal(take_irq(1), -1);
+    apic_write(1, APIC_SVR, 0x1ff);
+    advance(2 * MS);
+    assert_int_equal(entry(PIN), LEVEL | REMOTE_IRR | 0x42);
+    assert_int_equal(take_irq(1), 0x42);
+    line(PIN, false);
+    apic_write(1, APIC_EOI, 0);
+    advance(10 * MS);
+    assert_int_equal(take_irq(1), -1);
+    assert_false(fake_vm.machine->ioapic.timer.armed);
+}
+
 static void test_delivery_modes(void **state)
 {
     (void)state;
@@ -208,8 +227,8 @@ int main(void)
     const struct CMUnitTest tests[] = {
         TEST_1(test_registers),           TEST_1(test_edge),           TEST_1(test_level),
         TEST_1(test_screaming_level),     TEST_1(test_level_masked),   TEST_1(test_directed_eoi),
-        TEST_1(test_eoi_by_trigger_mode), TEST_4(test_nobody_accepts), TEST_4(test_delivery_modes),
-        TEST_1(test_isa_routes),          TEST_1(test_access_widths),
+        TEST_1(test_eoi_by_trigger_mode), TEST_4(test_nobody_accepts), TEST_4(test_accepted_later),
+        TEST_4(test_delivery_modes),      TEST_1(test_isa_routes),     TEST_1(test_access_widths),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -11,6 +11,8 @@
 
 #include "machine_fake.h"
 
+#include <time.h>
+
 static u8 cmos(u8 index)
 {
     outb(0x70, index);
@@ -259,6 +261,42 @@ static void test_alarm(void **state)
     assert_int_equal(take_irq(0), -1);
 }
 
+// Linux sets the time with the divider in reset, half a second before it is right.
+static void test_divider_reset(void **state)
+{
+    (void)state;
+    set_cmos(0x0a, 0x66);
+    set_time(0x2026, 0x0301, 0x120000);
+    advance(5 * SECOND);
+    expect_time("2026-03-01 12:00:00 4");
+    set_cmos(0x0a, 0x26);
+    advance(SECOND / 2 - MS);
+    expect_time("2026-03-01 12:00:00 1");
+    advance(2 * MS);
+    expect_time("2026-03-01 12:00:01 1");
+    advance(SECOND - 2 * MS);
+    expect_time("2026-03-01 12:00:01 1");
+    advance(2 * MS);
+    expect_time("2026-03-01 12:00:02 1");
+}
+
+// A guest can't keep its CPU busy by alarms that match nowhere: each second looks for one.
+static void test_impossible_alarm(void **state)
+{
+    clock_t start = clock();
+
+    (void)state;
+    set_cmos(1, 0x7f);
+    set_cmos(3, 0xff);
+    set_cmos(5, 0xff);
+    set_cmos(0x0b, 0x32);
+    for (unsigned i = 0; i < 20000; i++) {
+        advance(SECOND);
+        cmos(0x0c);
+    }
+    assert_true(clock() - start < 5 * CLOCKS_PER_SEC);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -274,6 +312,8 @@ int main(void)
         TEST_1(test_periodic),
         TEST_1(test_update_ended),
         TEST_1(test_alarm),
+        TEST_1(test_divider_reset),
+        TEST_1(test_impossible_alarm),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);
