@@ -86,6 +86,26 @@ static void device_access(struct vcpu *vcpu, gpa_t gpa, u8 *buf, unsigned size, 
     }
 }
 
+#define COPY_AS(type)                                    \
+    *(volatile type *)to = *(const volatile type *)from; \
+    break
+
+// Between RAM and a buffer. What the CPU does at once is done at once (SDM volume 3 "Guaranteed
+// Atomic Operations"): another CPU may look at the RAM, or change it.
+static void copy(void *to, const void *from, unsigned size)
+{
+    switch (size) {
+    case 2:
+        COPY_AS(u16);
+    case 4:
+        COPY_AS(u32);
+    case 8:
+        COPY_AS(u64);
+    default:
+        memcpy(to, from, size);
+    }
+}
+
 static enum emulate_result op_read(struct emulate_ctx *ctx, gva_t la, void *buf, unsigned size,
                                    unsigned access)
 {
@@ -98,7 +118,7 @@ static enum emulate_result op_read(struct emulate_ctx *ctx, gva_t la, void *buf,
     if (access != EMULATE_FETCH)
         look_for_breakpoints(ctx, BREAKPOINT_READ, la, size);
     if (host)
-        memcpy(buf, host, size);
+        copy(buf, host, size);
     else
         device_access(ctx->opaque, gpa, buf, size, false);
     return EMULATE_OK;
@@ -108,20 +128,20 @@ static enum emulate_result op_write(struct emulate_ctx *ctx, gva_t la, const voi
                                     unsigned size, unsigned access)
 {
     gpa_t gpa;
-    u8 *host, copy[64];
+    u8 *host, bytes[64];
     enum emulate_result result = find(ctx, la, access | EMULATE_WRITE, &gpa, &host);
 
     if (result != EMULATE_OK)
         return result;
     look_for_breakpoints(ctx, BREAKPOINT_WRITE, la, size);
     if (host) {
-        memcpy(host, buf, size);
+        copy(host, buf, size);
         return EMULATE_OK;
     }
-    if (size > sizeof(copy))
+    if (size > sizeof(bytes))
         return EMULATE_UNHANDLED;
-    memcpy(copy, buf, size);
-    device_access(ctx->opaque, gpa, copy, size, true);
+    memcpy(bytes, buf, size);
+    device_access(ctx->opaque, gpa, bytes, size, true);
     return EMULATE_OK;
 }
 
@@ -183,10 +203,10 @@ static enum emulate_result op_cmpxchg(struct emulate_ctx *ctx, gva_t la, void *o
         return result;
     look_for_breakpoints(ctx, BREAKPOINT_WRITE, la, size);
     if (!host) {
-        u8 copy[16];
+        u8 bytes[16];
 
-        memcpy(copy, new_value, size);
-        device_access(ctx->opaque, gpa, copy, size, true);
+        memcpy(bytes, new_value, size);
+        device_access(ctx->opaque, gpa, bytes, size, true);
         *swapped = true;
         return EMULATE_OK;
     }
