@@ -33,8 +33,8 @@ static void vmcs12_reset(struct vcpu *vcpu)
 {
     // As firmware leaves it: locked, VMX outside SMX allowed. A test gets it as hardware does, to
     // see what VMXON does before.
-    vcpu->nested->feature_control =
-        vcpu->vm->config->test_device ? 0 : FEATURE_CONTROL_LOCK | FEATURE_CONTROL_VMX_OUTSIDE_SMX;
+    if (!vcpu->vm->config->test_device)
+        vcpu->nested->feature_control = FEATURE_CONTROL_LOCK | FEATURE_CONTROL_VMX_OUTSIDE_SMX;
     vcpu->nested->current = VMCS12_NONE;
     vmcs12_caps_reset(vcpu);
     vmcs12_shadow_reset(vcpu);
@@ -542,6 +542,7 @@ static void vmcs12_instruction(struct vcpu *vcpu, struct vm_exit *exit)
 
 const struct nested_ops vmcs12_ops = {
     .state_size = sizeof(struct nested),
+    .init_keeps = offsetof(struct nested, vmxon),
     .bitmap_order = 0,
     .virtual_first = true,
     .reset = vmcs12_reset,

@@ -43,6 +43,7 @@ struct vmcs12 {
 enum { VMCS12_SHADOWED = 26 }; // fields that may be (vmcs12_shadow.c)
 
 struct nested {
+    u64 feature_control; // first: INIT leaves it
     bool vmxon;
     bool published;            // of the current VMCS12, `shadowed` are with the CPU
     u32 shadowed;              // which of them the CPU has; constant after reset
@@ -56,7 +57,6 @@ struct nested {
     bool nmis_stay_blocked;
     u64 exit_tsc;  // the host's, of the exit or event that is being handled
     u64 timer_end; // of the preemption timer, in its ticks
-    u64 feature_control;
     gpa_t vmxon_gpa;
     gpa_t current; // VMCS12_NONE = no current VMCS
     struct vmcs12 vmcs;
