@@ -11,9 +11,11 @@
 #include <nestor/page.h>
 #include <nestor/string.h>
 
-static const struct nested_ops *ops(void)
+static const struct nested_ops *ops; // chosen with the first guest that nests
+
+static void choose(void)
 {
-    return backend == &svm_backend ? &vmcb12_ops : &vmcs12_ops;
+    ops = backend == &svm_backend ? &vmcb12_ops : &vmcs12_ops;
 }
 
 bool nested_offered(const struct vm *vm)
@@ -31,10 +33,11 @@ int nested_create(struct vcpu *vcpu)
 {
     if (!nested_offered(vcpu->vm))
         return 0;
-    vcpu->nested = heap_alloc(ops()->state_size);
+    choose();
+    vcpu->nested = heap_alloc(ops->state_size);
     if (!vcpu->nested)
         return -E_NOMEM;
-    vcpu->nested_bitmap = page_alloc(ops()->bitmap_order);
+    vcpu->nested_bitmap = page_alloc(ops->bitmap_order);
     if (!vcpu->nested_bitmap || nested_stage2_create(vcpu))
         return -E_NOMEM;
     return backend->ctx_create(vcpu, 1);
@@ -49,23 +52,23 @@ void nested_destroy(struct vcpu *vcpu)
     if (vcpu->ctx[1].hw)
         backend->ctx_destroy(vcpu, 1);
     if (vcpu->nested_bitmap)
-        page_free(vcpu->nested_bitmap, ops()->bitmap_order);
+        page_free(vcpu->nested_bitmap, ops->bitmap_order);
     nested_stage2_destroy(vcpu);
-    heap_free(vcpu->nested, ops()->state_size);
+    heap_free(vcpu->nested, ops->state_size);
     vcpu->nested_bitmap = vcpu->nested = NULL;
 }
 
 void nested_reset(struct vcpu *vcpu, bool init)
 {
-    size_t kept = init ? ops()->init_keeps : 0;
+    size_t kept = init ? ops->init_keeps : 0;
 
     if (!vcpu->nested)
         return;
     if (vcpu->level)
         nested_leave_l2(vcpu);
     nested_stage2_drop(vcpu);
-    memset((u8 *)vcpu->nested + kept, 0, ops()->state_size - kept);
-    ops()->reset(vcpu);
+    memset((u8 *)vcpu->nested + kept, 0, ops->state_size - kept);
+    ops->reset(vcpu);
 }
 
 void nested_base_controls(struct vcpu *vcpu)
@@ -84,7 +87,7 @@ static void look_for_interrupts(struct vcpu *vcpu)
 void nested_enter_l2(struct vcpu *vcpu)
 {
     irq_take_back(vcpu); // what L2's exits ask for are L1's interrupts
-    backend->select(vcpu, 1, ops()->kept);
+    backend->select(vcpu, 1, ops->kept);
     vcpu->world = nested_stage2_world(vcpu);
     nested_stage2_prefetch(vcpu);
     look_for_interrupts(vcpu);
@@ -94,7 +97,7 @@ void nested_leave_l2(struct vcpu *vcpu)
 {
     if (vcpu->l2_timer.armed)
         timer_cancel(&vcpu->l2_timer);
-    backend->select(vcpu, 0, ops()->kept);
+    backend->select(vcpu, 0, ops->kept);
     vcpu->world = 0;
     look_for_interrupts(vcpu);
     vcpu->events.mtf_pending = vcpu->events.nested_check = false;
@@ -113,75 +116,76 @@ void nested_tell_refusal(struct vcpu *vcpu, u64 reason)
 void nested_stage2_fault(struct vcpu *vcpu, struct vm_exit *exit, const struct l1_fault *fault)
 {
     exit->kind = fault->misconfigured ? EXIT_STAGE2_MISCONFIG : EXIT_STAGE2;
-    ops()->stage2_fault(vcpu, exit, fault);
+    ops->stage2_fault(vcpu, exit, fault);
 }
 
 bool nested_reflect(struct vcpu *vcpu, struct vm_exit *exit)
 {
     if (exit->kind == EXIT_STAGE2 && nested_stage2_exit(vcpu, exit))
         return true;
-    return ops()->reflect(vcpu, exit);
+    return ops->reflect(vcpu, exit);
 }
 
 void nested_instruction(struct vcpu *vcpu, struct vm_exit *exit)
 {
     if (vcpu->nested)
-        ops()->instruction(vcpu, exit);
+        ops->instruction(vcpu, exit);
     else
         vcpu_inject_ud(vcpu);
 }
 
 enum nested_answer nested_event(struct vcpu *vcpu, enum nested_event event)
 {
-    return ops()->event(vcpu, event);
+    return ops->event(vcpu, event);
 }
 
 bool nested_wants_exception(struct vcpu *vcpu, const struct event *event)
 {
-    return ops()->wants_exception(vcpu, event);
+    return ops->wants_exception(vcpu, event);
 }
 
 int nested_virtual_interrupt(struct vcpu *vcpu, bool first)
 {
-    return first && !ops()->virtual_first ? -E_NOENT : ops()->virtual_interrupt(vcpu);
+    return first && !ops->virtual_first ? -E_NOENT : ops->virtual_interrupt(vcpu);
 }
 
 u64 nested_tsc_moved(struct vcpu *vcpu, u64 by)
 {
-    return ops()->tsc_moved ? ops()->tsc_moved(vcpu, by) : by;
+    return ops->tsc_moved ? ops->tsc_moved(vcpu, by) : by;
 }
 
 bool nested_cr8(struct vcpu *vcpu, bool write, u64 *value)
 {
-    return ops()->cr8 && ops()->cr8(vcpu, write, value);
+    return ops->cr8 && ops->cr8(vcpu, write, value);
 }
 
 int nested_read_msr(struct vcpu *vcpu, u32 msr, u64 *value)
 {
-    return vcpu->nested ? ops()->read_msr(vcpu, msr, value) : -E_NOENT;
+    return vcpu->nested ? ops->read_msr(vcpu, msr, value) : -E_NOENT;
 }
 
 int nested_write_msr(struct vcpu *vcpu, u32 msr, u64 value)
 {
-    return vcpu->nested ? ops()->write_msr(vcpu, msr, value) : -E_NOENT;
+    return vcpu->nested ? ops->write_msr(vcpu, msr, value) : -E_NOENT;
 }
 
 u64 nested_cr4_bits(const struct vcpu *vcpu)
 {
-    return vcpu->nested ? ops()->cr4_bits : 0;
+    return vcpu->nested ? ops->cr4_bits : 0;
 }
 
 u64 nested_efer_bits(const struct vcpu *vcpu)
 {
-    return vcpu->nested && ops()->efer_bits ? ops()->efer_bits(vcpu) : 0;
+    return vcpu->nested && ops->efer_bits ? ops->efer_bits(vcpu) : 0;
 }
 
 int nested_check_cr(const struct vcpu *vcpu, unsigned number, u64 value)
 {
-    return vcpu->nested ? ops()->check_cr(vcpu, number, value) : 0;
+    return vcpu->nested ? ops->check_cr(vcpu, number, value) : 0;
 }
 
 void nested_cpuid(const struct vm *vm, u32 leaf, u32 regs[4])
 {
-    ops()->cpuid(vm, leaf, regs);
+    choose(); // it may come before any vCPU
+    ops->cpuid(vm, leaf, regs);
 }

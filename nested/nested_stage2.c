@@ -200,8 +200,10 @@ static struct shadow *oldest(struct nested_stage2 *ns, const struct shadow *but)
 static struct shadow *shadow_for(struct vcpu *vcpu, const struct l1_stage2 *l1, u32 tag)
 {
     struct nested_stage2 *ns = vcpu->nested_stage2;
-    struct shadow *shadow;
+    struct shadow *shadow = ns->current;
 
+    if (likely(shadow && belongs(shadow, l1, tag)))
+        return shadow;
     for (unsigned i = 0; i < SHADOWS; i++)
         if (belongs(&ns->shadows[i], l1, tag))
             return &ns->shadows[i];
