@@ -83,20 +83,10 @@ static bool is_software(const struct event *event)
 }
 
 // QEMU remembers the vector of an interrupt in EVENTINJ until the next exit and, if it has to leave
-// its loop before, delivers it once more, whatever IF is. A virtual interrupt that is not intercepted
-// stands in for it where the guest takes that at once.
-static bool needs_stand_in(const struct event *event)
+// its loop before, delivers it once more, whatever IF is: an exit follows at once.
+static bool may_come_twice(const struct event *event)
 {
     return svm_repeats_injection && event->valid && event->type == EVENT_INTERRUPT;
-}
-
-static bool stands_in(const struct vcpu *vcpu)
-{
-    const struct vcpu_ctx *ctx = vcpu->cur;
-
-    return needs_stand_in(&ctx->ctl.inject) && ctx->ctl.inject.vector && !ctx->ctl.windows &&
-           !vcpu->immediate_exit && !vcpu->events.gif_clear && (ctx->state.rflags & RFLAGS_IF) &&
-           !(ctx->state.interruptibility & (BLOCK_STI | BLOCK_MOV_SS));
 }
 
 static void inject(struct vcpu *vcpu, const struct event *event)
@@ -173,7 +163,7 @@ static void prepare_intercepts(struct vcpu_ctx *ctx)
     u32 word3 = hw->word3, exceptions = hw->exceptions;
 
     hw->at_iret = false;
-    if (hw->offer)
+    if (ctx->ctl.offer)
         word3 &= ~(u32)SVM_INTERCEPT_VINTR;
     if (step != SVM_STEP_NONE) {
         begin_step(ctx, step);
@@ -215,14 +205,13 @@ static void prepare_events(struct vcpu *vcpu)
     struct backend_ctx *hw = ctx->hw;
 
     hw->vmcb->interrupt_shadow = ctx->state.interruptibility & (BLOCK_STI | BLOCK_MOV_SS) ? 1 : 0;
-    hw->stands_in = stands_in(vcpu);
-    hw->offer = hw->stands_in ? ctx->ctl.inject.vector : ctx->ctl.offer;
-    hw->prepare = ctx->ctl.interrupt_window || hw->offer ? SVM_PREPARE_EVENTS : 0; // to close it
-    if (ctx->ctl.inject.valid && !hw->stands_in)
+    hw->prepare =
+        ctx->ctl.interrupt_window || ctx->ctl.offer ? SVM_PREPARE_EVENTS : 0; // to close it
+    if (ctx->ctl.inject.valid)
         inject(vcpu, &ctx->ctl.inject);
     if (vcpu->nested)
         prepare_gif(vcpu, hw);
-    set_virtual_interrupt(hw, ctx->ctl.interrupt_window && !shadow_is_lost(ctx), hw->offer,
+    set_virtual_interrupt(hw, ctx->ctl.interrupt_window && !shadow_is_lost(ctx), ctx->ctl.offer,
                           hw->vgif && !vcpu->events.gif_clear);
     prepare_intercepts(ctx);
     hw->shadow = svm_forgets_shadow ? ctx->state.interruptibility & (BLOCK_STI | BLOCK_MOV_SS) : 0;
@@ -230,7 +219,7 @@ static void prepare_events(struct vcpu *vcpu)
     hw->blocking = (u8)(ctx->state.interruptibility & (BLOCK_NMI | BLOCK_SMI));
     // The immediate exit: an interrupt to itself, taken as soon as the injection is done. An NMI that
     // waits for no more than this injection comes then.
-    if (vcpu->immediate_exit || (needs_stand_in(&ctx->ctl.inject) && !hw->stands_in) ||
+    if (vcpu->immediate_exit || may_come_twice(&ctx->ctl.inject) ||
         (ctx->ctl.nmi_window && ctx->ctl.inject.valid &&
          !(ctx->state.interruptibility & BLOCK_NMI)))
         apic_send_ipi(vcpu->cpu->apic_id, HOST_VECTOR_KICK);
@@ -354,16 +343,12 @@ static void take_back_injection(struct vcpu_ctx *ctx, struct vm_exit *exit)
     }
 }
 
-// QEMU calls what it takes from V_IRQ an exception. What stood in for an injection is still to be
-// injected.
+// QEMU calls what it takes from V_IRQ an exception.
 static void name_interrupted(const struct vcpu_ctx *ctx, struct event *event)
 {
-    const struct backend_ctx *hw = ctx->hw;
-    bool waits = hw->stands_in && (hw->vmcb->v_irq & SVM_V_IRQ);
-    bool ours = event->type == EVENT_EXCEPTION && event->vector == hw->offer;
-
-    if (hw->offer && svm_repeats_injection && (event->valid ? ours : waits))
-        *event = (struct event){.valid = true, .vector = hw->offer, .type = EVENT_INTERRUPT};
+    if (svm_repeats_injection && ctx->ctl.offer && event->valid && event->type == EVENT_EXCEPTION &&
+        event->vector == ctx->ctl.offer)
+        *event = (struct event){.valid = true, .vector = ctx->ctl.offer, .type = EVENT_INTERRUPT};
 }
 
 // QEMU takes V_IRQ away only behind a delivery; where an exit interrupts that, EXITINTINFO tells.
@@ -393,7 +378,6 @@ static __attribute__((noinline)) void adjust_exit(struct vcpu *vcpu, struct vm_e
         if (unlikely(hw->shadow) && ctx->state.rip == hw->shadow_rip) // it has not executed
             ctx->state.interruptibility |= hw->shadow;
         name_interrupted(ctx, &exit->interrupted);
-        hw->offer = 0;
     }
     if (hw->vgif) {
         vcpu->events.gif_clear = !(hw->vmcb->v_irq & SVM_V_GIF);

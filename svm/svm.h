@@ -70,9 +70,6 @@ struct backend_ctx {
     bool at_iret; // the IRET that ends NMI blocking is at iret_rip, not yet executed
     u64 iret_rip;
     u8 step; // enum svm_step, during one entry
-    // During one entry: the vector that V_IRQ delivers, or 0; whether that is the injection.
-    u8 offer;
-    bool stands_in;
     u64 step_rflags, step_dr6;
     u64 soft_rip; // RIP of the software interrupt that was injected by advancing RIP (no nRIP save)
     u8 soft_len;  // 0: none
