@@ -568,6 +568,20 @@ bool insn_peek_current(struct vcpu *vcpu, struct insn *insn)
     return n > 0 && insn_decode(insn, bytes, (unsigned)n, decode_mode(vcpu)) == INSN_OK;
 }
 
+void insn_name_interrupted(struct vcpu *vcpu, struct event *event)
+{
+    bool software = event->type == EVENT_SOFT_INTERRUPT || event->type == EVENT_SOFT_EXCEPTION;
+    struct insn insn;
+
+    if (!software || event->insn_len || event->rip_is_next || !insn_peek_current(vcpu, &insn))
+        return;
+    if (insn.op == INSN_INT3 || insn.op == INSN_INTO)
+        event->type = EVENT_SOFT_EXCEPTION; // QEMU does not tell them from INT n
+    else if (insn.op != INSN_INT)
+        return;
+    event->insn_len = insn.length;
+}
+
 void insn_exit_operand(const struct insn *insn, u64 next_rip, struct exit_operand *op)
 {
     bool relative = insn->has_mem && insn->base == INSN_REG_RIP;

@@ -143,8 +143,10 @@ static void enter_once(struct vcpu *vcpu, struct vm_exit *exit)
         irq_offered(vcpu, vcpu->cur->ctl.offer, exit->offer_taken);
         vcpu->cur->ctl.offer = 0;
     }
-    if (unlikely(exit->interrupted.valid))
+    if (unlikely(exit->interrupted.valid)) {
+        insn_name_interrupted(vcpu, &exit->interrupted);
         events_take_interrupted(vcpu, &exit->interrupted);
+    }
 }
 
 void vcpu_run(struct vcpu *vcpu)

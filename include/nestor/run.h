@@ -123,6 +123,9 @@ struct insn;
 bool insn_decode_current(struct vcpu *vcpu, struct insn *insn);
 // The same without a fault: false if it can't be read, or is no instruction.
 bool insn_peek_current(struct vcpu *vcpu, struct insn *insn);
+// Of an interrupted INT n, INT3 or INTO, whose length the hardware did not say: that, and which of
+// them it is.
+void insn_name_interrupted(struct vcpu *vcpu, struct event *event);
 // Its operand as a VMX exit's instruction information and displacement would have it.
 struct exit_operand;
 void insn_exit_operand(const struct insn *insn, u64 next_rip, struct exit_operand *op);

@@ -199,6 +199,72 @@ static void test_physical(void)
     cli();
 }
 
+// --- software interrupts whose delivery a nested page fault interrupts ---
+
+L2(l2_int3, "int3");
+L2(l2_int_3, ".byte 0xcd, 3");
+L2(l2_int_n, ".byte 0x48; int $0x42"); // a prefix more
+enum { STACK = 0x30000000, STACK_RAM = 0x2000000 };
+
+static const struct {
+    const char *name;
+    const char *code;
+    u8 length, vector, type;
+} software[] = {
+    {"INT3", l2_int3, 1, VECTOR_BP, SVM_EVENT_EXCEPTION},
+    {"INT 3", l2_int_3, 2, VECTOR_BP, SVM_EVENT_SOFT_INT},
+    {"INT n with a prefix", l2_int_n, 3, 0x42, SVM_EVENT_SOFT_INT},
+};
+
+static void report_pushed(unsigned i, const char *what)
+{
+    const u64 *stack = (const u64 *)(vmcb->rsp - STACK + STACK_RAM);
+
+    report(l2_in_handler(software[i].vector) &&
+               stack[0] == (u64)software[i].code + software[i].length,
+           "%s %s: it returns behind it, off by %lld", software[i].name, what,
+           l2_in_handler(software[i].vector)
+               ? (long long)(stack[0] - (u64)software[i].code - software[i].length)
+               : -1);
+}
+
+static void test_software(u64 *tables, unsigned i)
+{
+    u64 info = software[i].vector | (u64)software[i].type << SVM_EVENT_TYPE_SHIFT | SVM_EVENT_V;
+
+    l2_init(software[i].code);
+    vmcb->rsp = STACK + PAGE_SIZE;
+    vmcb->np_enable = 1;
+    vmcb->n_cr3 = (u64)tables;
+    vmcb->tlb_control = SVM_TLB_FLUSH_ALL;
+    tables[DIRECTORIES + STACK / SIZE_2M] = STACK_RAM | BIT(7) | NPT_ALL;
+    l2_run();
+    report_pushed(i, "with a stack that has been forgotten");
+    tables[DIRECTORIES + STACK / SIZE_2M] = 0;
+    vmcb->rip = (u64)software[i].code;
+    vmcb->rsp = STACK + PAGE_SIZE;
+    l2_run();
+    report_vmexit(vmcb->exitcode == VMEXIT_NPF && l2_at(software[i].code), "without a stack");
+    // QEMU 7.2 calls INT3 a software interrupt
+    report_known(MACHINE_QEMU, vmcb->exitintinfo == info, "EXITINTINFO of %s: %#llx",
+                 software[i].name, LLU(vmcb->exitintinfo));
+    if (!(features() & SVM_FEATURE_NRIPS))
+        return;
+    tables[DIRECTORIES + STACK / SIZE_2M] = STACK_RAM | BIT(7) | NPT_ALL;
+    vmcb->eventinj = vmcb->exitintinfo;
+    vmcb->nrip = vmcb->rip + software[i].length;
+    l2_run();
+    report_pushed(i, "injected again");
+}
+
+static void test_interrupted_software(void)
+{
+    u64 *tables = identity_tables(NPT_ALL, NPT_ALL);
+
+    for (unsigned i = 0; i < ARRAY_SIZE(software); i++)
+        test_software(tables, i);
+}
+
 // --- SMI, NMI and INIT ---
 
 static void test_smi(void)
@@ -453,6 +519,7 @@ void guest_main(void)
     test_priority();
     test_cr8();
     test_physical();
+    test_interrupted_software();
     test_smi();
     test_nmi_blocking();
     test_vgif();
