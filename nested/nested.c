@@ -60,10 +60,11 @@ void nested_destroy(struct vcpu *vcpu)
 
 void nested_reset(struct vcpu *vcpu, bool init)
 {
-    size_t kept = init ? ops->init_keeps : 0;
+    size_t kept;
 
-    if (!vcpu->nested)
+    if (!vcpu->nested) // perhaps there are no ops, either
         return;
+    kept = init ? ops->init_keeps : 0;
     if (vcpu->level)
         nested_leave_l2(vcpu);
     nested_stage2_drop(vcpu);
