@@ -17,6 +17,7 @@
 #include <nestor/tlb.h>
 #include <nestor/vm.h>
 
+#include "quirks.h"
 #include "svm.h"
 
 enum { MSRPM_ORDER = 1, IOPM_ORDER = 2 }; // 8 KiB; 12 KiB and one bit more
@@ -36,18 +37,6 @@ static const struct {
     {MSR_KERNEL_GS_BASE, true},
 };
 
-// QEMU's WRMSR (7.2) takes any address. There these writes exit, and core/msr.c looks at them.
-static bool wrmsr_checks_addresses(void)
-{
-    u64 before = 0;
-    bool checks;
-
-    (void)msr_read_safe(MSR_KERNEL_GS_BASE, &before);
-    checks = msr_write_safe(MSR_KERNEL_GS_BASE, BIT(63)) != 0;
-    (void)msr_write_safe(MSR_KERNEL_GS_BASE, before);
-    return checks;
-}
-
 // Two bits an MSR, read and write; 2 KiB each for 0-1fff, c0000000-c0001fff, c0010000-c0011fff.
 static void pass_msr(u8 *map, u32 msr, bool write)
 {
@@ -58,7 +47,7 @@ static void pass_msr(u8 *map, u32 msr, bool write)
 
 static void fill_maps(void)
 {
-    bool checks = wrmsr_checks_addresses();
+    bool checks = svm_wrmsr_checks_addresses();
 
     memset(iopm, 0xff, (size_t)PAGE_SIZE << IOPM_ORDER);
     memset(svm_msrpm, 0xff, (size_t)PAGE_SIZE << MSRPM_ORDER);

@@ -17,6 +17,7 @@
 #include <nestor/stage2.h>
 #include <nestor/string.h>
 
+#include "quirks.h"
 #include "svm.h"
 
 _Static_assert(offsetof(struct svm_cpu, host_vmcb_pa) == SVM_CPU_HOST_VMCB, "enter.S");
@@ -36,7 +37,6 @@ _Static_assert(offsetof(struct vcpu, spec_ctrl) == VCPU_SPEC_CTRL, "enter.S");
 u32 svm_features = ~0u;
 u64 svm_cr4_supplied;
 u32 svm_clean_after;
-bool svm_forgets_shadow, svm_repeats_injection;
 
 // The optional features that Nestor uses, and the options that turn them off.
 static const struct {
@@ -98,7 +98,7 @@ int svm_probe(void)
         return -E_NODEV;
     note_features(leaf.edx);
     svm_backend.last_branches = svm_has(SVM_FEATURE_LBR_VIRT);
-    svm_forgets_shadow = svm_repeats_injection = cpuid(0x40000000, 0).ebx == 0x54474354; // "TCGT"
+    svm_probe_quirks();
     if (!(cpuid(7, 0).ecx & BIT(2)))
         svm_cr4_supplied = CR4_UMIP;
     svm_backend.supplies_umip = svm_cr4_supplied;

@@ -2,8 +2,8 @@
 // Copyright (c) 2026 The Nestor authors
 //
 // One entry: what is dirty goes to the VMCB, VMRUN, the exit comes back as a value (APM vol. 2,
-// 15.5, 15.6; 15.13.3 interrupt shadows; 15.15 clean bits; 15.16 ASIDs; 15.20 event injection;
-// 15.21 virtual interrupts).
+// 15.5, 15.6; 15.15 clean bits; 15.16 ASIDs; 15.20 event injection; 15.21 virtual interrupts and
+// interrupt shadows).
 //
 // Interrupt window: V_IRQ with an intercepted VINTR. An offered interrupt is a V_IRQ with its vector
 // that is not intercepted: it costs no exit (V_IRQ is 0 behind an exit when the guest has taken it).
@@ -32,6 +32,7 @@
 
 #include "exit.h"
 #include "mode.h"
+#include "quirks.h"
 
 // --- ASIDs ---
 
@@ -82,13 +83,6 @@ static bool is_software(const struct event *event)
            event->type == EVENT_INT1;
 }
 
-// QEMU remembers the vector of an interrupt in EVENTINJ until the next exit and, if it has to leave
-// its loop before, delivers it once more, whatever IF is: an exit follows at once.
-static bool may_come_twice(const struct event *event)
-{
-    return svm_repeats_injection && event->valid && event->type == EVENT_INTERRUPT;
-}
-
 static void inject(struct vcpu *vcpu, const struct event *event)
 {
     struct backend_ctx *hw = vcpu->cur->hw;
@@ -133,16 +127,6 @@ static void begin_step(struct vcpu_ctx *ctx, enum svm_step step)
     hw->vmcb->rflags |= RFLAGS_TF | RFLAGS_RF; // a breakpoint on this instruction was taken before
 }
 
-// A window behind an interrupt shadow that the CPU would forget (QEMU, at VMRUN): one instruction
-// is stepped over instead.
-static bool shadow_is_lost(const struct vcpu_ctx *ctx)
-{
-    u32 blocking = ctx->state.interruptibility;
-
-    return svm_forgets_shadow && ctx->ctl.interrupt_window && !ctx->ctl.inject.valid &&
-           (ctx->state.rflags & RFLAGS_IF) && (blocking & (BLOCK_STI | BLOCK_MOV_SS));
-}
-
 static enum svm_step wanted_step(const struct vcpu_ctx *ctx)
 {
     const struct backend_ctx *hw = ctx->hw;
@@ -152,8 +136,8 @@ static enum svm_step wanted_step(const struct vcpu_ctx *ctx)
         return SVM_STEP_NONE;
     if (blocked && hw->at_iret && hw->iret_rip == ctx->state.rip)
         return SVM_STEP_IRET;
-    return (ctx->ctl.nmi_window && !blocked) || shadow_is_lost(ctx) ? SVM_STEP_SHADOW
-                                                                    : SVM_STEP_NONE;
+    return (ctx->ctl.nmi_window && !blocked) || svm_window_needs_step(ctx) ? SVM_STEP_SHADOW
+                                                                           : SVM_STEP_NONE;
 }
 
 static void prepare_intercepts(struct vcpu_ctx *ctx)
@@ -211,15 +195,15 @@ static void prepare_events(struct vcpu *vcpu)
         inject(vcpu, &ctx->ctl.inject);
     if (vcpu->nested)
         prepare_gif(vcpu, hw);
-    set_virtual_interrupt(hw, ctx->ctl.interrupt_window && !shadow_is_lost(ctx), ctx->ctl.offer,
-                          hw->vgif && !vcpu->events.gif_clear);
+    set_virtual_interrupt(hw, ctx->ctl.interrupt_window && !svm_window_needs_step(ctx),
+                          ctx->ctl.offer, hw->vgif && !vcpu->events.gif_clear);
     prepare_intercepts(ctx);
-    hw->shadow = svm_forgets_shadow ? ctx->state.interruptibility & (BLOCK_STI | BLOCK_MOV_SS) : 0;
+    hw->shadow = (u8)svm_lost_shadow(ctx);
     hw->shadow_rip = hw->vmcb->rip;
     hw->blocking = (u8)(ctx->state.interruptibility & (BLOCK_NMI | BLOCK_SMI));
     // The immediate exit: an interrupt to itself, taken as soon as the injection is done. An NMI that
     // waits for no more than this injection comes then.
-    if (vcpu->immediate_exit || may_come_twice(&ctx->ctl.inject) ||
+    if (vcpu->immediate_exit || svm_may_come_twice(&ctx->ctl.inject) ||
         (ctx->ctl.nmi_window && ctx->ctl.inject.valid &&
          !(ctx->state.interruptibility & BLOCK_NMI)))
         apic_send_ipi(vcpu->cpu->apic_id, HOST_VECTOR_KICK);
@@ -343,26 +327,6 @@ static void take_back_injection(struct vcpu_ctx *ctx, struct vm_exit *exit)
     }
 }
 
-// QEMU calls what it takes from V_IRQ an exception.
-static void name_interrupted(const struct vcpu_ctx *ctx, struct event *event)
-{
-    if (svm_repeats_injection && ctx->ctl.offer && event->valid && event->type == EVENT_EXCEPTION &&
-        event->vector == ctx->ctl.offer)
-        *event = (struct event){.valid = true, .vector = ctx->ctl.offer, .type = EVENT_INTERRUPT};
-}
-
-// QEMU takes V_IRQ away only behind a delivery; where an exit interrupts that, EXITINTINFO tells.
-static bool offer_taken(const struct vcpu_ctx *ctx, const struct vm_exit *exit)
-{
-    const struct event *event = &exit->interrupted, *injected = &ctx->ctl.inject;
-    u8 offer = ctx->ctl.offer;
-
-    if (!offer || !(ctx->hw->vmcb->v_irq & SVM_V_IRQ))
-        return offer;
-    return event->valid && event->type == EVENT_INTERRUPT && event->vector == offer &&
-           !(injected->valid && injected->vector == offer);
-}
-
 // What few exits need, in the order in which it touches the exit.
 static __attribute__((noinline)) void adjust_exit(struct vcpu *vcpu, struct vm_exit *exit)
 {
@@ -377,14 +341,14 @@ static __attribute__((noinline)) void adjust_exit(struct vcpu *vcpu, struct vm_e
         ctx->state.interruptibility |= hw->blocking;
         if (unlikely(hw->shadow) && ctx->state.rip == hw->shadow_rip) // it has not executed
             ctx->state.interruptibility |= hw->shadow;
-        name_interrupted(ctx, &exit->interrupted);
+        svm_name_interrupted(ctx, &exit->interrupted);
     }
     if (hw->vgif) {
         vcpu->events.gif_clear = !(hw->vmcb->v_irq & SVM_V_GIF);
         if (vcpu->events.gif_clear)
             hw->prepare |= SVM_PREPARE_GIF; // to see what begins to wait
     }
-    exit->offer_taken = offer_taken(ctx, exit);
+    exit->offer_taken = svm_offer_taken(ctx, exit);
     if (exit->interrupted.valid)
         take_back_injection(ctx, exit);
     hw->soft_len = 0;

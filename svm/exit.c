@@ -7,13 +7,13 @@
 // Without nRIP save the length of an instruction is not known (but of IN and OUT); without decode
 // assists neither are the register of a CR or DR access, INVLPG's address, INTn's vector: core
 // decodes the instruction. INVLPG's `linear` counts when operand.known. A CR0 write with an unknown
-// register may be MOV, CLTS or LMSW, a CR0 read MOV or SMSW. QEMU's RDTSCP exits as RDTSC, and its
-// INT3 and INTO as INTn intercepts or, in EXITINTINFO, as type 4.
+// register may be MOV, CLTS or LMSW, a CR0 read MOV or SMSW.
 
 #include <arch/x86/regs.h>
 #include <nestor/string.h>
 
 #include "exit.h"
+#include "quirks.h"
 
 static const u32 error_code_vectors = BIT(VECTOR_DF) | BIT(VECTOR_TS) | BIT(VECTOR_NP) |
                                       BIT(VECTOR_SS) | BIT(VECTOR_GP) | BIT(VECTOR_PF) |
@@ -60,13 +60,10 @@ static void copy_insn_bytes(const struct vmcb *vmcb, struct vm_exit *exit)
     memcpy(exit->bytes, vmcb->insn_bytes, exit->bytes_count);
 }
 
-// The VMCB's DR6 is what the handler would see; but Bochs 2.7 leaves it as it was, so no cause at
-// all means a single step.
 static u64 debug_payload(u64 dr6)
 {
-    u64 payload = (dr6 & (0xf | DR6_BD | DR6_BS | DR6_BT)) | (~dr6 & (DR6_BLD | DR6_RTM));
-
-    return payload ? payload : DR6_BS;
+    return svm_debug_causes((dr6 & (0xf | DR6_BD | DR6_BS | DR6_BT)) |
+                            (~dr6 & (DR6_BLD | DR6_RTM)));
 }
 
 static void fill_exception(const struct vmcb *vmcb, struct vm_exit *exit)
@@ -275,9 +272,7 @@ const struct exit_row *svm_find_exit_row(u64 code)
 {
     if (code == VMEXIT_NPF)
         return &npf_row;
-    // QEMU stores only the low half of VMEXIT_INVALID.
-    if (code == VMEXIT_INVALID || code == (u32)VMEXIT_INVALID || code == VMEXIT_BUSY ||
-        code == VMEXIT_IDLE_REQUIRED)
+    if (svm_is_invalid(code) || code == VMEXIT_BUSY || code == VMEXIT_IDLE_REQUIRED)
         return &refused_row;
     return &unknown_row; // AVIC's and VMGEXIT: never asked for
 }

@@ -77,10 +77,8 @@ struct backend_ctx {
 
 // enum SVM_FEATURE_*: what every CPU has and no option turned off.
 extern u32 svm_features;
-extern u64 svm_cr4_supplied;       // UMIP, where the CPUs lack it: by intercepts
-extern bool svm_forgets_shadow;    // QEMU: VMRUN does not load the VMCB's interrupt shadow
-extern bool svm_repeats_injection; // QEMU: EVENTINJ's interrupt may come twice
-extern u32 svm_clean_after;        // what the VMCB's clean field may say after an exit
+extern u64 svm_cr4_supplied; // UMIP, where the CPUs lack it: by intercepts
+extern u32 svm_clean_after;  // what the VMCB's clean field may say after an exit
 
 static inline bool svm_has(u32 feature)
 {

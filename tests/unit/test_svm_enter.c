@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // Copyright (c) 2026 The Nestor authors
-// unit-sources: svm/enter.c svm/exit.c svm/context.c svm/state.c
+// unit-sources: svm/enter.c svm/exit.c svm/context.c svm/quirks.c svm/state.c
 //
 // The SVM back end's entries, with a function in the place of VMRUN that looks at the VMCB as the
 // CPU would and makes the exit: what is written and read back, ASIDs, injection with and without
@@ -21,10 +21,10 @@
 #include <nestor/tlb.h>
 #include <nestor/vm.h>
 
+#include "svm/quirks.h"
 #include "svm/svm.h"
 
 u32 svm_features, svm_clean_after;
-bool svm_forgets_shadow, svm_repeats_injection;
 u64 svm_cr4_supplied;
 
 static struct svm_cpu cpu_part;
