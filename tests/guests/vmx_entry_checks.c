@@ -3,7 +3,7 @@
 //
 // The checks of VM entry that depend on secondary controls or on several fields (SDM vol. 3 "VM
 // Entries"): each case starts from a VMCS that enters and changes what one rule is about. What one
-// field of a plain VMCS shows is in nested_vmx.
+// field of a plain VMCS shows is in nested_vmx_checks.
 
 #include <nestor/segment.h>
 

@@ -84,7 +84,7 @@ static u64 field_value(u64 field)
     return flags_of(form_read_base, field, &operand[3]) == 0 ? operand[3] : ~0ull;
 }
 
-static bool failed_with(u64 flags, u64 error)
+static bool form_failed_with(u64 flags, u64 error)
 {
     return flags == RFLAGS_ZF && field_value(VM_INSTRUCTION_ERROR) == error;
 }
@@ -143,9 +143,9 @@ static void test_addressing(bool forced)
            "VMPTRST%s: %#llx", how, LLU(operand[0]));
     report(flags_of(forced ? forced_vmptrld : form_vmptrld, 0, operand) == 0, "VMPTRLD%s", how);
     operand[0] = 1;
-    report(failed_with(flags_of(forced ? forced_vmptrld : form_vmptrld, 0, operand), 9),
+    report(form_failed_with(flags_of(forced ? forced_vmptrld : form_vmptrld, 0, operand), 9),
            "VMPTRLD, misaligned%s: error 9, all other flags 0", how);
-    report(failed_with(flags_of(forced ? forced_vmclear : form_vmclear, 0, operand), 2),
+    report(form_failed_with(flags_of(forced ? forced_vmclear : form_vmclear, 0, operand), 2),
            "VMCLEAR, misaligned%s: error 2", how);
 }
 
@@ -301,17 +301,19 @@ static void test_invept(u64 cap)
     report(run_invalidation(form_invept, INVEPT_SINGLE, eptp, 0) == 0, "INVEPT, single-context");
     report(run_invalidation(form_invept, INVEPT_ALL, ~0ull, 0) == 0,
            "INVEPT, global, whatever the EPTP");
-    report(failed_with(run_invalidation(form_invept, 0, eptp, 0), 28), "INVEPT, type 0: error 28");
-    report(failed_with(run_invalidation(form_invept, 3, eptp, 0), 28), "INVEPT, type 3: error 28");
+    report(form_failed_with(run_invalidation(form_invept, 0, eptp, 0), 28),
+           "INVEPT, type 0: error 28");
+    report(form_failed_with(run_invalidation(form_invept, 3, eptp, 0), 28),
+           "INVEPT, type 3: error 28");
     // Bochs looks at 32 bits of the type
     report_known(MACHINE_BOCHS,
-                 failed_with(run_invalidation(form_invept, BIT(32) | INVEPT_ALL, eptp, 0), 28),
+                 form_failed_with(run_invalidation(form_invept, BIT(32) | INVEPT_ALL, eptp, 0), 28),
                  "INVEPT, type with bit 32: error 28");
-    report(failed_with(run_invalidation(form_invept, INVEPT_SINGLE, eptp ^ 1, 0), 28),
+    report(form_failed_with(run_invalidation(form_invept, INVEPT_SINGLE, eptp ^ 1, 0), 28),
            "INVEPT, memory type of EPTP: error 28");
-    report(failed_with(run_invalidation(form_invept, INVEPT_SINGLE, eptp ^ 0x20, 0), 28),
+    report(form_failed_with(run_invalidation(form_invept, INVEPT_SINGLE, eptp ^ 0x20, 0), 28),
            "INVEPT, levels of EPTP: error 28");
-    report(failed_with(run_invalidation(form_invept, INVEPT_SINGLE, eptp | BIT(62), 0), 28),
+    report(form_failed_with(run_invalidation(form_invept, INVEPT_SINGLE, eptp | BIT(62), 0), 28),
            "INVEPT, EPTP beyond the physical addresses: error 28");
 }
 
@@ -326,20 +328,22 @@ static void test_invvpid(void)
     }
     for (unsigned type = 0; type < 4; type++) {
         report(run_invalidation(form_invvpid, type, 1, 0x1000) == 0, "INVVPID, %s", names[type]);
-        report(failed_with(run_invalidation(form_invvpid, type, 0x10001, 0), 28),
+        report(form_failed_with(run_invalidation(form_invvpid, type, 0x10001, 0), 28),
                "INVVPID, %s, reserved bits: error 28", names[type]);
         if (type != INVVPID_ALL)
-            report(failed_with(run_invalidation(form_invvpid, type, 0, 0), 28),
+            report(form_failed_with(run_invalidation(form_invvpid, type, 0, 0), 28),
                    "INVVPID, %s, VPID 0: error 28", names[type]);
         else
             report(run_invalidation(form_invvpid, type, 0, 0) == 0, "INVVPID, %s, VPID 0",
                    names[type]);
     }
-    report(failed_with(run_invalidation(form_invvpid, INVVPID_ADDRESS, 1, (u64)NOT_CANONICAL), 28),
+    report(form_failed_with(run_invalidation(form_invvpid, INVVPID_ADDRESS, 1, (u64)NOT_CANONICAL),
+                            28),
            "INVVPID, an address that is not canonical: error 28");
     report(run_invalidation(form_invvpid, INVVPID_SINGLE, 1, (u64)NOT_CANONICAL) == 0,
            "... which other types do not look at");
-    report(failed_with(run_invalidation(form_invvpid, 4, 1, 0), 28), "INVVPID, type 4: error 28");
+    report(form_failed_with(run_invalidation(form_invvpid, 4, 1, 0), 28),
+           "INVVPID, type 4: error 28");
 }
 
 // --- fields ---
@@ -353,15 +357,15 @@ static void test_halves(void)
     report(flags_of(form_write_register, TSC_OFFSET | 1, (void *)0x99aabbccddeeff00) == 0 &&
                field_value(TSC_OFFSET) == 0xddeeff0055667788,
            "its high half written: the rest stays");
-    report(failed_with(flags_of(form_read_base, GUEST_RIP | 1, operand), 12),
+    report(form_failed_with(flags_of(form_read_base, GUEST_RIP | 1, operand), 12),
            "no high half of a natural-width field: error 12");
-    report(failed_with(flags_of(form_write_register, EXCEPTION_BITMAP | 1, NULL), 12),
+    report(form_failed_with(flags_of(form_write_register, EXCEPTION_BITMAP | 1, NULL), 12),
            "nor of a 32-bit field: error 12");
     report(flags_of(form_write_register, EXCEPTION_BITMAP, (void *)0x1ffffffff) == 0 &&
                field_value(EXCEPTION_BITMAP) == 0xffffffff,
            "a 32-bit field keeps 32 bits");
-    report(failed_with(flags_of(form_read_base, BIT(12) | GUEST_RIP, operand), 12) &&
-               failed_with(flags_of(form_read_base, BIT(15) | GUEST_RIP, operand), 12),
+    report(form_failed_with(flags_of(form_read_base, BIT(12) | GUEST_RIP, operand), 12) &&
+               form_failed_with(flags_of(form_read_base, BIT(15) | GUEST_RIP, operand), 12),
            "reserved bits of an encoding: error 12");
 }
 

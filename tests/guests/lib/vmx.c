@@ -215,6 +215,11 @@ u64 run_code(const void *code)
     return run();
 }
 
+bool failed_with(u64 flags, u64 error)
+{
+    return flags == RFLAGS_ZF && vmread(VM_INSTRUCTION_ERROR) == error;
+}
+
 void report_exit(bool ok, const char *what)
 {
     report(ok, "%s: reason %#llx, qualification %#llx, interruption %#llx", what,

@@ -108,6 +108,8 @@ void init(const void *code);
 // Enters it. The exit reason, or FAILED.
 u64 run(void);
 u64 run_code(const void *code);
+// Whether these flags of a VMX instruction are VMfailValid, with this VM-instruction error.
+bool failed_with(u64 flags, u64 error);
 // What the last exit says.
 void report_exit(bool ok, const char *what);
 bool at(const void *code);
