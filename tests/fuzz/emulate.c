@@ -2,7 +2,7 @@
 // Copyright (c) 2026 The Nestor authors
 // fuzz-tests: test_emulate
 //
-// The decoder and the emulator against test_emulate.c's flat memory, whose functions themselves
+// The decoder and the emulator against emulate_fake.h's flat memory, whose functions themselves
 // refuse accesses over a page's end. What must hold of every instruction: RIP and RFLAGS are left
 // to the caller; one that faults, is intercepted or unknown leaves registers, memory, ports and
 // segment registers as they were, but for a repeated one's repetitions that are done; and those

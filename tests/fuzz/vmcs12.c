@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // Copyright (c) 2026 The Nestor authors
-// fuzz-tests: test_vmcs12
+// fuzz-tests: test_vmcs12_check
 //
 // The checks of VM entry on a VMCS12 of which any fields hold anything: they change nothing but what
 // is still due to be checked, and say the same twice.
 
 #define main unit_main
-#include "tests/unit/test_vmcs12.c"
+#include "tests/unit/test_vmcs12_check.c"
 #undef main
 #include "fuzz.h"
 
