@@ -40,9 +40,16 @@ static u64 rtc_ticks(const struct rtc *rtc)
     return clock_ticks(machine_now() - rtc->machine->start, RTC_HZ);
 }
 
+// Whether the divider chain does, and with it periodic interrupts.
+static bool rtc_divides(const struct rtc *rtc)
+{
+    return (rtc->s.ram[REG_A] & A_DIVIDER) == A_DIVIDER_ON;
+}
+
+// Whether the time is updated: SET holds off that, not the divider chain.
 static bool rtc_runs(const struct rtc *rtc)
 {
-    return !(rtc->s.ram[REG_B] & B_SET) && (rtc->s.ram[REG_A] & A_DIVIDER) == A_DIVIDER_ON;
+    return rtc_divides(rtc) && !(rtc->s.ram[REG_B] & B_SET);
 }
 
 // --- calendar ---
@@ -174,10 +181,10 @@ static u64 time_from_ram(const struct rtc *rtc)
 
 // --- time and events ---
 
-// Oscillator ticks since the base; they stand still while the clock does.
+// Oscillator ticks since the base; they stand still while the divider chain does.
 static u64 rtc_chain(const struct rtc *rtc)
 {
-    return rtc_runs(rtc) ? rtc_ticks(rtc) - rtc->s.base : rtc->s.seen;
+    return rtc_divides(rtc) ? rtc_ticks(rtc) - rtc->s.base : rtc->s.seen;
 }
 
 static u64 rtc_seconds(const struct rtc *rtc, u64 chain)
@@ -185,11 +192,18 @@ static u64 rtc_seconds(const struct rtc *rtc, u64 chain)
     return rtc->s.seconds + chain / RTC_HZ;
 }
 
+// The divider chain is so far into its second.
+static void rtc_set_phase(struct rtc *rtc, u64 phase)
+{
+    rtc->s.base = rtc_ticks(rtc) - phase;
+    rtc->s.seen = phase;
+}
+
+// The divider chain goes on: the next update comes when it would have come.
 static void rtc_set_time(struct rtc *rtc, u64 seconds)
 {
     rtc->s.seconds = seconds;
-    rtc->s.base = rtc_ticks(rtc);
-    rtc->s.seen = 0;
+    rtc_set_phase(rtc, rtc_chain(rtc) % RTC_HZ);
 }
 
 // The periodic interrupt's period in oscillator ticks, 0 for none. Rates 1 and 2 are those of 8 and
@@ -247,7 +261,7 @@ static void rtc_catch_up(struct rtc *rtc)
 
     if (period && chain / period > seen / period)
         *flags |= C_PF;
-    if (now > before) {
+    if (rtc_runs(rtc) && now > before) {
         *flags |= C_UF;
         if (!(*flags & C_AF) && rtc_next_alarm(rtc, before) <= now)
             *flags |= C_AF;
@@ -290,6 +304,8 @@ static u64 rtc_next_event(const struct rtc *rtc)
 
     if (wanted & C_PF && period)
         next = MIN((seen / period + 1) * period, rtc->s.owed ? seen + period / 4 : ~0ull);
+    if (!rtc_runs(rtc))
+        return next;
     if (wanted & C_UF)
         next = MIN(next, (seen / RTC_HZ + 1) * RTC_HZ);
     if (wanted & C_AF) {
@@ -302,7 +318,7 @@ static u64 rtc_next_event(const struct rtc *rtc)
 
 static void rtc_arm(struct rtc *rtc)
 {
-    u64 next = rtc_runs(rtc) ? rtc_next_event(rtc) : ~0ull;
+    u64 next = rtc_divides(rtc) ? rtc_next_event(rtc) : ~0ull;
 
     if (next == ~0ull)
         timer_cancel(&rtc->timer);
@@ -366,21 +382,11 @@ static u8 rtc_read(struct rtc *rtc, unsigned index)
     return rtc->s.ram[index];
 }
 
-// From the bytes that were set; half a second early where it is the divider that is let go, whose
-// first update comes that soon: systems set the time half a second before it is right.
-static void rtc_start(struct rtc *rtc, bool divider_was_reset)
-{
-    rtc_set_time(rtc, time_from_ram(rtc));
-    if (!divider_was_reset)
-        return;
-    rtc->s.seen = RTC_HZ / 2;
-    rtc->s.base -= rtc->s.seen;
-}
-
 // Registers A and B may stop the clock, start it, or change how bytes are read.
 static void rtc_write_control(struct rtc *rtc, unsigned index, u8 value)
 {
-    bool ran = rtc_runs(rtc), reset = (rtc->s.ram[REG_A] & A_DIVIDER_RESET) == A_DIVIDER_RESET;
+    bool ran = rtc_runs(rtc), divided = rtc_divides(rtc);
+    bool reset = (rtc->s.ram[REG_A] & A_DIVIDER_RESET) == A_DIVIDER_RESET;
 
     rtc_catch_up(rtc);
     rtc->s.owed = 0;
@@ -391,8 +397,12 @@ static void rtc_write_control(struct rtc *rtc, unsigned index, u8 value)
     else if (value & B_SET)
         value &= (u8)~B_UIE;
     rtc->s.ram[index] = value;
+    // Out of its reset the divider's first update comes half a second early: systems set the time
+    // half a second before it is right.
+    if (!divided && rtc_divides(rtc))
+        rtc_set_phase(rtc, reset ? RTC_HZ / 2 : 0);
     if (!ran && rtc_runs(rtc))
-        rtc_start(rtc, reset);
+        rtc_set_time(rtc, time_from_ram(rtc));
     rtc_changed(rtc);
 }
 
@@ -474,6 +484,7 @@ void rtc_init(struct rtc *rtc, struct machine *machine)
     rtc->s.ram[REG_B] = B_24H;
     rtc->s.ram[REG_D] = D_VALID;
     rtc_put_sizes(rtc);
+    rtc_set_phase(rtc, 0);
     rtc_set_time(rtc, time_wall_seconds());
 }
 

@@ -97,6 +97,36 @@ static void test_set_bit_stops_the_clock(void **state)
     expect_time("2026-01-01 00:00:00 5");
 }
 
+// SET holds off updates only: the divider chain goes on, with its periodic interrupts and its phase.
+static void test_set_bit_leaves_the_divider(void **state)
+{
+    unsigned count = 0;
+
+    (void)state;
+    listen();
+    advance(SECOND - 100 * US);
+    assert_int_equal(cmos(0x0a), 0xa6);
+    set_cmos(0x0b, 0xc2);
+    assert_int_equal(cmos(0x0a), 0x26); // the update is given up
+    take_irq(0);
+    cmos(0x0c);
+    for (unsigned i = 0; i < 4096; i++) {
+        advance(SECOND / 4096);
+        if (take_irq(0) == 0x28) {
+            count++;
+            assert_int_equal(cmos(0x0c) & 0xf0, 0xc0); // no update has ended
+        }
+    }
+    assert_in_range(count, 1023, 1024);
+    expect_time("2025-12-31 23:59:59 4");
+    advance(SECOND / 4 + 100 * US);
+    set_time(0x2026, 0x0301, 0x120000);
+    advance(SECOND * 3 / 4 - MS);
+    expect_time("2026-03-01 12:00:00 1");
+    advance(2 * MS);
+    expect_time("2026-03-01 12:00:01 1");
+}
+
 static void test_write_while_running(void **state)
 {
     (void)state;
@@ -303,6 +333,7 @@ int main(void)
         TEST_1(test_wall_time),
         TEST_1(test_set_time),
         TEST_1(test_set_bit_stops_the_clock),
+        TEST_1(test_set_bit_leaves_the_divider),
         TEST_1(test_write_while_running),
         TEST_1(test_binary_and_12_hours),
         TEST_1(test_nonsense_is_some_time),
