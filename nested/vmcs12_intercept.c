@@ -181,6 +181,9 @@ static bool reflect_exception(struct vcpu *vcpu, const struct event *event, bool
         return false;
     exit.event.valid = true;
     exit.insn_len = event->insn_len;
+    // "Saving Non-Register State": MOV SS's shadow keeps no others for a debug exception's exit.
+    if (event->vector == VECTOR_DB && vcpu_state(vcpu, GROUP_PENDING_DBG)->pending_dbg)
+        vcpu_modify(vcpu, GROUP_PENDING_DBG)->pending_dbg = 0;
     vmcs12_exit(vcpu, REASON_EXCEPTION_NMI, event->has_payload ? event->payload : 0, &exit);
     return true;
 }

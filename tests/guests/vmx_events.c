@@ -16,6 +16,8 @@ L2(l2_wbinvd, "wbinvd; l2_wbinvd_end: nop; vmcall");
 L2(l2_int, "int $0x44; vmcall");
 L2(l2_ud, "ud2");
 L2(l2_read, "mov (%rdi), %eax; vmcall");
+L2(l2_int1, ".byte 0xf1; vmcall");
+L2(l2_write_dr, "mov %rax, %dr0; vmcall");
 extern char l2_woken[], l2_sti_nop[], l2_sti_end[], l2_mov_ss_nop[], l2_mov_ss_end[],
     l2_wbinvd_end[];
 
@@ -246,6 +248,26 @@ static void test_pending_debug(void)
     report_exit(excepted(TYPE_EXCEPTION, VECTOR_DB, false) && at(l2_nops + 1) &&
                     vmread(EXIT_QUALIFICATION) == 1,
                 "a breakpoint behind MOV SS's shadow");
+    init(l2_int1);
+    vmwrite(EXCEPTION_BITMAP, 1u << VECTOR_DB);
+    vmwrite(GUEST_PENDING_DBG, BIT(12) | 1);
+    vmwrite(GUEST_INTERRUPTIBILITY, 2);
+    run();
+    report_exit(excepted(TYPE_INT1, VECTOR_DB, false) && vmread(GUEST_PENDING_DBG) == 0,
+                "another debug exception's exit in that shadow keeps none");
+    init(l2_write_dr);
+    vmwrite(EXCEPTION_BITMAP, 1u << VECTOR_DB);
+    vmwrite(GUEST_DR7, DR7_FIXED | DR7_GD);
+    vmwrite(GUEST_PENDING_DBG, BIT(12) | 1);
+    vmwrite(GUEST_INTERRUPTIBILITY, 2);
+    run();
+    report_exit(excepted(TYPE_EXCEPTION, VECTOR_DB, false) && vmread(GUEST_PENDING_DBG) == 0,
+                "nor does general detect, which Nestor may find");
+    init(l2_nops + 3);
+    vmwrite(GUEST_PENDING_DBG, BIT(12) | 1);
+    vmwrite(GUEST_INTERRUPTIBILITY, 2);
+    report_exit(run() == REASON_VMCALL && vmread(GUEST_PENDING_DBG) == (BIT(12) | 1),
+                "any other exit there keeps it");
     init(l2_nops);
     vmwrite(GUEST_PENDING_DBG, BIT(12) | 2);
     write_dr6(DR6_FIXED);
