@@ -84,10 +84,17 @@ static bool segment_allows(struct emulate_ctx *c, const struct segment *s, u64 o
     return emu_limit_allows(s, offset, size);
 }
 
-// Intel SDM volume 3, table "Alignment Requirements by Data Type": 8 for 10 bytes, 4 for 6.
-static unsigned alignment(unsigned size)
+// Intel SDM volume 3, table "Alignment Requirements by Data Type": 8 for 10 bytes, 4 for 6. Wide
+// vectors that may lie anywhere: 8 on Intel, 16 on AMD (APM volume 2, table "Data-Type Alignment").
+static unsigned alignment(const struct emulate_ctx *c, unsigned size)
 {
-    return 1u << (31 - __builtin_clz(size));
+    return MIN(1u << (31 - __builtin_clz(size)), c->amd ? 16u : 8u);
+}
+
+// What must be aligned whatever CR0.AM says is #GP instead.
+static bool must_be_aligned(const struct emulate_ctx *c, unsigned size)
+{
+    return size > 8 && (c->insn.move & MOVE_ALIGNED || c->insn.op == INSN_CMPXCHG8B);
 }
 
 enum emulate_result emulate_linear(struct emulate_ctx *c, enum segment_index seg, u64 offset,
@@ -106,7 +113,7 @@ enum emulate_result emulate_linear(struct emulate_ctx *c, enum segment_index seg
     if (!ok)
         return emulate_raise(c, seg == SEG_SS ? VECTOR_SS : VECTOR_GP, true, 0);
     if (c->cpl == 3 && c->cr0 & CR0_AM && c->regs->rflags & RFLAGS_AC && access != EMULATE_FETCH &&
-        *la & (alignment(size) - 1))
+        *la & (alignment(c, size) - 1) && !must_be_aligned(c, size))
         return emulate_raise(c, VECTOR_AC, true, 0);
     return EMULATE_OK;
 }

@@ -21,7 +21,9 @@
 #define ESR_RECEIVE_ILLEGAL_VECTOR BIT(6)
 // Version 14h with 6 LVT entries and EOI-broadcast suppression.
 #define APIC_VERSION_VALUE (0x14 | (LVT_COUNT - 1) << 16 | BIT(24))
-#define LVT_READ_ONLY      (BIT(12) | BIT(14)) // delivery status, remote IRR
+// Delivery status; remote IRR, which LINT0 and LINT1 alone have.
+#define LVT_READ_ONLY  BIT(12)
+#define LINT_READ_ONLY BIT(14)
 enum { ECX = 2 };
 
 // --- priorities ---
@@ -612,6 +614,8 @@ static int x2apic_write(struct lapic *lapic, u32 msr, u64 value)
     allowed = info->writable;
     if (reg >= APIC_LVT_TIMER && reg <= APIC_LVT_ERROR)
         allowed |= LVT_READ_ONLY;
+    if (reg == APIC_LVT_LINT0 || reg == APIC_LVT_LINT1)
+        allowed |= LINT_READ_ONLY;
     if (reg == APIC_LVT_TIMER)
         allowed &= ~timer_reserved(lapic);
     if (value & ~allowed)

@@ -257,6 +257,32 @@ static void test_privileges(void **state)
     assert_int_equal(ctx.insn.reg, 6);
 }
 
+// What must be aligned is #GP also with alignment checks; of what may lie anywhere the vendors check
+// 8 or 16 bytes.
+static void test_vector_alignment(void **state)
+{
+    (void)state;
+    begin(INSN_MODE_64, 3);
+    ctx.cr0 |= CR0_AM;
+    regs.rflags |= RFLAGS_AC;
+    for (unsigned amd = 0; amd < 2; amd++) {
+        ctx.amd = amd;
+        assert_int_equal(FAULT("\x0f\x28\x43\x08"), VECTOR_GP);     // movaps 8(%rbx), %xmm0
+        assert_int_equal(FAULT("\x0f\x28\x43\x04"), VECTOR_GP);     // 4
+        assert_int_equal(FAULT("\xc5\xfd\x6f\x43\x14"), VECTOR_GP); // vmovdqa of 32 bytes
+        assert_int_equal(FAULT("\x48\x0f\xc7\x4b\x08"), VECTOR_GP); // cmpxchg16b
+        assert_int_equal(FAULT("\x0f\x10\x43\x04"), VECTOR_AC);     // movups
+        assert_int_equal(FAULT("\x0f\x6f\x43\x04"), VECTOR_AC);     // movq to %mm0
+        assert_int_equal(RUN("\x0f\x6f\x43\x08"), EMULATE_OK);
+        assert_int_equal(RUN("\x0f\x10\x43\x10"), EMULATE_OK);
+        assert_int_equal(RUN("\xc5\xfe\x6f\x43\x10"), EMULATE_OK); // vmovdqu of 32 bytes
+        if (amd)
+            assert_int_equal(FAULT("\x0f\x10\x43\x08"), VECTOR_AC);
+        else
+            assert_int_equal(RUN("\x0f\x10\x43\x08"), EMULATE_OK);
+    }
+}
+
 static void test_vector(void **state)
 {
     static const u8 zero[64];
@@ -543,11 +569,17 @@ static void test_cet_far_jump(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_tables),    cmocka_unit_test(test_privileges),
-        cmocka_unit_test(test_vector),    cmocka_unit_test(test_failure_leaves_nothing),
-        cmocka_unit_test(test_decimal),   cmocka_unit_test(test_rare),
-        cmocka_unit_test(test_selectors), cmocka_unit_test(test_syscall),
-        cmocka_unit_test(test_cet),       cmocka_unit_test(test_cet_far_jump),
+        cmocka_unit_test(test_tables),
+        cmocka_unit_test(test_privileges),
+        cmocka_unit_test(test_vector),
+        cmocka_unit_test(test_vector_alignment),
+        cmocka_unit_test(test_failure_leaves_nothing),
+        cmocka_unit_test(test_decimal),
+        cmocka_unit_test(test_rare),
+        cmocka_unit_test(test_selectors),
+        cmocka_unit_test(test_syscall),
+        cmocka_unit_test(test_cet),
+        cmocka_unit_test(test_cet_far_jump),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);

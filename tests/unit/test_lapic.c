@@ -347,6 +347,11 @@ static void test_x2apic_registers(void **state)
     expect_gp_write(3, 0x808, BIT(32));
     expect_gp_write(3, 0x832, BIT(19));
     expect_gp_write(3, 0x83e, 4);
+    expect_gp_write(3, 0x832, BIT(14) | 0x10020); // remote IRR: LINT0's and LINT1's
+    expect_gp_write(3, 0x837, BIT(14) | 0x10020);
+    set_msr(3, 0x832, BIT(12) | 0x10020); // delivery status is read-only
+    set_msr(3, 0x835, BIT(14) | 0x10020);
+    assert_int_equal(msr(3, 0x835), 0x10020);
     set_msr(0, 0x83f, 0x77);
     assert_int_equal(take_irq(0), 0x77);
     set_msr(0, 0x80b, 0);
