@@ -388,6 +388,14 @@ static void commit_far(struct vcpu *vcpu, const struct emulate_ctx *ctx)
     }
 }
 
+static bool is_branch(const struct emulate_ctx *ctx)
+{
+    u8 op = ctx->insn.op;
+
+    return ctx->seg_loaded & BIT(SEG_CS) || (op >= INSN_CALL && op <= INSN_RET) ||
+           (u32)ctx->next_rip != (u32)(ctx->regs->rip + ctx->insn.length);
+}
+
 static void commit_insn(struct vcpu *vcpu, const struct emulate_ctx *ctx)
 {
     commit_registers(vcpu, ctx->regs);
@@ -395,6 +403,8 @@ static void commit_insn(struct vcpu *vcpu, const struct emulate_ctx *ctx)
         commit_far(vcpu, ctx);
     if (unlikely(ctx->hits))
         vcpu_trap_breakpoints(vcpu, ctx->hits);
+    if (unlikely(vcpu->cur->state.rflags & RFLAGS_TF) && is_branch(ctx))
+        vcpu_trap_branch(vcpu);
     vcpu_finish_insn(vcpu, ctx->next_rip); // with TF as it was before
     vcpu_modify(vcpu, GROUP_RIP)->rflags = ctx->next_rflags;
     if (ctx->shadow)

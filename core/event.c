@@ -534,6 +534,15 @@ static void trap_step(struct vcpu *vcpu)
     vcpu->events.debug_check = true;
 }
 
+// BTF: a single step is one branch (SDM vol. 3 "Single-Stepping on Branches").
+void vcpu_trap_branch(struct vcpu *vcpu)
+{
+    if (!(vcpu_state(vcpu, GROUP_DEBUG)->debugctl & DEBUGCTL_BTF))
+        return;
+    vcpu_modify(vcpu, GROUP_PENDING_DBG)->pending_dbg |= DR6_BS;
+    vcpu->events.debug_check = true;
+}
+
 void vcpu_trap_breakpoints(struct vcpu *vcpu, u64 hits)
 {
     if (unlikely(vcpu->events.gif_clear)) // discarded (APM vol. 2, 15.17)

@@ -470,6 +470,8 @@ void vcpu_finish_insn(struct vcpu *vcpu, u64 next_rip);
 void vcpu_finish_repetition(struct vcpu *vcpu);
 // Breakpoints (DR6 bits) that it hit: a trap after it.
 void vcpu_trap_breakpoints(struct vcpu *vcpu, u64 hits);
+// Before vcpu_finish_insn for a taken branch that began with RFLAGS.TF: a trap if DEBUGCTL.BTF asks.
+void vcpu_trap_branch(struct vcpu *vcpu);
 // vcpu_finish_insn for an exit's instruction, whose length or next RIP is known (insn_find_length).
 void vcpu_finish_exit(struct vcpu *vcpu, struct vm_exit *exit);
 

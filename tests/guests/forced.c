@@ -2,7 +2,8 @@
 // Copyright (c) 2026 The Nestor authors
 //
 // Moves between vector registers behind the forced-emulation prefix (UD2 and "kvm"), which a guest
-// with the test device has: SDM vol. 2 MOVAPS, MOVDQU, MOVDQA, and what VEX forms do to the upper half.
+// with the test device has: SDM vol. 2 MOVAPS, MOVDQU, MOVDQA, and what VEX forms do to the upper half;
+// and single steps of branches (SDM vol. 3 "Single-Stepping on Branches", APM vol. 2, 13.1.4).
 
 #include "guest.h"
 
@@ -45,6 +46,47 @@ static void test_avx(void)
     report(is(0x1111, 0x2222, 0, 0), "VMOVDQA XMM15, XMM0 zeroes the upper half");
 }
 
+// --- DEBUGCTL.BTF ---
+
+static volatile u32 traps;
+static u64 trap_rip, trap_dr6;
+
+static void on_debug(struct trap *trap)
+{
+    traps++;
+    trap_rip = trap->rip;
+    trap_dr6 = read_dr6();
+    write_dr6(DR6_FIXED);
+    trap->rflags &= ~RFLAGS_TF;
+}
+
+extern char btf_jump[], btf_next[];
+__asm__("btf_jump: pushfq; orl $0x100, (%rsp); popfq\n" FORCED "nop\n" FORCED
+        "jmp btf_next; nop; btf_next: nop; ret");
+
+static void set_debugctl(void *value)
+{
+    msr_write(MSR_DEBUGCTL, *(u64 *)value);
+}
+
+static void test_branches(void)
+{
+    u64 btf = DEBUGCTL_BTF;
+
+    if (try(set_debugctl, &btf) != NO_TRAP || msr_read(MSR_DEBUGCTL) != DEBUGCTL_BTF) {
+        report_skip("no BTF");
+        return;
+    }
+    trap_handlers[VECTOR_DB] = on_debug;
+    write_dr6(DR6_FIXED);
+    ((void (*)(void))(void *)btf_jump)();
+    report(traps == 1 && trap_rip == (u64)btf_next && trap_dr6 == (DR6_FIXED | DR6_BS),
+           "BTF: %u traps, behind the jump's %lld, DR6 %#llx", traps,
+           (long long)(trap_rip - (u64)btf_next), (unsigned long long)trap_dr6);
+    report(msr_read(MSR_DEBUGCTL) == 0, "which clears BTF");
+    trap_handlers[VECTOR_DB] = NULL;
+}
+
 static void forced_avx(void *unused)
 {
     (void)unused;
@@ -64,6 +106,7 @@ void guest_main(void)
         return;
     }
     test_sse();
+    test_branches();
     if (!(cpuid(1, 0).ecx & BIT(28))) {
         report_skip("no AVX");
         return;

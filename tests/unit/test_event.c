@@ -440,6 +440,14 @@ static void test_single_step(void **state)
     vcpu.cur->state.debugctl = DEBUGCTL_BTF;          // branches only
     vcpu_finish_insn(&vcpu, 0x102);
     assert_int_equal(vcpu.cur->state.pending_dbg, 0);
+    vcpu_trap_branch(&vcpu);
+    vcpu_finish_insn(&vcpu, 0x200);
+    assert_int_equal(vcpu.cur->state.pending_dbg, DR6_BS);
+    events_prepare(&vcpu);
+    expect_injected(EVENT_EXCEPTION, VECTOR_DB);
+    assert_int_equal(vcpu.cur->state.debugctl, 0); // its delivery ends that
+    vcpu_trap_branch(&vcpu);
+    assert_int_equal(vcpu.cur->state.pending_dbg, 0);
 }
 
 // The CPU delivers; the PIC's interrupts are injected, and a halted guest goes on.
