@@ -158,7 +158,7 @@ static __attribute__((noinline)) void finish_boot(void)
 
 static INIT_TEXT void boot_on_stack(void)
 {
-    u8 rsdp[BOOT_RSDP_SIZE_2] = {0};
+    u8 rsdp[ACPI_RSDP_SIZE_2] = {0};
 
     init_modules();
     if (boot_info.rsdp)

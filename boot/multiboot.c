@@ -5,19 +5,11 @@
 // it is believed: sizes are checked against the whole, strings against their ends. Pure.
 
 #include "multiboot.h"
+#include <arch/x86/acpi.h>
+#include <arch/x86/multiboot2.h>
 #include <nestor/string.h>
 
-enum tag_type {
-    TAG_END = 0,
-    TAG_CMDLINE = 1,
-    TAG_LOADER = 2,
-    TAG_MODULE = 3,
-    TAG_MMAP = 6,
-    TAG_RSDP_1 = 14,
-    TAG_RSDP_2 = 15,
-    TAG_EFI_MMAP = 17,
-    TAG_COUNT,
-};
+enum { TAG_COUNT = TAG_EFI_MMAP + 1 };
 
 struct tag {
     u32 type, size;
@@ -130,7 +122,7 @@ static void read_efi_mmap(const struct tag *tag, struct boot_info *out)
 // Version 2 comes in a tag of its own, and is better.
 static void read_rsdp(const struct tag *tag, struct boot_info *out)
 {
-    u32 size = tag->type == TAG_RSDP_2 ? BOOT_RSDP_SIZE_2 : BOOT_RSDP_SIZE_1;
+    u32 size = tag->type == TAG_RSDP_2 ? ACPI_RSDP_SIZE_2 : ACPI_RSDP_SIZE_1;
 
     if (tag->size < sizeof(*tag) + size || (out->rsdp && out->rsdp_size > size))
         return;

@@ -9,7 +9,7 @@
 #include <nestor/page.h>
 #include <nestor/types.h>
 
-enum { BOOT_REGION_MAX = 2048, BOOT_RSDP_SIZE_1 = 20, BOOT_RSDP_SIZE_2 = 36 };
+enum { BOOT_REGION_MAX = 2048 };
 
 struct boot_info {
     const char *cmdline; // "" if there is none
@@ -22,7 +22,7 @@ struct boot_info {
     } modules[BOOT_MODULE_MAX];
     u32 module_count, modules_lost;
     const u8 *rsdp; // the newest one given; NULL if none
-    u32 rsdp_size;  // 20 or 36
+    u32 rsdp_size;  // ACPI_RSDP_SIZE_1 or _2
     bool efi;
 };
 

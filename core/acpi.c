@@ -12,7 +12,7 @@
 #include <nestor/page.h>
 #include <nestor/string.h>
 
-enum { TABLE_MAX = 64, TABLE_SIZE_MAX = 16 << 20, RSDP_SIZE_1 = 20, RSDP_SIZE_2 = 36 };
+enum { TABLE_MAX = 64, TABLE_SIZE_MAX = 16 << 20 };
 enum { EBDA_POINTER = 0x40e, EBDA_SCAN = 1024, BIOS_AREA = 0xe0000, BIOS_AREA_SIZE = 0x20000 };
 
 enum { // FADT fields: byte offsets
@@ -38,17 +38,6 @@ enum { // FADT fields: byte offsets
 enum { AML_ZERO = 0x00, AML_ONE = 0x01, AML_NAME = 0x08, AML_BYTE = 0x0a, AML_WORD = 0x0b };
 enum { AML_PACKAGE = 0x12, AML_ONES = 0xff };
 
-struct PACKED rsdp {
-    char signature[8];
-    u8 checksum;
-    char oem_id[6];
-    u8 revision;
-    u32 rsdt;
-    u32 length;
-    u64 xsdt;
-    u8 checksum2, reserved[3];
-};
-
 static const struct acpi_header *tables[TABLE_MAX];
 static u32 table_count;
 static const struct acpi_header *dsdt;
@@ -70,15 +59,15 @@ static bool address_exists(u64 address, u64 size)
     return address >= 0x400 && address < BIT(bits) && size <= BIT(bits) - address;
 }
 
-static INIT_TEXT bool rsdp_is_valid(const struct rsdp *rsdp)
+static INIT_TEXT bool rsdp_is_valid(const struct acpi_rsdp *rsdp)
 {
-    if (memcmp(rsdp->signature, "RSD PTR ", 8) != 0 || !sum_is_zero(rsdp, RSDP_SIZE_1))
+    if (memcmp(rsdp->signature, "RSD PTR ", 8) != 0 || !sum_is_zero(rsdp, ACPI_RSDP_SIZE_1))
         return false;
     return rsdp->revision < 2 ||
-           (rsdp->length >= RSDP_SIZE_2 && sum_is_zero(rsdp, sizeof(struct rsdp)));
+           (rsdp->length >= ACPI_RSDP_SIZE_2 && sum_is_zero(rsdp, sizeof(*rsdp)));
 }
 
-static INIT_TEXT bool scan_for_rsdp(hpa_t base, u64 size, struct rsdp *out)
+static INIT_TEXT bool scan_for_rsdp(hpa_t base, u64 size, struct acpi_rsdp *out)
 {
     const u8 *area = mmio_map(base, size, MAP_READ_ONLY);
     bool found = false;
@@ -94,7 +83,7 @@ static INIT_TEXT bool scan_for_rsdp(hpa_t base, u64 size, struct rsdp *out)
     return found;
 }
 
-static INIT_TEXT bool find_rsdp(const void *given, struct rsdp *out)
+static INIT_TEXT bool find_rsdp(const void *given, struct acpi_rsdp *out)
 {
     const u8 *bda;
     hpa_t ebda = 0;
@@ -177,7 +166,7 @@ static u64 fadt_field(u32 offset, u32 size)
 INIT_TEXT void acpi_init(const void *given)
 {
     const struct acpi_header *root = NULL;
-    struct rsdp rsdp;
+    struct acpi_rsdp rsdp;
     u64 address;
 
     table_count = 0;

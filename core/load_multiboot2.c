@@ -6,6 +6,8 @@
 // machine with a BIOS. Pure.
 
 #include "load_plan.h"
+#include <arch/x86/acpi.h>
+#include <arch/x86/multiboot2.h>
 #include <nestor/string.h>
 
 enum { SEARCH = 32768, HEADER_MAGIC = 0xe85250d6, LOADER_MAGIC = 0x36d76289 };
@@ -31,18 +33,6 @@ enum header_tag_type {
 };
 enum { HEADER_OPTIONAL = 1 };
 
-enum tag_type {
-    TAG_END = 0,
-    TAG_CMDLINE = 1,
-    TAG_LOADER = 2,
-    TAG_MODULE = 3,
-    TAG_MEMORY = 4,
-    TAG_MMAP = 6,
-    TAG_RSDP_1 = 14,
-    TAG_RSDP_2 = 15,
-};
-
-enum { RSDP_SIZE_1 = 20, RSDP_SIZE_2 = 36 };
 enum { MMAP_ENTRY_SIZE = 24, MMAP_ENTRY_USED = 20 }; // the rest is reserved
 
 // What an image may require: bits by type.
@@ -205,7 +195,8 @@ static int put_info(struct load_plan *plan)
     load->rbx = load_info_alloc(plan, 8); // the whole's size and a reserved word
     if (!put_string(plan, TAG_CMDLINE, 0, load->command_line, "") ||
         !put_string(plan, TAG_LOADER, 0, "Nestor", "") || !put_memory(plan) ||
-        !put_rsdp(plan, TAG_RSDP_1, RSDP_SIZE_1) || !put_rsdp(plan, TAG_RSDP_2, RSDP_SIZE_2))
+        !put_rsdp(plan, TAG_RSDP_1, ACPI_RSDP_SIZE_1) ||
+        !put_rsdp(plan, TAG_RSDP_2, ACPI_RSDP_SIZE_2))
         return load_fail(load, "command line of %zu bytes, expected at most %u",
                          strlen(load->command_line), (u32)(LOAD_INFO_END - LOAD_INFO_GPA) / 2);
     if (put_modules(plan))

@@ -10,17 +10,8 @@
 #include "pci.h"
 #include "rtc.h"
 
+#include <arch/x86/acpi.h>
 #include <nestor/string.h>
-
-struct PACKED acpi_header {
-    char signature[4];
-    u32 length;
-    u8 revision, checksum;
-    char oem_id[6], oem_table_id[8];
-    u32 oem_revision;
-    char creator_id[4];
-    u32 creator_revision;
-};
 
 struct PACKED acpi_address { // Generic Address Structure
     u8 space, width, offset, access;
@@ -28,16 +19,6 @@ struct PACKED acpi_address { // Generic Address Structure
 };
 
 enum { SPACE_IO = 1 };
-
-struct PACKED acpi_rsdp {
-    char signature[8];
-    u8 checksum;
-    char oem_id[6];
-    u8 revision;
-    u32 rsdt, length;
-    u64 xsdt;
-    u8 extended_checksum, reserved[3];
-};
 
 enum { POINTERS = 3 }; // FADT, MADT, MCFG
 
@@ -303,7 +284,7 @@ static void put_rsdp(struct acpi_rsdp *rsdp, gpa_t rsdt, gpa_t xsdt)
     rsdp->rsdt = (u32)rsdt;
     rsdp->length = sizeof(*rsdp);
     rsdp->xsdt = xsdt;
-    rsdp->checksum = checksum(rsdp, 20);
+    rsdp->checksum = checksum(rsdp, ACPI_RSDP_SIZE_1);
     rsdp->extended_checksum = checksum(rsdp, sizeof(*rsdp));
 }
 

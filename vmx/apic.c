@@ -8,7 +8,6 @@
 #include "vmx.h"
 #include <arch/x86/msr.h>
 #include <nestor/host.h>
-#include <nestor/machine.h>
 #include <nestor/page.h>
 #include <nestor/string.h>
 #include <nestor/vm.h>

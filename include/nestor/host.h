@@ -49,6 +49,9 @@ bool console_rx(u8 *byte);
 void console_tx(u8 byte);
 void console_on_rx(void (*fn)(void));
 
+// Whether the machine is Bochs, by its firmware's tables and CPUID.
+bool acpi_is_bochs(void);
+
 // Ends the machine: logs "machine off, status N", then ACPI S5, then the exit ports of emulators.
 // Never returns.
 _Noreturn void machine_power_off(u32 status);

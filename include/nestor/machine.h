@@ -6,6 +6,7 @@
 
 #pragma once
 
+#include <arch/x86/acpi.h>
 #include <nestor/cpu.h>
 #include <nestor/main.h>
 #include <nestor/types.h>
@@ -27,14 +28,6 @@ void log_init(void); // after serial_init and options_init
 void options_init(const char *cmdline); // keeps a copy
 
 // --- core/acpi.c ---
-struct PACKED acpi_header {
-    char signature[4];
-    u32 length;
-    u8 revision, checksum;
-    char oem_id[6], oem_table_id[8];
-    u32 oem_revision, creator_id, creator_revision;
-};
-
 enum madt_type {
     MADT_LAPIC = 0,
     MADT_IOAPIC = 1,
@@ -81,7 +74,6 @@ u16 acpi_pm_timer_port(bool *is_32bit); // 0: none
 void acpi_power(struct acpi_power *out);
 u8 acpi_century_register(void); // RTC index, 0: none
 bool acpi_is_emulator(void);    // the tables' OEM ID is the one of QEMU and Bochs
-bool acpi_is_bochs(void);
 
 // --- core/apic.c ---
 void apic_init_cpu(void); // enables this CPU's LAPIC, x2APIC if there is one
