@@ -145,23 +145,27 @@ static void run_vmxoff(struct vcpu *vcpu, struct vm_exit *exit)
     vm_succeed(vcpu, exit);
 }
 
+// The operand of VMCLEAR and VMPTRLD: the address of a region that is not VMXON's. False: the
+// instruction has failed, with one of these errors, or faulted.
+static bool region_operand(struct vcpu *vcpu, struct vm_exit *exit, gpa_t *gpa,
+                           enum vmx_error bad_address, enum vmx_error is_vmxon)
+{
+    if (!vmcs12_operand_read(vcpu, exit, gpa, 8))
+        return false;
+    if (!bad_region(vcpu, *gpa) && *gpa != vcpu->nested->vmxon_gpa)
+        return true;
+    vm_fail(vcpu, exit, bad_region(vcpu, *gpa) ? bad_address : is_vmxon);
+    return false;
+}
+
 static void run_vmclear(struct vcpu *vcpu, struct vm_exit *exit)
 {
-    struct nested *n = vcpu->nested;
     u32 clear = 0;
     gpa_t gpa = 0;
 
-    if (!vmcs12_operand_read(vcpu, exit, &gpa, 8))
+    if (!region_operand(vcpu, exit, &gpa, VMX_ERROR_VMCLEAR_ADDRESS, VMX_ERROR_VMCLEAR_VMXON))
         return;
-    if (bad_region(vcpu, gpa)) {
-        vm_fail(vcpu, exit, VMX_ERROR_VMCLEAR_ADDRESS);
-        return;
-    }
-    if (gpa == n->vmxon_gpa) {
-        vm_fail(vcpu, exit, VMX_ERROR_VMCLEAR_VMXON);
-        return;
-    }
-    if (gpa == n->current)
+    if (gpa == vcpu->nested->current)
         put_current(vcpu);
     guest_write_gpa(vcpu, gpa + offsetof(struct vmcs12, launched), &clear, sizeof(clear));
     vm_succeed(vcpu, exit);
@@ -181,16 +185,8 @@ static void run_vmptrld(struct vcpu *vcpu, struct vm_exit *exit)
     gpa_t gpa = 0;
     u32 revision;
 
-    if (!vmcs12_operand_read(vcpu, exit, &gpa, 8))
+    if (!region_operand(vcpu, exit, &gpa, VMX_ERROR_VMPTRLD_ADDRESS, VMX_ERROR_VMPTRLD_VMXON))
         return;
-    if (bad_region(vcpu, gpa)) {
-        vm_fail(vcpu, exit, VMX_ERROR_VMPTRLD_ADDRESS);
-        return;
-    }
-    if (gpa == n->vmxon_gpa) {
-        vm_fail(vcpu, exit, VMX_ERROR_VMPTRLD_VMXON);
-        return;
-    }
     // the copy of the current VMCS knows better than memory
     if (gpa != n->current) {
         revision = first_word(vcpu, gpa);

@@ -177,12 +177,8 @@ static void pull_shared(struct vcpu *vcpu, u32 groups)
     }
     if (groups & GROUP_CR2)
         vcpu->cr2 = vmcb->cr2;
-    if (groups & GROUP_DR) { // DR0-3 stay in their registers: an exit leaves DR7 disabled
-        vcpu->dr[0] = read_dr0();
-        vcpu->dr[1] = read_dr1();
-        vcpu->dr[2] = read_dr2();
-        vcpu->dr[3] = read_dr3();
-    }
+    if (groups & GROUP_DR) // DR0-3 stay in their registers: an exit leaves DR7 disabled
+        read_dr0_to_3(vcpu->dr);
     if (groups & GROUP_DR6)
         vcpu->dr6 = vmcb->dr6;
     if (groups & GROUP_SWITCHED)
@@ -297,12 +293,8 @@ static u32 write_shared(struct vcpu *vcpu, struct vmcb *vmcb, u32 dirty)
         vmcb->cr2 = vcpu->cr2;
         touched |= SVM_CLEAN_CR2;
     }
-    if (dirty & GROUP_DR) {
-        write_dr0(vcpu->dr[0]);
-        write_dr1(vcpu->dr[1]);
-        write_dr2(vcpu->dr[2]);
-        write_dr3(vcpu->dr[3]);
-    }
+    if (dirty & GROUP_DR)
+        write_dr0_to_3(vcpu->dr);
     if (dirty & GROUP_DR6) {
         vmcb->dr6 = vcpu->dr6;
         touched |= SVM_CLEAN_DRX;

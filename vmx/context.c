@@ -100,6 +100,14 @@ static int create_own(struct vcpu *vcpu, struct backend_ctx *hw)
     return 0;
 }
 
+static void free_ctx(struct backend_ctx *hw)
+{
+    vmx_shadow_destroy(hw);
+    vpid_free(hw->vpid);
+    page_free(hw->vmcs, 0);
+    heap_free(hw, sizeof(*hw));
+}
+
 int vmx_ctx_create(struct vcpu *vcpu, unsigned level)
 {
     struct backend_ctx *hw = heap_alloc(sizeof(*hw));
@@ -117,10 +125,7 @@ int vmx_ctx_create(struct vcpu *vcpu, unsigned level)
     if (vmx_uses(CONTROL_SECONDARY, SECONDARY_VPID))
         hw->vpid = vpid_alloc();
     if (level == 0 && create_own(vcpu, hw)) {
-        vmx_shadow_destroy(hw);
-        vpid_free(hw->vpid);
-        page_free(hw->vmcs, 0);
-        heap_free(hw, sizeof(*hw));
+        free_ctx(hw);
         return -E_NOMEM;
     }
     vcpu->tag[level] = hw->vpid;
@@ -136,10 +141,7 @@ void vmx_ctx_destroy(struct vcpu *vcpu, unsigned level)
     vcpu->ctx[level].hw = NULL;
     if (hw->apic)
         vmx_apic_destroy(vcpu);
-    vmx_shadow_destroy(hw);
-    vpid_free(hw->vpid);
-    page_free(hw->vmcs, 0);
-    heap_free(hw, sizeof(*hw));
+    free_ctx(hw);
 }
 
 // --- the VMCS's constant parts ---

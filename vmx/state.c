@@ -108,12 +108,8 @@ static void pull_shared(struct vcpu *vcpu, u32 groups)
         vcpu->sfmask = msr_read(MSR_SFMASK);
         vcpu->kernel_gs_base = msr_read(MSR_KERNEL_GS_BASE);
     }
-    if (groups & GROUP_DR) {
-        vcpu->dr[0] = read_dr0();
-        vcpu->dr[1] = read_dr1();
-        vcpu->dr[2] = read_dr2();
-        vcpu->dr[3] = read_dr3();
-    }
+    if (groups & GROUP_DR)
+        read_dr0_to_3(vcpu->dr);
     if (groups & GROUP_DR6)
         vcpu->dr6 = read_dr6();
     if (groups & GROUP_CR2)
@@ -140,12 +136,8 @@ void vmx_write_shared(struct vcpu *vcpu)
         msr_write(MSR_SFMASK, vcpu->sfmask);
         msr_write(MSR_KERNEL_GS_BASE, vcpu->kernel_gs_base);
     }
-    if (vcpu->shared_dirty & GROUP_DR) {
-        write_dr0(vcpu->dr[0]);
-        write_dr1(vcpu->dr[1]);
-        write_dr2(vcpu->dr[2]);
-        write_dr3(vcpu->dr[3]);
-    }
+    if (vcpu->shared_dirty & GROUP_DR)
+        write_dr0_to_3(vcpu->dr);
     if (vcpu->shared_dirty & GROUP_DR6)
         write_dr6(vcpu->dr6);
     if (vcpu->shared_dirty & GROUP_CR2)

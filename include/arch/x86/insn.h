@@ -43,6 +43,23 @@ DEFINE_DR(6)
 DEFINE_DR(7)
 #undef DEFINE_DR
 
+// The breakpoints' addresses, DR0 to DR3.
+static inline void read_dr0_to_3(u64 dr[4])
+{
+    dr[0] = read_dr0();
+    dr[1] = read_dr1();
+    dr[2] = read_dr2();
+    dr[3] = read_dr3();
+}
+
+static inline void write_dr0_to_3(const u64 dr[4])
+{
+    write_dr0(dr[0]);
+    write_dr1(dr[1]);
+    write_dr2(dr[2]);
+    write_dr3(dr[3]);
+}
+
 // Each width has its own text: GCC 12 takes functions whose assembly texts are the same for one,
 // whatever their operands' sizes.
 #define DEFINE_IO(suffix, letter, type)                                              \
