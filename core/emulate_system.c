@@ -13,12 +13,24 @@ enum emulate_result emu_run_system(struct emulate_ctx *c)
     return c->ops->system ? c->ops->system(c) : EMULATE_UNHANDLED;
 }
 
-// CR4.TSD.
-// RDTSC, RDTSCP, RDPMC, XSETBV: what precedes an intercept of theirs.
+// DR4 and DR5 are there without CR4.DE only; the upper halves of DR6 and DR7 are zero.
+static enum emulate_result check_dr(struct emulate_ctx *c)
+{
+    if ((c->insn.reg & 6) == 4 && c->cr4 & CR4_DE)
+        return emulate_raise(c, VECTOR_UD, false, 0);
+    if (c->insn.op == INSN_MOV_TO_DR && c->insn.reg >= 4 &&
+        emu_operand_get(c, c->insn.src, c->insn.src_size) >> 32)
+        return raise_gp0(c);
+    return EMULATE_OK;
+}
+
+// RDTSC, RDTSCP, RDPMC, XSETBV, MOV DR: what precedes an intercept of theirs.
 enum emulate_result emu_check_cr4(struct emulate_ctx *c)
 {
     bool allowed = false; // at CPL 3
 
+    if (c->insn.op == INSN_MOV_FROM_DR || c->insn.op == INSN_MOV_TO_DR)
+        return check_dr(c);
     if (c->insn.op == INSN_XSETBV && !(c->cr4 & CR4_OSXSAVE))
         return emulate_raise(c, VECTOR_UD, false, 0);
     if (c->insn.op == INSN_RDPMC)
@@ -37,16 +49,10 @@ enum emulate_result emu_run_xgetbv(struct emulate_ctx *c)
     return emu_run_system(c);
 }
 
-// DR4 and DR5 are DR6 and DR7, or with CR4.DE nothing; the upper halves of these are zero.
 enum emulate_result emu_run_mov_dr(struct emulate_ctx *c)
 {
-    if ((c->insn.reg & 6) == 4) {
-        if (c->cr4 & CR4_DE)
-            return emulate_raise(c, VECTOR_UD, false, 0);
+    if ((c->insn.reg & 6) == 4) // DR4 and DR5 are DR6 and DR7
         c->insn.reg |= 2;
-    }
-    if (c->insn.op == INSN_MOV_TO_DR && c->insn.reg >= 6 && c->src >> 32)
-        return raise_gp0(c);
     return emu_run_system(c);
 }
 

@@ -93,11 +93,16 @@ static void fill_io(const struct emulate_ctx *ctx, struct exit_io *io)
                            .seg = insn->op == INSN_INS ? SEG_ES : insn->seg};
 }
 
-// VMX's exit by MOV DR goes before #GP and #UD (SDM vol. 3 "Instructions That Cause VM Exits
-// Conditionally").
+// What goes before all exceptions. VMX: MOV DR before #GP and #UD (SDM vol. 3 "Instructions That
+// Cause VM Exits Conditionally"); SVM: what is about RFLAGS (APM vol. 2, 15.9).
 static enum emulate_point asked_at(const struct emulate_ctx *ctx)
 {
-    return asked[ctx->insn.op] == EXIT_DR && !ctx->amd ? EMULATE_DECODED : EMULATE_PRIVILEGED;
+    u8 kind = asked[ctx->insn.op];
+    bool first = ctx->amd ? kind == EXIT_PUSHF || kind == EXIT_POPF || kind == EXIT_IRET ||
+                                kind == EXIT_SOFT_INT
+                          : kind == EXIT_DR;
+
+    return first ? EMULATE_DECODED : EMULATE_PRIVILEGED;
 }
 
 // What an L2 executes here need not be what has exited, since another vCPU of it may write over the

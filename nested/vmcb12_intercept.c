@@ -362,12 +362,20 @@ static bool reflect_cr(struct vcpu *vcpu, struct vm_exit *exit)
     return reflect_cr_trap(vcpu, exit);
 }
 
+// Its exceptions go first (15.9); QEMU (7.2) looks for neither of these two.
+static bool dr_faults(struct vcpu *vcpu, const struct exit_dr *dr)
+{
+    const struct guest_state *s = vcpu_state(vcpu, GROUP_CR | GROUP_DEBUG);
+
+    return s->dr7 & DR7_GD || ((dr->number & 6) == 4 && s->cr4 & CR4_DE);
+}
+
 static bool reflect_dr(struct vcpu *vcpu, struct vm_exit *exit)
 {
     u32 bit = 1u << (exit->dr.number + (exit->dr.write ? 16 : 0));
     u64 code = (u64)(exit->dr.write ? VMEXIT_DR0_WRITE : VMEXIT_DR0_READ) + exit->dr.number;
 
-    if (!vmcb12_intercepts(vcpu, SVM_WORD_DR, bit))
+    if (!vmcb12_intercepts(vcpu, SVM_WORD_DR, bit) || dr_faults(vcpu, &exit->dr))
         return false;
     if (complete(vcpu, exit))
         vmcb12_exit(vcpu, code, assists(vcpu) ? exit->dr.gpr : 0, 0, exit);

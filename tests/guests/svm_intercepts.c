@@ -160,6 +160,71 @@ static void test_rows(void)
     memset(msrpm, 0, 2 * PAGE_SIZE);
 }
 
+// --- what goes first, an exception or the intercept (APM vol. 2, table "Instruction Intercepts") ---
+
+L2(i_read_dr4, "mov %dr4, %rbx; vmmcall");
+
+// MOV DR's exceptions do.
+static void test_dr_faults(void)
+{
+    u64 code;
+
+    prepare(i_read_dr0);
+    vmcb->intercept[SVM_WORD_DR] = ~0u;
+    vmcb->intercept[SVM_WORD_EXCEPTIONS] |= BIT(VECTOR_DB);
+    vmcb->dr7 |= DR7_GD;
+    code = l2_run();
+    report_known(MACHINE_QEMU,
+                 code == VMEXIT_EXCP0 + VECTOR_DB && l2_at(i_read_dr0) && vmcb->dr6 & DR6_BD,
+                 "MOV from DR0 with general detect: #DB, EXITCODE %#llx", LLU(code));
+    prepare(i_read_dr4);
+    vmcb->intercept[SVM_WORD_DR] = ~0u;
+    vmcb->intercept[SVM_WORD_EXCEPTIONS] |= BIT(VECTOR_UD);
+    vmcb->cr4 |= CR4_DE;
+    code = l2_run();
+    report_known(MACHINE_QEMU, code == VMEXIT_EXCP0 + VECTOR_UD && l2_at(i_read_dr4),
+                 "MOV from DR4 with CR4.DE: #UD, EXITCODE %#llx", LLU(code));
+}
+
+// In VM86 these are #GP without IOPL 3, if they are not intercepted; with the test device Nestor
+// emulates them, behind the prefix for that.
+static void test_vm86(void)
+{
+    static const struct {
+        const char *name;
+        u8 bytes[7];
+        u32 bit;
+        u16 exitcode;
+    } vm86[] = {
+        {"PUSHF", {0x0f, 0x0b, 'k', 'v', 'm', 0x9c}, SVM_INTERCEPT_PUSHF, VMEXIT_PUSHF},
+        {"POPF", {0x0f, 0x0b, 'k', 'v', 'm', 0x9d}, SVM_INTERCEPT_POPF, VMEXIT_POPF},
+        {"IRET", {0x0f, 0x0b, 'k', 'v', 'm', 0xcf}, SVM_INTERCEPT_IRET, VMEXIT_IRET},
+        {"INT n", {0x0f, 0x0b, 'k', 'v', 'm', 0xcd, 0x21}, SVM_INTERCEPT_SWINT, VMEXIT_SWINT},
+    };
+    u64 code;
+
+    for (unsigned i = 0; i < ARRAY_SIZE(vm86); i++) {
+        prepare(NULL);
+        memcpy((void *)0x9000, vm86[i].bytes, sizeof(vm86[i].bytes));
+        vmcb->rip = has_test_device() && bare_machine() == MACHINE_OTHER ? 0 : 5;
+        vmcb->cr0 = CR0_PE | CR0_ET;
+        vmcb->cr4 = 0;
+        vmcb->efer = EFER_SVME;
+        vmcb->rflags = RFLAGS_FIXED | RFLAGS_VM;
+        vmcb->cpl = 3;
+        vmcb->cs = vmcb->ss = vmcb->ds = vmcb->es = (struct vmcb_segment){
+            .selector = 0x900, .attrib = 0xf3, .limit = 0xffff, .base = 0x9000};
+        vmcb->rsp = 0x800;
+        vmcb->intercept[SVM_WORD_3] |= vm86[i].bit;
+        vmcb->intercept[SVM_WORD_EXCEPTIONS] |= BIT(VECTOR_GP);
+        code = l2_run();
+        // QEMU (7.2) raises INT n's #GP first
+        report_known(vm86[i].exitcode == VMEXIT_SWINT ? MACHINE_QEMU : MACHINE_NONE,
+                     code == vm86[i].exitcode && vmcb->rip == 5,
+                     "%s in VM86: the intercept, EXITCODE %#llx", vm86[i].name, LLU(code));
+    }
+}
+
 // --- what is not offered is #UD before its intercept ---
 
 static void test_undefined(void)
@@ -415,6 +480,8 @@ void guest_main(void)
     }
     features = cpuid(0x8000000a, 0).edx;
     test_rows();
+    test_dr_faults();
+    test_vm86();
     test_undefined();
     test_selective();
     test_int3();
