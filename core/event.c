@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // Copyright (c) 2026 The Nestor authors
 //
-// Which event a guest sees next, in one place (DESIGN.md section 3; SDM vol. 3 "Priority Among
-// Concurrent Events" and "Event Injection"; APM vol. 2 "Event Injection", "Interrupt and Exception
-// Priorities"). At each boundary, before an entry:
-//   a delivery that an exit interrupted; an exception raised by emulation; INIT; SIPI; MTF; #DB
-//   traps; NMI; interrupts.
+// Which event a guest sees next, in one place (SDM vol. 3 "Priority Among Concurrent Events" and
+// "Event Injection"; APM vol. 2 "Event Injection", "Interrupt and Exception Priorities"). At each
+// boundary, before an entry:
+//   SMI, INIT (not over an L2's delivery that an exit interrupted), SIPI; such a delivery, or an
+//   exception raised by emulation; MTF; #DB traps; NMI; interrupts.
+// Between them the front end is asked for what only its manual has (enum nested_event).
 // Events keep their payload (DR6 bits, CR2) until they are delivered.
 
 #include <arch/x86/regs.h>

@@ -1,8 +1,7 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // Copyright (c) 2026 The Nestor authors
 //
-// The run loop (DESIGN.md section 3): requests, events, enter, exit, again; and waiting while the
-// vCPU is halted.
+// The run loop: requests, events, enter, exit, again; and waiting while the vCPU is halted.
 
 #include <nestor/cpu.h>
 #include <nestor/device.h>

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // Copyright (c) 2026 The Nestor authors
 //
-// What test images expect of a machine made for them (GUESTS.md, "Multiboot test images").
+// What test images expect of a machine made for them (README, `test-device`).
 
 #pragma once
 

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // Copyright (c) 2026 The Nestor authors
 //
-// TLB flushes as requests (DESIGN.md section 5): noted per context, carried out by the back end
-// before the next entry. A vCPU's context->flush is written by its own CPU only; others post
-// REQUEST_TLB_FLUSH, and the run loop turns it into notes.
+// TLB flushes as requests: noted per context, carried out by the back end before the next entry. A
+// vCPU's context->flush is written by its own CPU only; others post REQUEST_TLB_FLUSH, and the run
+// loop turns it into notes.
 
 #include <nestor/cpu.h>
 #include <nestor/tlb.h>

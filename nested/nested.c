@@ -2,7 +2,7 @@
 // Copyright (c) 2026 The Nestor authors
 //
 // What both front ends share: choosing one, changing the level of a vCPU, and the answers where
-// nesting is off (DESIGN.md section 1).
+// nesting is off.
 
 #include "nested.h"
 #include "nested_stage2.h"

@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // Copyright (c) 2026 The Nestor authors
 //
-// Nested stage 2 (DESIGN.md section 5): what L2's guest-physical addresses are, by L1's tables and
-// then Nestor's own, in shadow tables that a fault fills and that hold no more than a TLB may: SDM
-// vol. 3 "Caching Translation Information" and "Invalidation", APM vol. 2 "TLB Management". A shadow
-// belongs to one EPTP, or to one ASID with its nCR3, and survives L1's turns. Nestor's own emulation
-// asks through nested_translate() and remembers answers in `known`, under the same rules.
+// Nested stage 2: what L2's guest-physical addresses are, by L1's tables and then Nestor's own, in
+// shadow tables that a fault fills and that hold no more than a TLB may: SDM vol. 3 "Caching
+// Translation Information" and "Invalidation", APM vol. 2 "TLB Management". A shadow belongs to one
+// EPTP, or to one ASID with its nCR3, and survives L1's turns. Nestor's own emulation asks through
+// nested_translate() and remembers answers in `known`, under the same rules.
 //
 // The memory type is Nestor's own: RAM is cached whatever L1's entry says, as for L1 itself.
 

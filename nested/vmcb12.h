@@ -92,7 +92,7 @@ void vmcb12_enter(struct vcpu *vcpu, u32 news);
 
 // --- vmcb12_exit.c ---
 // #VMEXIT: the one place that fills VMCB12 from the model. `exit`: an instruction's intercept,
-// completed by vmcb12_complete; NULL for all others.
+// with what the CPU left out of it filled in; NULL for all others.
 void vmcb12_exit(struct vcpu *vcpu, u64 code, u64 info1, u64 info2, const struct vm_exit *exit);
 // A VMRUN that its checks refuse: nothing of L2's is loaded (15.5.1).
 void vmcb12_exit_invalid(struct vcpu *vcpu);

@@ -274,8 +274,8 @@ void vmx_enter(struct vcpu *vcpu, struct vm_exit *exit)
     read_exit(ctx, exit, number);
     if (unlikely(exit->kind == EXIT_NMI))
         vmx_unblock_nmi();
-    // On Bochs a guest entered with IF = 0 gets no external-interrupt exit (MACHINES.md): what waits
-    // is taken here. On silicon it would come at the next entry.
+    // On Bochs a guest entered with IF = 0 gets no external-interrupt exit (cpu.c): what waits is
+    // taken here. On silicon it would come at the next entry.
     if (unlikely(!(ctx->state.rflags & RFLAGS_IF)))
         __asm__ volatile("sti; nop; cli" : : : "memory");
 }

@@ -1,8 +1,7 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // Copyright (c) 2026 The Nestor authors
 //
-// The configuration: which guests there are (core/config.c reads the device tree; DESIGN.md section
-// 7).
+// The configuration: which guests there are (core/config.c reads the device tree).
 
 #pragma once
 
@@ -21,7 +20,7 @@ struct vm_config {
     u32 module_count;
     bool nested;
     u64 nested_features;  // bits by enum nested_feature: all, or what `nested-features` leaves
-    bool test_device;     // the test device, fw_cfg and port latches of GUESTS.md
+    bool test_device;     // testdev.h's devices, and fwcfg.h's
     bool pci_test_device; // pci_testdev.h's
     bool console;         // COM1 is the machine's console; the first guest's by default
     bool pinned;

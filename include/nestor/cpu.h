@@ -18,14 +18,12 @@ enum { CPU_MAX = 1024 };
 // belongs to Nestor).
 enum host_vector {
     HOST_VECTOR_COM1 = 0x40,   // the physical COM1 that carries the guest's console
-    HOST_VECTOR_TIMER = 0xf0,  // this CPU's deadline (timer.h)
+    HOST_VECTOR_TIMER = 0xf0,  // this CPU's deadline (core/timer.c)
     HOST_VECTOR_KICK = 0xf1,   // look at your vCPU's requests; the handler itself does nothing
     HOST_VECTOR_CALL = 0xf2,   // run cpu->call (cpu_call)
     HOST_VECTOR_POSTED = 0xf3, // look at your vCPU's posted interrupts
     HOST_VECTOR_SPURIOUS = 0xff,
 };
-
-struct cpu_features; // cpuid.h
 
 struct cpu {
     // Assembly knows these offsets (boot/offsets.h checks them).

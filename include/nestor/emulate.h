@@ -39,7 +39,7 @@ enum emulate_access {
     EMULATE_SUPERVISOR = BIT(4), // or'ed in: implicit supervisor access, whatever the CPL
 };
 
-enum emulate_point { // in this order; see DESIGN.md section 1
+enum emulate_point { // in this order: whether an intercept or a fault comes first is the vendor's
     EMULATE_DECODED,
     EMULATE_PRIVILEGED, // the privilege and I/O permission checks have passed
     EMULATE_ACCESSED,   // operands have been read, nothing is changed yet

@@ -72,7 +72,7 @@ bool nested_reflect(struct vcpu *vcpu, struct vm_exit *exit);
 // wholly.
 void nested_instruction(struct vcpu *vcpu, struct vm_exit *exit);
 
-// Events at a boundary while L2 runs, in DESIGN.md's order; core/event.c asks before it delivers.
+// Events at a boundary while L2 runs, the first one first; core/event.c asks before it delivers.
 enum nested_event {
     NESTED_SMI, // SVM
     NESTED_INIT,

@@ -3,8 +3,7 @@
 //
 // Physical memory and Nestor's own address space (mmu/page.c, mmu/host.c).
 // Two kinds of memory: *pages* (and heap objects) are Nestor's own and mapped in its physmap; *RAM*
-// extents are for guests, and mapped only in the address space of the VM that owns them (DESIGN.md
-// section 5).
+// extents are for guests, and mapped only in the address space of the VM that owns them.
 //
 // Virtual layout, the same with 4 and 5 levels (everything is below PML5 entry 511):
 //   0xffff800000000000  physmap: Nestor's own pages, at HPA + PHYSMAP_BASE, mapped as they are allocated (NX, writable)

@@ -35,7 +35,7 @@ int stage2_create(struct stage2 *s2, const struct stage2_format *format, unsigne
 void stage2_destroy(struct stage2 *s2);
 // Maps [gpa, +size) to [hpa, +size) with the largest pages that fit (page-granular). Replaces what
 // is there. Returns >= 0: bit 0 (STAGE2_FLUSH) set if something that was present changed, so that
-// the caller owes a tlb_flush_stage2(); or -E_NOMEM / -E_INVAL (unaligned, beyond the levels' reach
+// the caller owes a tlb_flush_vm(); or -E_NOMEM / -E_INVAL (unaligned, beyond the levels' reach
 // or 52 bits, rights that the format cannot say: none, W or WX without R, with NPT anything without
 // R) with nothing changed that the guest can see. WB maps RAM cached whatever the guest's PAT says
 // where the hardware can (EPT); other types combine with the guest's PAT.

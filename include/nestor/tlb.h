@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // Copyright (c) 2026 The Nestor authors
 //
-// The one entry point for flushing translations (DESIGN.md section 5). A flush is a request: it is
-// carried out by the CPU that next enters with the tag or the stage-2 in question, before it
-// enters; CPUs that are in a guest are kicked and waited for.
+// The one entry point for flushing translations. A flush is a request: it is carried out by the CPU
+// that next enters with the tag or the stage-2 in question, before it enters; CPUs that are in a
+// guest are kicked and waited for.
 
 #pragma once
 

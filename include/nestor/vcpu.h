@@ -3,7 +3,7 @@
 //
 // The vendor-neutral vCPU: two contexts (ctx[0] = L1 or a plain guest, ctx[1] = L2), each with the
 // guest state in groups, the controls as data, and an opaque part of the back end; plus what both
-// contexts share. DESIGN.md sections 1 and 6.
+// contexts share.
 //
 // Who writes: the vCPU's own pCPU writes everything but `requests` (atomic, any CPU) and the
 // LAPIC's posted bits.
@@ -463,8 +463,8 @@ static inline void vcpu_inject_ud(struct vcpu *vcpu)
     vcpu_inject_exception(vcpu, 6, false, 0);
 }
 
-// The one place that advances RIP (DESIGN.md section 3): after the instruction's effects. Clears
-// the interrupt shadow, raises the single-step #DB, notes a pending MTF.
+// The one place that advances RIP: after the instruction's effects. Clears the interrupt shadow,
+// raises the single-step #DB, notes a pending MTF.
 void vcpu_finish_insn(struct vcpu *vcpu, u64 next_rip);
 // The same at a boundary between two repetitions, where RIP and RFLAGS.RF are the caller's.
 void vcpu_finish_repetition(struct vcpu *vcpu);

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // Copyright (c) 2026 The Nestor authors
 //
-// A VM: its memory, its vCPUs, its machine (devices.h) and its life.
+// A VM: its memory, its vCPUs, its machine (devices/machine.h) and its life.
 
 #pragma once
 

@@ -188,7 +188,7 @@ static void test_page_faults(void)
     report(try(write, at) == NO_TRAP, "write without CR0.WP");
     check_fault("supervisor page", try_user(read, at), at, PF_P | PF_U);
     page_entry(BIT(51) | 7);
-    // QEMU: reserved-bit faults lose the P bit (MACHINES.md)
+    // QEMU: reserved-bit faults lose the P bit
     report_cpu(MACHINE_QEMU,
                try(read, at) == VECTOR_PF && last_trap.error == (PF_P | PF_RSVD) &&
                    last_cr2 == (u64)at,

@@ -229,7 +229,7 @@ static void test_interrupts(void)
     cli();
     report(ipi_count == 1, "L1 takes it");
 
-    // Bochs leaves it pending if the guest is entered with IF = 0 (MACHINES.md)
+    // Bochs leaves it pending if the guest is entered with IF = 0
     init(l2_count);
     set_pin(PIN_EXTERNAL_INTERRUPT);
     l2_registers[RCX] = 1000000;

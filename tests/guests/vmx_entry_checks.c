@@ -640,7 +640,7 @@ static void test_msr_area(void)
         msr_area[3] = bad[i].value;
         vmwrite(ENTRY_MSR_LOAD_COUNT, 2);
         reason = run();
-        report_known(i == ARRAY_SIZE(bad) - 1 ? B : MACHINE_NONE, // MACHINES.md: ignore_bad_msrs
+        report_known(i == ARRAY_SIZE(bad) - 1 ? B : MACHINE_NONE, // it is run with ignore_bad_msrs
                      reason == MSR_FAILURE && vmread(EXIT_QUALIFICATION) == 2,
                      "MSR-load area, %s: %#llx, qualification %llu", bad[i].name, LLU(reason),
                      LLU(vmread(EXIT_QUALIFICATION)));

@@ -110,7 +110,7 @@ static void test_pci(void **state)
     assert_int_equal(in(4, 0xcf8), 0x80fffffc);
 }
 
-// What test images rely on (GUESTS.md): the address's low bits count while a register holds it all.
+// What test images rely on: the address's low bits count while a register holds it all.
 static void test_pci_low_bits(void **state)
 {
     (void)state;

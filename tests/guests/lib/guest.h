@@ -4,8 +4,8 @@
 // The library of the small guests. A guest is one C file with guest_main(), which runs in 64-bit
 // mode on CPU 0 with interrupts off, the first 4 GiB mapped to themselves (2 MiB pages, for CPL 3
 // too), an IDT whose gates lead to C functions, and COM1. It reports what it finds and returns.
-// What a guest expects comes from the manuals; where an emulator without Nestor is known to differ
-// (MACHINES.md), that one check says so by report_known().
+// What a guest expects comes from the manuals; where an emulator without Nestor is known to differ,
+// that one check says so by report_known().
 
 #pragma once
 
@@ -60,7 +60,7 @@ void print_summary(void);
 enum machine bare_machine(void); // MACHINE_OTHER under Nestor
 enum machine cpu_machine(void);  // whose CPU this is, at the bottom
 bool under_hypervisor(void);
-bool has_test_device(void);    // GUESTS.md's, by its latch at port 0xE0
+bool has_test_device(void);    // by its latch at port 0xE0
 extern char command_line[256]; // without the program's name
 bool option(const char *word); // of the command line
 
