@@ -220,7 +220,8 @@ static void on_xsetbv(struct vcpu *vcpu, struct vm_exit *exit)
         vcpu_inject_gp0(vcpu);
         return;
     }
-    vcpu->xcr0 = value; // the back end loads it before the next entry
+    vcpu_modify(vcpu, GROUP_EXTENDED);
+    vcpu->xcr0 = value;
     vcpu_finish_exit(vcpu, exit);
 }
 

@@ -281,7 +281,8 @@ static int write_tsc_aux(struct vcpu *vcpu, u32 msr, u64 value)
     if ((vcpu->vm->disabled_isa & ISA_RDTSCP) || value >> 32)
         return -E_FAULT;
     (void)msr;
-    vcpu->tsc_aux = value; // the back end loads it before the next entry
+    vcpu_modify(vcpu, GROUP_EXTENDED);
+    vcpu->tsc_aux = value;
     return 0;
 }
 

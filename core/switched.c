@@ -126,8 +126,8 @@ static u64 *slot_of(struct vcpu *vcpu, u32 msr, u32 *group)
         return vm->disabled_isa & ISA_CET ? NULL : &s->s_cet;
     if (msr == MSR_INTERRUPT_SSP_TABLE)
         return cpuid_has(vm, 7, ECX, 7) ? &s->interrupt_ssp_table : NULL;
-    *group = 0;
-    if (msr == MSR_XSS) // compared with the register's before each entry
+    *group = GROUP_EXTENDED;
+    if (msr == MSR_XSS)
         return cpuid_has_xsaves(vm) ? &vcpu->xss : NULL;
     *group = GROUP_SWITCHED;
     for (u32 i = 0; i < ARRAY_SIZE(rows); i++)

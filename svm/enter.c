@@ -209,11 +209,6 @@ static void prepare_events(struct vcpu *vcpu)
         apic_send_ipi(vcpu->cpu->apic_id, HOST_VECTOR_KICK);
 }
 
-static inline u64 registers_differ(const struct vcpu *vcpu, const struct svm_cpu *cpu)
-{
-    return (vcpu->xcr0 ^ cpu->xcr0) | (vcpu->xss ^ cpu->xss) | (vcpu->tsc_aux ^ cpu->tsc_aux);
-}
-
 // What of the events core asks for.
 static inline u32 wants_events(const struct vcpu *vcpu, const struct vcpu_ctx *ctx)
 {
@@ -234,8 +229,6 @@ static __attribute__((noinline)) void prepare(struct vcpu *vcpu, struct svm_cpu 
     if (ctx->ctl_dirty & ~(u32)CTL_GIF)
         svm_write_controls(vcpu);
     ctx->ctl_dirty = 0;
-    if (registers_differ(vcpu, cpu))
-        svm_load_registers(vcpu, cpu);
     if (ctx->flush)
         flush_asid(vcpu, cpu);
     hw->adjust = true;
@@ -368,13 +361,12 @@ static __attribute__((noinline)) void adjust_exit(struct vcpu *vcpu, struct vm_e
 
 // Whether prepare() has something to do: dirty state, controls, events, windows, blocking, a flush.
 // GROUP_RIP is always written.
-static inline u64 is_rare(const struct vcpu *vcpu, const struct vcpu_ctx *ctx,
-                          const struct svm_cpu *cpu)
+static inline u32 is_rare(const struct vcpu *vcpu, const struct vcpu_ctx *ctx)
 {
     u32 groups = (ctx->dirty & ~(u32)(GROUP_RIP | GROUP_BLOCKING)) | vcpu->shared_dirty |
                  ctx->ctl_dirty | ctx->flush;
 
-    return groups | ctx->hw->prepare | wants_events(vcpu, ctx) | registers_differ(vcpu, cpu);
+    return groups | ctx->hw->prepare | wants_events(vcpu, ctx);
 }
 
 // All GPRs but RSP are lost to the guest; the compiler saves what it needs.
@@ -401,7 +393,7 @@ void svm_enter(struct vcpu *vcpu, struct vm_exit *exit)
     vmcb->rsp = state->rsp;
     vmcb->rflags = state->rflags;
     vmcb->interrupt_shadow = 0;
-    if (unlikely(is_rare(vcpu, ctx, cpu)))
+    if (unlikely(is_rare(vcpu, ctx)))
         prepare(vcpu, cpu);
     run(vcpu, hw->vmcb_pa, cpu);
 

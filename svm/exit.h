@@ -31,11 +31,6 @@ static inline u8 svm_insn_length(const struct vmcb *vmcb)
     return svm_has(SVM_FEATURE_NRIPS) && length <= 15 ? (u8)length : 0;
 }
 
-// The bytes from `kind` to `vector` are written as one word; bytes[0], the eighth, counts only with
-// bytes_count.
-_Static_assert(offsetof(struct vm_exit, kind) == 0 && offsetof(struct vm_exit, bytes) == 7,
-               "vm_exit");
-
 // Fills *exit from the VMCB's exit fields. Returns what svm_enter has to do besides: ADJUST for an
 // interrupted delivery, INTR and IRET; INSN for an instruction of unknown length. Pure.
 static inline u32 svm_fill_exit(const struct vmcb *vmcb, struct vm_exit *exit)
@@ -45,13 +40,10 @@ static inline u32 svm_fill_exit(const struct vmcb *vmcb, struct vm_exit *exit)
         likely(code < SVM_EXIT_ROWS) ? &svm_exit_rows[code] : svm_find_exit_row(code);
     u32 flags = row->flags;
 
-    *(u64 *)exit = row->kind;
+    exit_begin(exit, row->kind);
     exit->raw_reason = code;
     exit->raw_info1 = vmcb->exitinfo1;
     exit->raw_info2 = vmcb->exitinfo2;
-    exit->next_rip = 0;
-    exit->interrupted.valid = false;
-    exit->operand.known = false;
     if (svm_has(SVM_FEATURE_NRIPS) && (flags & INSN) && svm_insn_length(vmcb)) {
         exit->next_rip = vmcb->nrip;
         exit->insn_len = svm_insn_length(vmcb);

@@ -301,6 +301,8 @@ static u32 write_shared(struct vcpu *vcpu, struct vmcb *vmcb, u32 dirty)
     }
     if (dirty & GROUP_SWITCHED)
         switched_write(vcpu);
+    if (dirty & GROUP_EXTENDED)
+        svm_load_registers(vcpu, this_cpu()->backend);
     return touched;
 }
 

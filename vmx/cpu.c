@@ -298,6 +298,7 @@ int vmx_cpu_on(void)
     cpu->xcr0 = cpu->xss = cpu->tsc_aux = ~0ull;
     cpu->fpu_components = fpu_components();
     vmx_caps.timer_masked = (u32)MIN(MAX(tsc_hz / 1000, MASKED_RUN_TICKS) >> rate, TIMER_NEVER);
+    vmx_caps.masked_ticks = (u64)vmx_caps.timer_masked << rate;
     choose_mitigations(cpu);
     enter_vmx_operation(cpu);
     this_cpu()->backend = cpu;

@@ -60,28 +60,13 @@ static void inject(struct vcpu *vcpu, const struct event *event)
 // Where the interrupt of a deadline does not end the run (cpu.c), the timer does, at the same time.
 // Each entry starts it anew, so a guest that polls something with its interrupts closed is not to
 // outrun it.
-static u32 timer_masked(void)
+static inline u32 timer_masked(const struct cpu *this)
 {
-    u64 now = tsc_now(), deadline = timer_next();
-    u64 left = deadline > now ? deadline - now : 0;
+    u64 now = tsc_now(), deadline = __atomic_load_n(&this->timer_first, __ATOMIC_RELAXED);
 
-    return (u32)MIN(left >> (vmx_caps.misc & VMX_MISC_TIMER_RATE), vmx_caps.timer_masked);
-}
-
-static void write_timer(const struct vcpu *vcpu, struct backend_ctx *hw)
-{
-    u32 value = TIMER_NEVER;
-
-    if (!vmx_caps.timer) {
-        if (vcpu->immediate_exit)
-            apic_send_ipi(this_cpu()->apic_id, HOST_VECTOR_KICK);
-        return;
-    }
-    if (unlikely(vcpu->immediate_exit))
-        value = 0;
-    else if (!(hw->rflags & RFLAGS_IF))
-        value = timer_masked();
-    vmwrite32_changed(PREEMPTION_TIMER_VALUE, &hw->timer, value);
+    if (likely(deadline > now + vmx_caps.masked_ticks))
+        return vmx_caps.timer_masked;
+    return deadline > now ? (u32)((deadline - now) >> (vmx_caps.misc & VMX_MISC_TIMER_RATE)) : 0;
 }
 
 static void write_rip(struct vcpu_ctx *ctx)
@@ -111,32 +96,68 @@ static void write_primary(const struct vcpu_ctx *ctx, struct backend_ctx *hw)
     vmwrite32_changed(PRIMARY_CONTROLS, &hw->primary_written, primary);
 }
 
+// What of an entry is the event's: windows opened and closed, the injection, an immediate exit.
+static inline u32 has_events(const struct vcpu *vcpu, const struct vcpu_ctx *ctx)
+{
+    return ctx->ctl.inject.valid | ctx->ctl.windows | vcpu->immediate_exit |
+           (ctx->hw->primary ^ ctx->hw->primary_written);
+}
+
+static void prepare_events(struct vcpu *vcpu, u32 *timer)
+{
+    struct vcpu_ctx *ctx = vcpu->cur;
+
+    write_primary(ctx, ctx->hw);
+    if (ctx->ctl.inject.valid)
+        inject(vcpu, &ctx->ctl.inject);
+    if (likely(!vcpu->immediate_exit))
+        return;
+    *timer = 0;
+    if (!vmx_caps.timer)
+        apic_send_ipi(vcpu->cpu->apic_id, HOST_VECTOR_KICK);
+}
+
+// Whether prepare_state() has something to do. GROUP_RIP is looked at each time.
+static inline u64 has_state(const struct vcpu *vcpu, const struct vcpu_ctx *ctx,
+                            const struct cpu *this)
+{
+    return ((ctx->dirty & ~(u32)GROUP_RIP) | vcpu->shared_dirty | ctx->ctl_dirty | ctx->flush) |
+           (ctx->hw->host_cr3 ^ this->cr3);
+}
+
+static void prepare_state(struct vcpu *vcpu, const struct cpu *this)
+{
+    struct vcpu_ctx *ctx = vcpu->cur;
+
+    if (ctx->ctl_dirty)
+        vmx_write_controls(ctx);
+    if (ctx->dirty & ~(u32)GROUP_RIP)
+        vmx_write_state(ctx, ctx->dirty);
+    if (vcpu->shared_dirty)
+        vmx_write_shared(vcpu);
+    if (ctx->flush)
+        flush(ctx);
+    vmwrite_changed(HOST_CR3, &ctx->hw->host_cr3, this->cr3);
+}
+
 // Returns RUN_* for the stub.
 static u32 prepare(struct vcpu *vcpu, const struct cpu *this)
 {
-    struct vmx_cpu *cpu = this->backend;
+    const struct vmx_cpu *cpu = this->backend;
     struct vcpu_ctx *ctx = vcpu->cur;
     struct backend_ctx *hw = ctx->hw;
-    u32 flags = cpu->run_flags | hw->launched;
+    u32 flags = cpu->run_flags | hw->launched, timer = TIMER_NEVER;
 
-    if (unlikely(ctx->ctl_dirty))
-        vmx_write_controls(ctx);
-    if (unlikely(ctx->dirty & ~(u32)GROUP_RIP))
-        vmx_write_state(ctx, ctx->dirty);
+    if (unlikely(has_state(vcpu, ctx, this)))
+        prepare_state(vcpu, this);
     write_rip(ctx);
     ctx->dirty = 0;
-    if (unlikely(vcpu->shared_dirty))
-        vmx_write_shared(vcpu);
-    if (unlikely((cpu->xcr0 ^ vcpu->xcr0) | (cpu->xss ^ vcpu->xss) |
-                 (cpu->tsc_aux ^ vcpu->tsc_aux)))
-        vmx_write_extended(cpu, vcpu);
-    if (unlikely(ctx->flush))
-        flush(ctx);
-    vmwrite_changed(HOST_CR3, &hw->host_cr3, this->cr3);
-    write_primary(ctx, hw);
-    if (ctx->ctl.inject.valid)
-        inject(vcpu, &ctx->ctl.inject);
-    write_timer(vcpu, hw);
+    if (!(hw->rflags & RFLAGS_IF))
+        timer = timer_masked(this);
+    if (unlikely(has_events(vcpu, ctx)))
+        prepare_events(vcpu, &timer);
+    if (vmx_caps.timer)
+        vmwrite32_changed(PREEMPTION_TIMER_VALUE, &hw->timer, timer);
     if (unlikely((vcpu->spec_ctrl & ~cpu->host_spec_ctrl) || (flags & RUN_SPEC_CTRL))) {
         hw->guest_spec_ctrl = vcpu->spec_ctrl | cpu->kept_spec_ctrl;
         flags |= RUN_SPEC_CTRL;
@@ -145,22 +166,6 @@ static u32 prepare(struct vcpu *vcpu, const struct cpu *this)
 }
 
 // --- after ---
-
-// Only the exit's kind says which part of the rest means anything, so only the small fields are
-// cleared.
-static void clear_exit(struct vm_exit *exit)
-{
-    exit->entry_failed = false;
-    exit->insn_len = 0;
-    exit->bytes_count = 0;
-    exit->nmi_unblocked_by_iret = false;
-    exit->vector_valid = false;
-    exit->next_rip = 0;
-    exit->raw_info1 = exit->raw_info2 = 0;
-    exit->event.valid = false;
-    exit->interrupted.valid = false;
-    exit->operand.known = false;
-}
 
 // What belongs to the interruption information: error code, DR6 bits or CR2, length.
 static void read_event(struct vmx_exit_info *info)
@@ -229,8 +234,10 @@ static void read_exit(struct vcpu_ctx *ctx, struct vm_exit *exit, u32 number)
     const struct vmx_exit_reason *reason = vmx_exit_reason(number);
     u32 vectoring = vmread32(IDT_VECTORING_INFO);
 
-    exit->kind = reason->kind;
+    exit_begin(exit, reason->kind);
+    exit->event.valid = false;
     exit->raw_reason = number;
+    exit->raw_info1 = exit->raw_info2 = 0;
     if (unlikely(vectoring & INFO_VALID))
         read_interrupted(exit, vectoring);
     if (reason->needs & NEED_LENGTH)
@@ -245,10 +252,11 @@ static void entry_failed(struct vm_exit *exit, u32 status)
 {
     u32 number = vmread32(EXIT_REASON);
 
-    exit->kind = EXIT_ENTRY_FAILED;
+    exit_begin(exit, EXIT_ENTRY_FAILED);
     exit->entry_failed = true;
     exit->raw_reason = status == VMX_RUN_EXIT ? number : 0;
     exit->raw_info1 = vmread(status == VMX_RUN_EXIT ? EXIT_QUALIFICATION : VM_INSTRUCTION_ERROR);
+    exit->raw_info2 = 0;
     vmwrite(ENTRY_INTERRUPTION_INFO, 0); // not cleared by a failed entry
 }
 
@@ -260,7 +268,6 @@ void vmx_enter(struct vcpu *vcpu, struct vm_exit *exit)
     u32 number = vmread32(EXIT_REASON);
     struct vcpu_ctx *ctx = vcpu->cur;
 
-    clear_exit(exit);
     if (unlikely(status != VMX_RUN_EXIT || (number & EXIT_REASON_ENTRY_FAILURE))) {
         entry_failed(exit, status);
         return; // the guest's state is what it was

@@ -144,6 +144,8 @@ void vmx_write_shared(struct vcpu *vcpu)
         write_cr2(vcpu->cr2);
     if (vcpu->shared_dirty & GROUP_SWITCHED)
         switched_write(vcpu);
+    if (vcpu->shared_dirty & GROUP_EXTENDED)
+        vmx_write_extended(vmx_this_cpu(), vcpu);
     vcpu->shared_dirty = 0;
 }
 

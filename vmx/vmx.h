@@ -70,6 +70,7 @@ struct vmx_caps {
     bool posts_interrupts; // with apic_modes
     bool apic_leaky;       // struct apic_accel
     u32 timer_masked;      // its value for a guest that is entered with interrupts closed
+    u64 masked_ticks;      // the same in TSC ticks
 };
 extern struct vmx_caps vmx_caps;
 

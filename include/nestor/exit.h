@@ -216,3 +216,15 @@ struct vm_exit {
         u32 apic_offset; // APIC_ACCESS, APIC_WRITE
     };
 };
+
+_Static_assert(offsetof(struct vm_exit, kind) == 0 && offsetof(struct vm_exit, bytes) == 7,
+               "exit_begin writes what stands before `bytes` as one word");
+
+// Nothing is known but the kind, which says what of the rest means anything.
+static inline void exit_begin(struct vm_exit *exit, enum exit_kind kind)
+{
+    *(u64 *)exit = kind; // bytes[0] counts only with bytes_count
+    exit->next_rip = 0;
+    exit->interrupted.valid = false;
+    exit->operand.known = false;
+}

@@ -60,7 +60,8 @@ enum state_group {
     GROUP_CR2 = BIT(18),
     GROUP_SWITCHED = BIT(19), // u_cet, pl_ssp, pkrs, umwait_control (core/switched.c)
     GROUP_DR6 = BIT(20),
-    GROUP_ALL_SHARED = BITS(20, 16),
+    GROUP_EXTENDED = BIT(21), // xcr0, xss, tsc_aux: the model's are always right
+    GROUP_ALL_SHARED = BITS(21, 16),
 };
 
 // SDM vol. 3 "Guest Non-Register State"; SVM's one interrupt shadow is BLOCK_STI
@@ -306,7 +307,7 @@ struct vcpu {
     struct cpu *cpu; // where it runs
     void *fpu; // XSAVE area, 64-byte aligned, used only when it does not live in the registers
     u64 cr4_allowed; // cr4_allowed(): the bits of CR4 that this guest may set
-    u64 xcr0, xss;
+    u64 xcr0, xss;   // GROUP_EXTENDED, as tsc_aux
     u64 u_cet, pl_ssp[4], pkrs, umwait_control; // GROUP_SWITCHED
     u32 switched; // which of them the guest has: rows of core/switched.c
     u64 tsc_aux, tsc_adjust, tsc_offset_base;
