@@ -28,27 +28,22 @@ static inline u64 svm_code_differs(const struct backend_ctx *hw)
            svm_segment_differs(&vmcb->ss, &hw->seen_ss) | (u64)(vmcb->cpl ^ hw->seen_cpl);
 }
 
-static inline void svm_take_mode(struct vcpu_ctx *ctx, u32 groups)
+// Whether what the model has taken last, or what was written from it, is no longer the guest's. SVME
+// is always set in hardware; the guest's own bit and PAT are the model's, because WRMSR to EFER and
+// PAT exits.
+static inline u64 svm_mode_differs(const struct vcpu_ctx *ctx)
 {
     const struct vmcb *vmcb = ctx->hw->vmcb;
-    struct guest_state *state = &ctx->state;
+    const struct guest_state *state = &ctx->state;
 
-    if (groups & GROUP_CR) {
-        state->cr0 = vmcb->cr0;
-        state->cr3 = vmcb->cr3;
-        state->cr4 = vmcb->cr4 | ctx->hw->cr4_held;
-    }
-    // SVME is always set in hardware; the guest's own bit and PAT are the model's, because WRMSR to
-    // EFER and PAT exits.
-    if (groups & GROUP_EFER_PAT)
-        state->efer = vmcb->efer ^ ctx->hw->efer_added;
+    return svm_code_differs(ctx->hw) | (vmcb->cr0 ^ state->cr0) | (vmcb->cr3 ^ state->cr3) |
+           ((vmcb->cr4 | ctx->hw->cr4_held) ^ state->cr4) |
+           (vmcb->efer ^ ctx->hw->efer_added ^ state->efer);
 }
 
-// After an exit: the whole mode, if that takes but a few moves. Else it is pulled when asked for.
+// After an exit: the whole mode, if it is known already. Else it is pulled when asked for.
 static inline void svm_see_mode(struct vcpu_ctx *ctx)
 {
-    if (unlikely(svm_code_differs(ctx->hw)))
-        return;
-    svm_take_mode(ctx, SVM_MODE_GROUPS);
-    ctx->valid |= SVM_MODE_GROUPS;
+    if (likely(!svm_mode_differs(ctx)))
+        ctx->valid |= SVM_MODE_GROUPS;
 }

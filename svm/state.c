@@ -118,17 +118,28 @@ static void write_tables(const struct guest_state *state, struct vmcb *vmcb)
 
 // --- pull ---
 
-// Who needs one of the mode's groups needs the others next.
-static void pull_mode(struct vcpu_ctx *ctx)
+// Who needs one of the mode's groups needs the others next. What is valid may be newer.
+static void pull_mode(struct vcpu *vcpu, struct vcpu_ctx *ctx)
 {
+    const struct vmcb *vmcb = ctx->hw->vmcb;
+    struct guest_state *state = &ctx->state;
     u32 missing = SVM_MODE_GROUPS & ~ctx->valid;
 
-    svm_take_mode(ctx, missing);
+    ctx->valid |= missing;
+    if (likely(!svm_mode_differs(ctx)))
+        return;
+    ctx->mode = ++vcpu->modes;
+    if (missing & GROUP_CR) {
+        state->cr0 = vmcb->cr0;
+        state->cr3 = vmcb->cr3;
+        state->cr4 = vmcb->cr4 | ctx->hw->cr4_held;
+    }
+    if (missing & GROUP_EFER_PAT)
+        state->efer = vmcb->efer ^ ctx->hw->efer_added;
     if ((missing & GROUP_CODE) && svm_code_differs(ctx->hw)) {
-        take_code(ctx->hw, &ctx->state);
+        take_code(ctx->hw, state);
         ctx->news |= GROUP_CODE;
     }
-    ctx->valid |= missing;
 }
 
 static void pull_debug(struct guest_state *state, const struct vmcb *vmcb)
@@ -189,7 +200,7 @@ static void pull_shared(struct vcpu *vcpu, u32 groups)
 void svm_pull(struct vcpu *vcpu, u32 groups)
 {
     if (groups & SVM_MODE_GROUPS)
-        pull_mode(vcpu->cur);
+        pull_mode(vcpu, vcpu->cur);
     if (likely(!(groups & ~(u32)SVM_MODE_GROUPS)))
         return;
     pull_others(vcpu->cur, groups);
@@ -315,6 +326,8 @@ void svm_write_state(struct vcpu *vcpu)
         vmcb->clean &= ~write_ctx(ctx, vmcb, ctx->dirty);
     if (vcpu->shared_dirty)
         vmcb->clean &= ~write_shared(vcpu, vmcb, vcpu->shared_dirty);
+    if (ctx->dirty & SVM_MODE_GROUPS)
+        ctx->mode = ++vcpu->modes;
     ctx->news |= ctx->dirty;
     ctx->dirty = 0;
     vcpu->shared_dirty = 0;
@@ -486,7 +499,7 @@ void svm_put(struct vcpu *vcpu)
     for (unsigned level = 0; level < 2; level++) {
         if (!vcpu->ctx[level].hw)
             continue;
-        pull_mode(&vcpu->ctx[level]);
+        pull_mode(vcpu, &vcpu->ctx[level]);
         pull_others(&vcpu->ctx[level], GROUP_ALL_CTX & ~vcpu->ctx[level].valid);
     }
     save_fpu(vcpu, this_cpu()->backend);

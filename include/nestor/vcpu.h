@@ -212,6 +212,9 @@ struct vcpu_ctx {
     // What may have changed since a front end last cleared it here: CODE and DATA by pulls that found
     // something new, all groups by writes; controls by writes.
     u32 news, ctl_news;
+    // A number for what CR, CODE and EFER_PAT hold: a new one whenever they change, never one of the
+    // other context's. 0: the back end does not say.
+    u64 mode;
     struct controls ctl;
     struct backend_ctx *hw;
     u32 flush; // TLB flush owed before the next entry with this context: enum tlb_flush_kind
@@ -322,6 +325,7 @@ struct vcpu {
     void *nested_bitmap;    // page_alloc'd: where the front end merges its L2's MSR bitmap
     struct vcpu_msrs *msrs; // what core/msr.c keeps for MSRs that are only remembered
     struct insn_cache *insn_cache;
+    u64 modes; // how many numbers its contexts' `mode` has had
     u32 asid_generation;
     u16 tag[2]; // VPID or ASID of each context, private to the back end
     u64 exits;
