@@ -452,16 +452,28 @@ static const exit_handler exit_table[EXIT_KIND_COUNT] = {
     [EXIT_INVLPGA] = nested_instruction,
 };
 
-void exit_handle(struct vcpu *vcpu, struct vm_exit *exit)
+static inline void dispatch(struct vcpu *vcpu, struct vm_exit *exit)
 {
     exit_handler handler = exit_table[exit->kind];
 
-    // Where the hardware does not say the length, it is found before any effect: the bytes may be
-    // no instruction at all.
-    if (unlikely(!exit->insn_len && !exit->next_rip) && !insn_find_length(vcpu, exit))
-        return;
     if (likely(handler != NULL))
         handler(vcpu, exit);
     else
         on_unknown(vcpu, exit);
+}
+
+// Where the hardware does not say the length, it is found before any effect: the bytes may be no
+// instruction at all.
+static __attribute__((noinline)) void measure_and_dispatch(struct vcpu *vcpu, struct vm_exit *exit)
+{
+    if (insn_find_length(vcpu, exit))
+        dispatch(vcpu, exit);
+}
+
+void exit_handle(struct vcpu *vcpu, struct vm_exit *exit)
+{
+    if (unlikely(!exit->insn_len && !exit->next_rip))
+        measure_and_dispatch(vcpu, exit);
+    else
+        dispatch(vcpu, exit);
 }

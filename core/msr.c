@@ -27,8 +27,9 @@ enum { DIRECT_MSRS = MSR_X2APIC_LAST + 1 };
 #define HWCR_MC_STATUS BIT(18) // McStatusWrEn
 
 struct vcpu_msrs {
-    u64 kept[KEPT_MAX]; // those of the rows with read_kept, one after the other
-    u64 ucode_cpuids;   // CPUID exits when the microcode revision was last written, + 1
+    u64 kept[KEPT_MAX];     // those of the rows with read_kept, one after the other
+    const u64 *misc_enable; // IA32_MISC_ENABLE's of them, NULL: the guest has none
+    u64 ucode_cpuids;       // CPUID exits when the microcode revision was last written, + 1
     // Most MSRs that a guest uses often are low ones: their rows are found by their numbers. The
     // row's number + 1, 0: the guest has no such MSR.
     u8 direct[DIRECT_MSRS];
@@ -595,7 +596,9 @@ static int write_kept(struct vcpu *vcpu, u32 msr, u64 value)
 
 bool msr_misc_enabled(struct vcpu *vcpu, u64 bits)
 {
-    return kept_has(vcpu, MSR_MISC_ENABLE, bits);
+    const u64 *value = vcpu->msrs->misc_enable;
+
+    return value && *value & bits;
 }
 
 int msr_create(struct vcpu *vcpu)
@@ -614,6 +617,7 @@ int msr_create(struct vcpu *vcpu)
             if (vcpu->msrs->has[i])
                 vcpu->msrs->direct[msr] = (u8)(i + 1);
     }
+    vcpu->msrs->misc_enable = kept(vcpu, MSR_MISC_ENABLE);
     return 0;
 }
 

@@ -208,8 +208,10 @@ static void read_instruction(struct vcpu_ctx *ctx, struct vm_exit *exit)
 static void read_details(struct vm_exit *exit, const struct vmx_exit_reason *reason, bool vectoring)
 {
     u8 needs = reason->needs;
-    struct vmx_exit_info info = {.vectoring = vectoring};
+    struct vmx_exit_info info; // of which `fill` looks at what the needs name
 
+    info.vectoring = vectoring;
+    info.has_insn_info = false;
     if (needs & NEED_QUALIFICATION)
         exit->raw_info1 = info.qualification = vmread(EXIT_QUALIFICATION);
     if ((needs & NEED_STRING) && (info.qualification & BIT(4)) &&
