@@ -621,6 +621,8 @@ static int x2apic_write(struct lapic *lapic, u32 msr, u64 value)
     if (value & ~allowed)
         return -E_FAULT;
     apic_reg_write(lapic, info, reg, (u32)value);
+    if (unlikely(lapic->in_page))
+        lapic_show_written(lapic, reg);
     return 0;
 }
 
@@ -678,6 +680,13 @@ int lapic_read_msr(struct vcpu *vcpu, u32 msr, u64 *value)
     return 0;
 }
 
+// Of the registers in the virtual-APIC page only these are written.
+static bool changes_page(u32 msr)
+{
+    return msr == MSR_APIC_BASE || msr == MSR_X2APIC_FIRST + (APIC_TPR >> 4) ||
+           msr == MSR_X2APIC_FIRST + (APIC_EOI >> 4);
+}
+
 int lapic_write_msr(struct vcpu *vcpu, u32 msr, u64 value)
 {
     struct lapic *lapic = vcpu->lapic;
@@ -686,7 +695,7 @@ int lapic_write_msr(struct vcpu *vcpu, u32 msr, u64 value)
         lapic_timer_write_deadline(lapic, value);
         return 0;
     }
-    if (unlikely(lapic->in_page))
+    if (unlikely(lapic->in_page) && changes_page(msr))
         irq_take_back(vcpu);
     if (msr == MSR_APIC_BASE)
         return apic_base_write(lapic, value);

@@ -131,6 +131,8 @@ void lapic_update_ppr(struct lapic *lapic);
 u32 lapic_tpr(const struct lapic *lapic);
 void lapic_post_fixed(struct lapic *lapic, u8 vector); // to apic.posted; any CPU
 void lapic_accel_choose(struct lapic *lapic);          // apic_base or SVR has changed
+// With in_page: the guest's reads find what a write of `reg` has changed.
+void lapic_show_written(const struct lapic *lapic, u32 reg);
 void lapic_accel_reset(struct lapic *lapic);
 
 // Whether a vector is requested and not yet taken. Any CPU.

@@ -69,6 +69,15 @@ static void show_registers(const struct lapic *lapic)
         *page_reg(lapic, shown[i]) = lapic_reg_read(lapic, shown[i]);
 }
 
+// What is sent shows nowhere but in the ICR; other writes may change several registers.
+void lapic_show_written(const struct lapic *lapic, u32 reg)
+{
+    if (reg == APIC_ICR_LOW)
+        *page_reg(lapic, APIC_ICR_LOW) = lapic->s.icr_low;
+    else if (reg != APIC_SELF_IPI)
+        show_registers(lapic);
+}
+
 static void give_registers(struct lapic *lapic)
 {
     struct lapic_state *s = &lapic->s;
@@ -89,14 +98,14 @@ static void give_registers(struct lapic *lapic)
 static bool one_behind_another(const struct lapic *lapic)
 {
     const struct apic_accel *apic = &lapic->vcpu->apic;
+    unsigned top = apic->requesting / 32;
     u32 behind = apic->in_service;
 
-    for (unsigned i = 0; i < VECTOR_WORDS; i++) {
-        u32 first = apic->requesting / 32 == i ? 1u << apic->requesting % 32 : 0;
-
-        behind |= *page_vectors(lapic, APIC_IRR, i) & ~first;
-    }
-    return apic->requesting && behind;
+    if (!apic->requesting)
+        return false;
+    for (unsigned i = 0; i < top; i++) // words above have no bit
+        behind |= *page_vectors(lapic, APIC_IRR, i);
+    return behind | (*page_vectors(lapic, APIC_IRR, top) & ~(1u << apic->requesting % 32));
 }
 
 // Whose EOI the CPU is not to keep to itself: the level-triggered ones.
@@ -142,10 +151,11 @@ void irq_take_posted(struct vcpu *vcpu)
 static void empty_inbox(u64 inbox[4], const struct lapic *lapic)
 {
     for (unsigned i = 0; i < 4; i++) {
-        u64 bits = __atomic_load_n(&inbox[i], __ATOMIC_RELAXED)
-                       ? __atomic_exchange_n(&inbox[i], 0, __ATOMIC_ACQ_REL)
-                       : 0;
+        u64 bits;
 
+        if (!__atomic_load_n(&inbox[i], __ATOMIC_RELAXED))
+            continue;
+        bits = __atomic_exchange_n(&inbox[i], 0, __ATOMIC_ACQ_REL);
         *page_vectors(lapic, APIC_IRR, 2 * i) |= (u32)bits;
         *page_vectors(lapic, APIC_IRR, 2 * i + 1) |= (u32)(bits >> 32);
     }
@@ -200,7 +210,7 @@ void lapic_written(struct vcpu *vcpu, u32 offset)
         lapic->s.icr_high = *page_reg(lapic, APIC_ICR_HIGH);
     lapic_reg_write(lapic, offset & 0xff0, *page_reg(lapic, offset & 0xff0));
     if (lapic->in_page)
-        show_registers(lapic);
+        lapic_show_written(lapic, offset & 0xff0);
 }
 
 void lapic_accel_choose(struct lapic *lapic)
