@@ -259,12 +259,15 @@ static void take_sipi(struct vcpu *vcpu)
 static bool deliver_pending_debug(struct vcpu *vcpu)
 {
     struct guest_state *state = vcpu_state(vcpu, GROUP_PENDING_DBG | GROUP_BLOCKING);
-    struct event event = {
-        .valid = true, .vector = VECTOR_DB, .type = EVENT_EXCEPTION, .has_payload = true};
+    struct event event;
 
     if (likely(!(state->pending_dbg & PENDING_DB)) || (state->interruptibility & BLOCK_MOV_SS))
         return false;
-    event.payload = state->pending_dbg & ~BIT(12); // bit 12 never reaches DR6
+    event = (struct event){.valid = true,
+                           .vector = VECTOR_DB,
+                           .type = EVENT_EXCEPTION,
+                           .has_payload = true,
+                           .payload = state->pending_dbg & ~BIT(12)}; // it never reaches DR6
     vcpu_modify(vcpu, GROUP_PENDING_DBG)->pending_dbg = 0;
     if (vcpu->level && nested_wants_exception(vcpu, &event)) // halted, perhaps
         return false;
@@ -314,6 +317,7 @@ static void wait_for_window(struct vcpu *vcpu, int next)
         !ctl->nmi_window && vcpu->cur->state.activity == ACTIVITY_ACTIVE) {
         ctl->offer = (u8)next;
         irq_offer(vcpu, (u8)next);
+        vcpu->events.interrupts_check = false; // until it comes back
     }
     ctl->interrupt_window |= !ctl->offer;
 }

@@ -256,10 +256,12 @@ void irq_offer(struct vcpu *vcpu, u8 vector)
 
 void irq_offered(struct vcpu *vcpu, u8 vector, bool taken)
 {
-    if (taken)
+    if (taken) {
         begin_service(vcpu->lapic, vector);
-    else
-        apic_bit_set(vcpu->lapic->s.irr, vector);
+        return;
+    }
+    apic_bit_set(vcpu->lapic->s.irr, vector);
+    vcpu->events.interrupts_check = true;
 }
 
 int irq_ack(struct vcpu *vcpu)

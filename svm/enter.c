@@ -222,7 +222,7 @@ static __attribute__((noinline)) void prepare(struct vcpu *vcpu, struct svm_cpu 
     struct vcpu_ctx *ctx = vcpu->cur;
     struct backend_ctx *hw = ctx->hw;
 
-    if (ctx->dirty | vcpu->shared_dirty)
+    if ((ctx->dirty & ~(u32)(GROUP_RIP | GROUP_BLOCKING)) | vcpu->shared_dirty)
         svm_write_state(vcpu);
     if (ctx->ctl_dirty & CTL_GIF)
         hw->prepare |= SVM_PREPARE_GIF;

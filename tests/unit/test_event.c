@@ -209,10 +209,13 @@ static void test_offer(void **state)
     vcpu.events.interrupts_check = true;
     events_choose(&vcpu);
     assert_true(ctl->offer == 0x41 && !ctl->interrupt_window && offered == 0x41);
+    assert_false(vcpu.events.interrupts_check); // nothing is left to look at
     interrupt = 0x41;
-    events_prepare(&vcpu); // nothing has come of it: offered again
+    vcpu.events.interrupts_check = true; // by irq_offered, when nothing has come of it
+    events_prepare(&vcpu);               // offered again
     assert_int_equal(ctl->offer, 0x41);
     interrupt = 0x41;
+    vcpu.events.interrupts_check = true;
     s->activity = ACTIVITY_HLT; // is not entered, so nobody would take the offer back
     events_choose(&vcpu);
     assert_true(!ctl->offer && interrupt == 0x41);

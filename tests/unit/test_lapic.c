@@ -634,7 +634,9 @@ static void test_offered(void **state)
     fake_vcpu[0].ctx[0].ctl.offer = 0x41;
     assert_true(lapic_waits(fake_vcpu[0].lapic, 0x41));
     fake_vcpu[0].ctx[0].ctl.offer = 0;
+    fake_vcpu[0].events.interrupts_check = false;
     irq_offered(&fake_vcpu[0], 0x41, false);
+    assert_true(fake_vcpu[0].events.interrupts_check);
     assert_int_equal(irq_next(&fake_vcpu[0]), 0x41);
     irq_offer(&fake_vcpu[0], 0x41);
     apic_write(1, APIC_ICR_LOW, 0x4041);
