@@ -1,11 +1,10 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // Copyright (c) 2026 The Nestor authors
 //
-// Segment registers and far control transfers in the emulator: MOV, POP and LDS.. to a segment
-// register, far JMP, CALL and RET, call gates, IRET, and INT n as the event that the hardware then
-// delivers. Intel SDM volume 2 under each name, volume 3 sections 5.8 and 8.3; AMD APM volume 3.
-// What is loaded goes to c->seg, for the caller to commit. Faults come before effects, but for
-// accessed bits and the memory below the stack pointer.
+// Far control transfers in the emulator: far JMP, CALL and RET, call gates, IRET, and INT n as the
+// event that the hardware then delivers. Intel SDM volume 2 under each name, volume 3 sections 5.8
+// and 8.3; AMD APM volume 3. What is loaded goes to c->seg, for the caller to commit. Faults come
+// before effects, but for accessed bits and the memory below the stack pointer.
 
 #include "emulate_internal.h"
 #include <nestor/string.h>
@@ -16,186 +15,6 @@
 #define FLAGS_USER                                                                       \
     (RFLAGS_CF | RFLAGS_PF | RFLAGS_AF | RFLAGS_ZF | RFLAGS_SF | RFLAGS_TF | RFLAGS_DF | \
      RFLAGS_OF | RFLAGS_NT)
-
-enum emulate_result emu_raise_selector(struct emulate_ctx *c, u8 vector, u16 selector)
-{
-    return emulate_raise(c, vector, true, selector_error(selector));
-}
-
-// --- segments ---
-
-struct segment emu_segment(struct emulate_ctx *c, enum segment_index seg)
-{
-    struct segment s = {0};
-
-    if (c->seg_loaded & BIT(seg))
-        return c->seg[seg];
-    c->ops->get_seg(c, seg, &s);
-    return s;
-}
-
-void emu_set_segment(struct emulate_ctx *c, enum segment_index seg, struct segment s)
-{
-    c->seg[seg] = s;
-    c->seg_loaded |= (u8)BIT(seg);
-}
-
-// Real mode changes the selector and the base only, so that a big limit stays.
-static struct segment real_segment(struct emulate_ctx *c, enum segment_index seg, u16 selector)
-{
-    struct segment s = emu_segment(c, seg);
-
-    if (s.access & SEG_UNUSABLE)
-        s.access = SEG_P | SEG_S | 3;
-    s.selector = selector;
-    s.base = (u64)selector << 4;
-    return s;
-}
-
-struct segment segment_vm86(u16 selector)
-{
-    return (struct segment){.selector = selector,
-                            .access = SEG_P | SEG_S | SEG_DPL | 3,
-                            .limit = 0xffff,
-                            .base = (u64)selector << 4};
-}
-
-static bool is_real(const struct emulate_ctx *c)
-{
-    return !(c->cr0 & CR0_PE) || in_vm86(c);
-}
-
-static struct segment real_or_vm86(struct emulate_ctx *c, enum segment_index seg, u16 selector)
-{
-    return in_vm86(c) ? segment_vm86(selector) : real_segment(c, seg, selector);
-}
-
-enum emulate_result emu_read_descriptor(struct emulate_ctx *c, u16 selector, u8 vector,
-                                        struct descriptor *d)
-{
-    struct segment ldt;
-    u64 base;
-    u32 limit;
-
-    *d = (struct descriptor){.selector = selector};
-    if (selector & 4) {
-        ldt = emu_segment(c, SEG_LDTR);
-        base = ldt.base;
-        limit = ldt.limit;
-        if (ldt.access & SEG_UNUSABLE)
-            return emu_raise_selector(c, vector, selector);
-    } else if (c->ops->get_gdt) {
-        c->ops->get_gdt(c, &base, &limit);
-    } else {
-        return EMULATE_UNHANDLED;
-    }
-    if ((selector | 7u) > limit)
-        return emu_raise_selector(c, vector, selector);
-    d->la = base + (selector & ~7u);
-    if (!c->long_mode)
-        d->la = (u32)d->la;
-    return emu_mem_read(c, d->la, &d->low, 8, EMULATE_READ | EMULATE_SUPERVISOR);
-}
-
-// The upper half of a system descriptor in IA-32e mode; its type field must be 0.
-enum emulate_result emu_read_high(struct emulate_ctx *c, struct descriptor *d)
-{
-    struct descriptor high;
-    enum emulate_result r;
-
-    if (!c->long_mode)
-        return EMULATE_OK;
-    if (d->selector >= 0xfff8) // the upper half is beyond any limit
-        return emu_raise_selector(c, VECTOR_GP, d->selector);
-    r = emu_read_descriptor(c, (u16)(d->selector + 8), VECTOR_GP, &high);
-    if (r == EMULATE_FAULT && c->fault.vector == VECTOR_GP)
-        return emu_raise_selector(c, VECTOR_GP, d->selector);
-    if (r == EMULATE_OK && high.low >> 40 & (SEG_TYPE | SEG_S))
-        return emu_raise_selector(c, VECTOR_GP, d->selector);
-    d->high = (u32)high.low;
-    return r;
-}
-
-enum emulate_result emu_change_type(struct emulate_ctx *c, struct descriptor *d, u8 set, u8 clear)
-{
-    u8 access = (u8)((descriptor_access(d) | set) & ~clear);
-
-    if (access == descriptor_access(d))
-        return EMULATE_OK;
-    d->low = (d->low & ~(0xffull << 40)) | (u64)access << 40;
-    return c->ops->write_mem(c, d->la + 5, &access, 1, EMULATE_WRITE | EMULATE_SUPERVISOR);
-}
-
-static enum emulate_result load_null(struct emulate_ctx *c, enum segment_index seg, u16 selector)
-{
-    // SS may be null in 64-bit code below privilege 3.
-    if (seg == SEG_SS && !(insn_mode_is_64(c->mode) && c->cpl < 3 && (selector & 3) == c->cpl))
-        return raise_gp0(c);
-    emu_set_segment(c, seg, segment_null(selector, seg == SEG_SS ? c->cpl : 0));
-    return EMULATE_OK;
-}
-
-enum emulate_result emulate_load_seg(struct emulate_ctx *c, enum segment_index seg, u16 selector)
-{
-    struct descriptor d;
-    enum emulate_result r;
-    u8 vector;
-
-    if (is_real(c)) {
-        emu_set_segment(c, seg, real_or_vm86(c, seg, selector));
-        return EMULATE_OK;
-    }
-    if (!selector_error(selector))
-        return load_null(c, seg, selector);
-    r = emu_read_descriptor(c, selector, VECTOR_GP, &d);
-    if (r != EMULATE_OK)
-        return r;
-    vector = seg == SEG_SS ? descriptor_check_stack(&d, c->cpl) : descriptor_check_data(&d, c->cpl);
-    if (vector)
-        return emu_raise_selector(c, vector, selector);
-    r = emu_change_type(c, &d, DESCRIPTOR_ACCESSED, 0);
-    if (r == EMULATE_OK)
-        emu_set_segment(c, seg, descriptor_segment(&d));
-    return r;
-}
-
-// The pointer in memory: the offset, then the selector.
-static enum emulate_result far_pointer(struct emulate_ctx *c, u64 *offset, u16 *selector)
-{
-    u8 bytes[10];
-    enum emulate_result r = emu_operand_address(c, EMULATE_READ);
-
-    *offset = 0;
-    if (r == EMULATE_OK)
-        r = emu_mem_read(c, c->linear, bytes, c->insn.opsize + 2u, EMULATE_READ);
-    if (r != EMULATE_OK)
-        return r;
-    memcpy(offset, bytes, c->insn.opsize);
-    memcpy(selector, bytes + c->insn.opsize, 2);
-    return emu_intercept(c, EMULATE_ACCESSED);
-}
-
-// LES, LDS, LSS, LFS, LGS: the opcode's low bits tell the register.
-enum emulate_result emu_run_load_far(struct emulate_ctx *c)
-{
-    static const u8 segments[8] = {
-        [2] = SEG_SS, [4] = SEG_FS, [5] = SEG_GS}; // of map 0F; C4 and C5 are ES and DS
-    enum segment_index seg = segments[c->insn.opcode & 7];
-    enum emulate_result r;
-    u64 offset;
-    u16 selector;
-
-    if (c->insn.map == INSN_MAP_1)
-        seg = c->insn.opcode & 1 ? SEG_DS : SEG_ES;
-    if (!c->ops->load_seg)
-        return EMULATE_UNHANDLED;
-    r = far_pointer(c, &offset, &selector);
-    if (r == EMULATE_OK)
-        r = c->ops->load_seg(c, seg, selector);
-    if (r == EMULATE_OK)
-        emu_reg_set(c, c->insn.reg, c->insn.opsize, offset);
-    return r;
-}
 
 // --- stacks ---
 
@@ -542,11 +361,11 @@ enum emulate_result emu_run_far(struct emulate_ctx *c)
     enum emulate_result r = EMULATE_OK;
 
     if (c->insn.has_mem)
-        r = far_pointer(c, &ip, &selector);
+        r = emu_far_pointer(c, &ip, &selector);
     if (r != EMULATE_OK)
         return r;
-    if (is_real(c))
-        return transfer(c, real_or_vm86(c, SEG_CS, selector), ip, c->insn.opsize);
+    if (emu_is_real(c))
+        return transfer(c, emu_real_or_vm86(c, SEG_CS, selector), ip, c->insn.opsize);
     return far_protected(c, selector, ip);
 }
 
@@ -643,7 +462,7 @@ static enum emulate_result return_protected(struct emulate_ctx *c, struct far_st
 static enum emulate_result return_real(struct emulate_ctx *c, struct far_stack *st, u64 ip,
                                        u16 selector, u64 release)
 {
-    struct segment cs = real_or_vm86(c, SEG_CS, selector);
+    struct segment cs = emu_real_or_vm86(c, SEG_CS, selector);
     enum emulate_result r = check_target(c, &cs, ip);
 
     stack_step(st, release);
@@ -655,7 +474,7 @@ static enum emulate_result return_real(struct emulate_ctx *c, struct far_stack *
 static enum emulate_result far_return(struct emulate_ctx *c, struct far_stack *st, u64 ip,
                                       u16 selector, u64 release)
 {
-    return (is_real(c) ? return_real : return_protected)(c, st, ip, selector, release);
+    return (emu_is_real(c) ? return_real : return_protected)(c, st, ip, selector, release);
 }
 
 enum emulate_result emu_run_ret_far(struct emulate_ctx *c)
@@ -735,7 +554,7 @@ enum emulate_result emu_run_iret(struct emulate_ctx *c)
     enum emulate_result r;
 
     c->unblock_nmi = true;
-    if (!is_real(c) && c->regs->rflags & RFLAGS_NT)
+    if (!emu_is_real(c) && c->regs->rflags & RFLAGS_NT)
         return task_return(c);
     if (flags_virtual(c) && !(c->cr4 & CR4_VME && c->insn.opsize == 2))
         return raise_gp0(c);
@@ -746,7 +565,8 @@ enum emulate_result emu_run_iret(struct emulate_ctx *c)
         r = vm86_flags(c, &frame[2], &mask);
     if (r != EMULATE_OK)
         return r;
-    if (!is_real(c) && !c->long_mode && c->cpl == 0 && c->insn.opsize == 4 && frame[2] & RFLAGS_VM)
+    if (!emu_is_real(c) && !c->long_mode && c->cpl == 0 && c->insn.opsize == 4 &&
+        frame[2] & RFLAGS_VM)
         return return_to_vm86(c, &st, frame);
     r = far_return(c, &st, frame[0], (u16)frame[1], 0);
     c->next_rflags = (c->next_rflags & ~mask) | (frame[2] & mask);

@@ -2,8 +2,9 @@
 // Copyright (c) 2026 The Nestor authors
 //
 // What the emulator's files share: emulate.c (frame, memory, operands), emulate_alu.c (arithmetic),
-// emulate_ops.c (the instructions and their table), emulate_rare.c, emulate_vector.c,
-// emulate_system.c, emulate_selector.c and emulate_syscall.c (more of them).
+// emulate_segment.c (segment registers), emulate_ops.c (the instructions and their table);
+// emulate_stack.c, emulate_string.c, emulate_far.c, emulate_rare.c, emulate_vector.c,
+// emulate_system.c, emulate_selector.c and emulate_syscall.c (more of them); task.c (task switches).
 
 #pragma once
 
@@ -145,6 +146,25 @@ bool emu_canonical_base(const struct emulate_ctx *c, u64 address);
 bool emu_cet_sees(struct emulate_ctx *c, u16 flags);
 bool emu_limit_allows(const struct segment *s, u64 offset, unsigned size);
 
+// --- emulate_segment.c ---
+enum emulate_result emu_raise_selector(struct emulate_ctx *c, u8 vector, u16 selector);
+struct segment emu_segment(struct emulate_ctx *c, enum segment_index seg); // as loaded so far
+void emu_set_segment(struct emulate_ctx *c, enum segment_index seg, struct segment s);
+bool emu_is_real(const struct emulate_ctx *c);
+// What a selector loads without descriptors: a real-mode segment, or VM86's.
+struct segment emu_real_or_vm86(struct emulate_ctx *c, enum segment_index seg, u16 selector);
+struct segment segment_vm86(u16 selector);
+// Beyond the table's limit: `vector`.
+enum emulate_result emu_read_descriptor(struct emulate_ctx *c, u16 selector, u8 vector,
+                                        struct descriptor *d);
+// The upper half of a system descriptor in IA-32e mode; its type field must be 0.
+enum emulate_result emu_read_high(struct emulate_ctx *c, struct descriptor *d);
+// Sets and clears type bits (accessed, busy) of the descriptor in memory too.
+enum emulate_result emu_change_type(struct emulate_ctx *c, struct descriptor *d, u8 set, u8 clear);
+// The far pointer that is the instruction's operand.
+enum emulate_result emu_far_pointer(struct emulate_ctx *c, u64 *offset, u16 *selector);
+enum emulate_result emu_run_load_far(struct emulate_ctx *c);
+
 // --- emulate_far.c ---
 // The flags that a task switch or IRET to VM86 loads.
 #define RFLAGS_LOADED                                                                      \
@@ -157,20 +177,8 @@ struct far_stack {
     u8 width;  // of the stack pointer
     u16 error; // of its #SS
 };
-enum emulate_result emu_raise_selector(struct emulate_ctx *c, u8 vector, u16 selector);
-struct segment emu_segment(struct emulate_ctx *c, enum segment_index seg); // as loaded so far
-void emu_set_segment(struct emulate_ctx *c, enum segment_index seg, struct segment s);
-struct segment segment_vm86(u16 selector);
-// Beyond the table's limit: `vector`.
-enum emulate_result emu_read_descriptor(struct emulate_ctx *c, u16 selector, u8 vector,
-                                        struct descriptor *d);
-// The upper half of a system descriptor in IA-32e mode; its type field must be 0.
-enum emulate_result emu_read_high(struct emulate_ctx *c, struct descriptor *d);
-// Sets and clears type bits (accessed, busy) of the descriptor in memory too.
-enum emulate_result emu_change_type(struct emulate_ctx *c, struct descriptor *d, u8 set, u8 clear);
 enum emulate_result emu_far_push(struct emulate_ctx *c, struct far_stack *st, u64 value,
                                  unsigned size);
-enum emulate_result emu_run_load_far(struct emulate_ctx *c);
 enum emulate_result emu_run_far(struct emulate_ctx *c);
 enum emulate_result emu_run_ret_far(struct emulate_ctx *c);
 enum emulate_result emu_run_iret(struct emulate_ctx *c);

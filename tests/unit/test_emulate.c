@@ -5,7 +5,7 @@
 // unit-sources: core/emulate_alu.c core/emulate_ops.c core/emulate_rare.c core/emulate_vector.c
 // unit-sources: core/emulate_system.c core/emulate_selector.c core/emulate_syscall.c
 // unit-sources: core/task.c
-// unit-sources: core/emulate_far.c core/descriptor.c
+// unit-sources: core/emulate_far.c core/emulate_segment.c core/descriptor.c
 //
 // The emulator's memory accesses by hand cases from the manuals: segmentation, page crossing,
 // alignment, fetching, REP boundaries. test_emulate_insn.c has the instructions that do more than

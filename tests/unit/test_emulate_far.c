@@ -5,7 +5,7 @@
 // unit-sources: core/emulate_alu.c core/emulate_ops.c core/emulate_rare.c core/emulate_vector.c
 // unit-sources: core/emulate_system.c core/emulate_selector.c core/emulate_syscall.c
 // unit-sources: core/task.c
-// unit-sources: core/emulate_far.c core/descriptor.c
+// unit-sources: core/emulate_far.c core/emulate_segment.c core/descriptor.c
 //
 // Segment loads, far transfers, IRET and task switches of the emulator, in each mode, by hand cases
 // from SDM volume 2. tests/guests/task.c compares the task switch with the CPU.

@@ -5,7 +5,7 @@
 // unit-sources: core/emulate_alu.c core/emulate_ops.c core/emulate_rare.c core/emulate_vector.c
 // unit-sources: core/emulate_system.c core/emulate_selector.c core/emulate_syscall.c
 // unit-sources: core/task.c
-// unit-sources: core/emulate_far.c core/descriptor.c
+// unit-sources: core/emulate_far.c core/emulate_segment.c core/descriptor.c
 //
 // The emulator against the CPU that runs the tests: random instructions of the 64-bit user-mode
 // subset with random operands, executed for real in a copied code page and by the emulator on a

@@ -5,7 +5,7 @@
 // unit-sources: core/emulate_alu.c core/emulate_ops.c core/emulate_rare.c core/emulate_vector.c
 // unit-sources: core/emulate_system.c core/emulate_selector.c core/emulate_syscall.c
 // unit-sources: core/task.c
-// unit-sources: core/emulate_far.c core/descriptor.c
+// unit-sources: core/emulate_far.c core/emulate_segment.c core/descriptor.c
 //
 // The emulator's instructions by hand cases from the manuals: ports, privileges and flags, the stack,
 // LOCK, the intercept points, and what is refused.

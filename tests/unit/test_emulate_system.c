@@ -4,7 +4,7 @@
 // unit-sources: core/emulate_stack.c core/emulate_string.c
 // unit-sources: core/emulate_alu.c core/emulate_ops.c core/emulate_rare.c core/emulate_vector.c
 // unit-sources: core/emulate_system.c core/emulate_selector.c core/emulate_syscall.c
-// unit-sources: core/task.c core/emulate_far.c core/descriptor.c
+// unit-sources: core/task.c core/emulate_far.c core/emulate_segment.c core/descriptor.c
 //
 // The emulator's system instructions, vector moves, x87 operands, selectors and decimal arithmetic
 // by hand cases from the manuals.
