@@ -304,28 +304,41 @@ static bool interrupts_open(struct vcpu *vcpu)
     return (state->rflags & RFLAGS_IF) && !(state->interruptibility & (BLOCK_STI | BLOCK_MOV_SS));
 }
 
-// The CPU delivers the local APIC's interrupt itself where it can; else a window tells when. What L1
-// gets of its L2's interrupts is decided here; an interrupt shadow (QEMU forgets it at VMRUN) and
-// the single step that finds an NMI's window must not meet a delivery.
+// Whether the CPU can deliver the local APIC's interrupt by itself. What L1 gets of its L2's
+// interrupts is decided here; an interrupt shadow (QEMU forgets it at VMRUN) and the single step
+// that finds an NMI's window must not meet a delivery. 0 is the PIC's, whose vector is known only
+// when it is acknowledged.
+static bool can_offer(const struct vcpu *vcpu, int next)
+{
+    return next && backend->delivers_offers && !vcpu->level && !vcpu->cur->state.interruptibility &&
+           !vcpu->cur->ctl.nmi_window;
+}
+
+static void offer(struct vcpu *vcpu, int next)
+{
+    vcpu->cur->ctl.offer = (u8)next;
+    irq_offer(vcpu, (u8)next);
+    vcpu->events.interrupts_check = false; // until it comes back
+}
+
+// A window tells when what can't be offered can be taken. A vCPU that is not active is not entered.
 static void wait_for_window(struct vcpu *vcpu, int next)
 {
-    struct controls *ctl = &vcpu->cur->ctl;
+    if (can_offer(vcpu, next) && vcpu->cur->state.activity == ACTIVITY_ACTIVE)
+        offer(vcpu, next);
+    else
+        vcpu->cur->ctl.interrupt_window = true;
+}
 
-    // 0 is the PIC's, whose vector is known only when it is acknowledged. A vCPU that is not active
-    // is not entered.
-    if (next && backend->delivers_offers && !vcpu->level && !vcpu->cur->state.interruptibility &&
-        !ctl->nmi_window && vcpu->cur->state.activity == ACTIVITY_ACTIVE) {
-        ctl->offer = (u8)next;
-        irq_offer(vcpu, (u8)next);
-        vcpu->events.interrupts_check = false; // until it comes back
-    }
-    ctl->interrupt_window |= !ctl->offer;
+static void wake(struct vcpu *vcpu)
+{
+    if (vcpu->cur->state.activity != ACTIVITY_ACTIVE)
+        vcpu_modify(vcpu, GROUP_BLOCKING)->activity = ACTIVITY_ACTIVE;
 }
 
 static void inject_interrupt(struct vcpu *vcpu, int vector)
 {
-    if (vcpu->cur->state.activity != ACTIVITY_ACTIVE)
-        vcpu_modify(vcpu, GROUP_BLOCKING)->activity = ACTIVITY_ACTIVE;
+    wake(vcpu);
     inject(vcpu, &(struct event){.valid = true, .vector = (u8)vector, .type = EVENT_INTERRUPT});
 }
 
@@ -347,8 +360,8 @@ static void deliver_accelerated(struct vcpu *vcpu)
     }
     if (vector >= 0)
         inject_interrupt(vcpu, vector);
-    else if (ready && open && vcpu->cur->state.activity != ACTIVITY_ACTIVE)
-        vcpu_modify(vcpu, GROUP_BLOCKING)->activity = ACTIVITY_ACTIVE;
+    else if (ready && open)
+        wake(vcpu);
     vcpu->cur->ctl.interrupt_window |= ev->interrupts_check;
     if (ready && unlikely(vcpu->apic.leaky)) {
         ev->interrupts_check = true; // as long as it waits
@@ -419,6 +432,12 @@ static void deliver_interrupt(struct vcpu *vcpu)
         return;
     if (!interrupts_open(vcpu) || vcpu->cur->ctl.inject.valid) {
         wait_for_window(vcpu, vector);
+        return;
+    }
+    // Not where the guest may end it without an exit, which irq_ack sees to.
+    if (backend->injects_dearly && !vcpu->pv.eoi && can_offer(vcpu, vector)) {
+        wake(vcpu);
+        offer(vcpu, vector);
         return;
     }
     vector = irq_ack(vcpu);

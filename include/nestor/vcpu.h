@@ -402,6 +402,7 @@ struct backend {
     bool last_branches; // switches DEBUGCTL with LBR and BTF, and last_branch[] (SVM)
     // controls.offer: exit->offer_taken says that the guest has taken it (APM vol. 2, 15.21.4)
     bool delivers_offers;
+    bool injects_dearly; // an interrupt that is injected costs an exit, an offer does not
     // PAE's PDPTEs are CPU state (VMX); else they are read from memory (SVM, nested paging)
     bool holds_pdptes;
     // The CPU has no UMIP, and intercepts stand in for it while a guest has CR4.UMIP set.

@@ -238,6 +238,35 @@ static void test_offer(void **state)
     fake_backend.delivers_offers = false;
 }
 
+// Where an injection costs an exit, an interrupt that can be taken at once is offered, too; but not
+// if the guest has asked to end it without an exit, nor behind another event.
+static void test_offer_of_open_interrupt(void **state)
+{
+    struct controls *ctl = &vcpu.ctx[0].ctl;
+    struct guest_state *s = &vcpu.ctx[0].state;
+
+    (void)state;
+    fake_backend.delivers_offers = fake_backend.injects_dearly = true;
+    s->rflags |= RFLAGS_IF;
+    s->activity = ACTIVITY_HLT;
+    raise_interrupt(0x41);
+    events_prepare(&vcpu);
+    assert_true(ctl->offer == 0x41 && !injected()->valid && !ctl->interrupt_window);
+    assert_int_equal(s->activity, ACTIVITY_ACTIVE);
+    assert_false(vcpu.events.interrupts_check);
+    ctl->offer = 0;
+    vcpu.pv.eoi = 1;
+    raise_interrupt(0x42);
+    events_prepare(&vcpu);
+    expect_injected(EVENT_INTERRUPT, 0x42);
+    vcpu.pv.eoi = 0;
+    vcpu.events.nmi_count = 1;
+    raise_interrupt(0x43);
+    events_prepare(&vcpu);
+    expect_injected(EVENT_NMI, VECTOR_NMI);
+    fake_backend.delivers_offers = fake_backend.injects_dearly = false;
+}
+
 static void test_interrupt_window(void **state)
 {
     (void)state;
@@ -527,6 +556,7 @@ int main(void)
         cmocka_unit_test_setup(test_reinjection_is_first, setup),
         cmocka_unit_test_setup(test_order, setup),
         cmocka_unit_test_setup(test_offer, setup),
+        cmocka_unit_test_setup(test_offer_of_open_interrupt, setup),
         cmocka_unit_test_setup(test_interrupt_window, setup),
         cmocka_unit_test_setup(test_mov_ss, setup),
         cmocka_unit_test_setup(test_mov_ss_ends, setup),
