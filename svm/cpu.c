@@ -99,6 +99,7 @@ int svm_probe(void)
     note_features(leaf.edx);
     svm_backend.last_branches = svm_has(SVM_FEATURE_LBR_VIRT);
     svm_probe_quirks();
+    svm_backend.injects_dearly = svm_repeats_injection;
     if (!(cpuid(7, 0).ecx & BIT(2)))
         svm_cr4_supplied = CR4_UMIP;
     svm_backend.supplies_umip = svm_cr4_supplied;

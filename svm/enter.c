@@ -161,8 +161,9 @@ static void prepare_intercepts(struct vcpu_ctx *ctx)
         hw->vmcb->intercept[SVM_WORD_EXCEPTIONS] = exceptions;
         hw->vmcb->clean &= ~(u32)SVM_CLEAN_I;
     }
-    if (step != SVM_STEP_NONE || word3 != hw->word3)
-        hw->prepare |= SVM_PREPARE_EVENTS; // look again at the next entry
+    // Look again at the next entry; but with V_IRQ = 0 VINTR makes no difference.
+    if (step != SVM_STEP_NONE || ((word3 ^ hw->word3) & ~(u32)SVM_INTERCEPT_VINTR))
+        hw->prepare |= SVM_PREPARE_EVENTS;
 }
 
 // An L1's STGI and CLGI act on a GIF of its own, where the CPU has one (15.33). STGI exits only
@@ -189,8 +190,7 @@ static void prepare_events(struct vcpu *vcpu)
     struct backend_ctx *hw = ctx->hw;
 
     hw->vmcb->interrupt_shadow = ctx->state.interruptibility & (BLOCK_STI | BLOCK_MOV_SS) ? 1 : 0;
-    hw->prepare =
-        ctx->ctl.interrupt_window || ctx->ctl.offer ? SVM_PREPARE_EVENTS : 0; // to close it
+    hw->prepare = ctx->ctl.interrupt_window ? SVM_PREPARE_EVENTS : 0; // to close it
     if (ctx->ctl.inject.valid)
         inject(vcpu, &ctx->ctl.inject);
     if (vcpu->nested)
@@ -320,6 +320,15 @@ static void take_back_injection(struct vcpu_ctx *ctx, struct vm_exit *exit)
     }
 }
 
+// Core offers it anew if it is still to be had.
+static void withdraw_offer(struct vmcb *vmcb)
+{
+    if (!(vmcb->v_irq & SVM_V_IRQ)) // taken
+        return;
+    vmcb->v_irq &= (u8)~SVM_V_IRQ;
+    vmcb->clean &= ~(u32)SVM_CLEAN_TPR;
+}
+
 // What few exits need, in the order in which it touches the exit.
 static __attribute__((noinline)) void adjust_exit(struct vcpu *vcpu, struct vm_exit *exit)
 {
@@ -342,6 +351,8 @@ static __attribute__((noinline)) void adjust_exit(struct vcpu *vcpu, struct vm_e
             hw->prepare |= SVM_PREPARE_GIF; // to see what begins to wait
     }
     exit->offer_taken = svm_offer_taken(ctx, exit);
+    if (ctx->ctl.offer)
+        withdraw_offer(hw->vmcb);
     if (exit->interrupted.valid)
         take_back_injection(ctx, exit);
     hw->soft_len = 0;

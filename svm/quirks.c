@@ -16,7 +16,7 @@ void svm_probe_quirks(void)
 {
     bool tcg = cpuid(0x40000000, 0).ebx == CPUID_40000000_EBX_TCG;
 
-    svm_forgets_shadow = svm_repeats_injection = svm_backend.injects_dearly = tcg;
+    svm_forgets_shadow = svm_repeats_injection = tcg;
 }
 
 bool svm_wrmsr_checks_addresses(void)

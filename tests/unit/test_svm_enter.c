@@ -613,7 +613,12 @@ static void test_offer(void **state)
     vcpu.cur->ctl.offer = 0;
     enter(guest_cpuid);
     assert_int_equal(seen.v_irq, 0);
+    vcpu.cur->ctl.interrupt_window = true;
+    enter(guest_cpuid);
+    assert_int_equal(seen.v_irq, SVM_V_IRQ);
     assert_true(seen.intercept[SVM_WORD_3] & SVM_INTERCEPT_VINTR);
+    enter(guest_cpuid);
+    assert_int_equal(seen.v_irq, 0);
 }
 
 // Where EVENTINJ's interrupt may come twice.
