@@ -134,6 +134,14 @@ static bool no_exception(const struct vmcb *v, limits *l)
            (vector > 31 || !(exceptions >> vector & 1));
 }
 
+// There is no BOUND in 64-bit code.
+static bool no_bound(const struct vmcb *v, limits *l)
+{
+    (void)l;
+    return (v->eventinj & SVM_EVENT_V) && injected_type(v) == SVM_EVENT_EXCEPTION &&
+           (u8)v->eventinj == VECTOR_BR && long_mode(v) && (v->cs.attrib & BIT(9));
+}
+
 static bool asid_zero(const struct vmcb *v, limits *l)
 {
     (void)l;
@@ -181,6 +189,7 @@ static const struct {
     {iopm_beyond, "15.5.1: the IOPM reaches beyond the physical addresses"},
     {type_reserved, "15.20: EVENTINJ has a reserved type"},
     {no_exception, "15.20: EVENTINJ is an exception by a vector that is none"},
+    {no_bound, "15.20: EVENTINJ is #BR in 64-bit mode"},
     {asid_zero, "15.5.1: the ASID is zero"},
     {npt_without_paging, "15.25.3: nested paging while L1 has none"},
     {ncr3_reserved, "15.25.3: an MBZ bit of nCR3 is set"},

@@ -7,21 +7,23 @@
 
 #include "vmcb12.h"
 #include <arch/x86/regs.h>
+#include <nestor/decode.h>
 
 static bool masks_interrupts(const struct vcpu *vcpu)
 {
     return vcpu->nested->vmcb.v_ctl & SVM_V_INTR_MASKING;
 }
 
-// INT n is no exception, whatever its vector.
+// INT n is no exception, whatever its vector; nor is INT1 (15.12.2).
 bool vmcb12_wants_exception(struct vcpu *vcpu, const struct event *event)
 {
     u64 info2 = event->vector == VECTOR_PF ? event->payload : 0;
     bool insn = event->type == EVENT_SOFT_EXCEPTION; // INT3, INTO: nRIP counts (15.7.1)
     struct vm_exit exit = {.insn_len = event->insn_len ? event->insn_len : 1};
     struct guest_state *s;
+    struct insn bound;
 
-    if (event->type == EVENT_SOFT_INTERRUPT ||
+    if (event->type == EVENT_SOFT_INTERRUPT || event->type == EVENT_INT1 ||
         !vmcb12_intercepts(vcpu, SVM_WORD_EXCEPTIONS, 1u << event->vector))
         return false;
     if (event->vector == VECTOR_DB &&
@@ -29,6 +31,10 @@ bool vmcb12_wants_exception(struct vcpu *vcpu, const struct event *event)
         s = vcpu_modify(vcpu, GROUP_DR6 | GROUP_DEBUG);
         vcpu->dr6 = event_db_dr6(vcpu->dr6, event->payload);
         s->dr7 &= ~DR7_GD;
+    }
+    if (event->vector == VECTOR_BR && insn_peek_current(vcpu, &bound)) { // so with BOUND
+        insn = true;
+        exit.insn_len = bound.length;
     }
     vmcb12_exit(vcpu, (u64)VMEXIT_EXCP0 + event->vector, event->has_error ? event->error : 0, info2,
                 insn ? &exit : NULL);

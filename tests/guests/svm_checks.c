@@ -125,8 +125,9 @@ static void test_events(void)
                      type);
     }
     for (unsigned vector = 0; vector < 256; vector += vector < 34 ? 1 : 37) {
-        // 9, 15, 20, 22..27 and 31 are no exceptions; #CP, #HV and #VC come with features
-        bool legal = vector < 32 && !(0xbff08204 >> vector & 1);
+        // 9, 15, 20, 22..27 and 31 are no exceptions; #CP, #HV and #VC come with features; 64-bit
+        // code has no #BR
+        bool legal = vector < 32 && !(0xbff08224 >> vector & 1);
 
         l2_init(l2_vmmcall);
         vmcb->eventinj = SVM_EVENT_V | SVM_EVENT_EXCEPTION << SVM_EVENT_TYPE_SHIFT | vector;
@@ -135,6 +136,10 @@ static void test_events(void)
             report_cpu(MACHINE_QEMU, false, "EVENTINJ exception %u", vector);
     }
     report(true, "EVENTINJ's exceptions by vector");
+    l2_init(l2_vmmcall_32);
+    vmcb->eventinj = SVM_EVENT_V | SVM_EVENT_EXCEPTION << SVM_EVENT_TYPE_SHIFT | VECTOR_BR;
+    set_segment(&vmcb->cs, CODE32, 0xc9b);
+    report(l2_run() != VMEXIT_INVALID, "EVENTINJ #BR in compatibility mode is legal");
 }
 
 // --- rAX by the effective address size ---

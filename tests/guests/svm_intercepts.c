@@ -307,6 +307,32 @@ static void test_int3(void)
                (long long)(vmcb->nrip - (u64)l2_int3 - 1));
 }
 
+L2(l2_int1, ".byte 0x0f, 0x0b, 0x6b, 0x76, 0x6d; l2_int1_plain: int1; l2_int1_end: vmmcall");
+L2(l2_bound, ".code32; bound %eax, (%edi); vmmcall; .code64");
+extern char l2_int1_plain[], l2_int1_end[];
+
+// INT1 has an intercept of its own, also where Nestor emulates it; nRIP is behind BOUND.
+static void test_int1_and_bound(void)
+{
+    static const u32 none[2] = {1, 0};
+    u64 code;
+
+    prepare(has_test_device() && bare_machine() == MACHINE_OTHER ? l2_int1 : l2_int1_plain);
+    vmcb->intercept[SVM_WORD_EXCEPTIONS] |= BIT(VECTOR_DB);
+    code = l2_run();
+    report_known(MACHINE_QEMU, l2_in_handler(VECTOR_DB) && l2_pushed(0) == (u64)l2_int1_end,
+                 "INT1 is not #DB's intercept: EXITCODE %#llx", LLU(code));
+    prepare(l2_bound);
+    set_segment(&vmcb->cs, CODE32, 0xc9b);
+    vmcb->intercept[SVM_WORD_EXCEPTIONS] |= BIT(VECTOR_BR);
+    l2_registers[RDI] = (u64)none;
+    code = l2_run();
+    report_vmexit(code == VMEXIT_EXCP0 + VECTOR_BR && l2_at(l2_bound), "BOUND");
+    if (features & SVM_FEATURE_NRIPS)
+        report(vmcb->nrip == (u64)l2_bound + 2, "with nRIP, off by %lld",
+               (long long)(vmcb->nrip - (u64)l2_bound - 2));
+}
+
 static u64 run_both(const void *code, u64 value)
 {
     prepare(code);
@@ -485,6 +511,7 @@ void guest_main(void)
     test_undefined();
     test_selective();
     test_int3();
+    test_int1_and_bound();
     test_selective_and_trap();
     test_traps();
     test_io();

@@ -113,6 +113,7 @@ static const struct {
     SPOIL(eventinj, 0, SVM_EVENT_V | SVM_EVENT_NMI << SVM_EVENT_TYPE_SHIFT | 2, true),
     SPOIL(eventinj, 0, SVM_EVENT_V | SVM_EVENT_SOFT_INT << SVM_EVENT_TYPE_SHIFT | 255, true),
     SPOIL(eventinj, 0, EXCEPTION | 2, false),
+    SPOIL(eventinj, 0, EXCEPTION | 5, false), // #BR in 64-bit mode
     SPOIL(eventinj, 0, EXCEPTION | 9, false),
     SPOIL(eventinj, 0, EXCEPTION | 14, true),
     SPOIL(eventinj, 0, EXCEPTION | 15, false),
@@ -186,13 +187,13 @@ static bool map_fits(u64 base, unsigned pages)
     return (base >> 12) + pages <= 1ull << (PHYS_BITS - 12);
 }
 
-static bool event_legal(u64 event)
+static bool event_legal(u64 event, bool code64)
 {
     unsigned type = event >> 8 & 7, vector = event & 0xff;
 
     if (!(event >> 31 & 1) || type == 0 || type == 2 || type == 4)
         return true;
-    return type == 3 &&
+    return type == 3 && !(vector == 5 && code64) &&
            (vector == 30 || (vector < 20 && vector != 2 && vector != 9 && vector != 15));
 }
 
@@ -221,7 +222,8 @@ static bool expected(const struct vmcb *v)
         return false;
     if (v->cr3 > 0xffffffffff)
         return false;
-    if (!(v->intercept[4] & 1) || v->guest_asid == 0 || !event_legal(v->eventinj))
+    if (!(v->intercept[4] & 1) || v->guest_asid == 0 ||
+        !event_legal(v->eventinj, lm && (v->cs.attrib & 0x200)))
         return false;
     if (!map_fits(v->msrpm_base_pa, 2) || !map_fits(v->iopm_base_pa, 3))
         return false;
