@@ -396,6 +396,16 @@ static bool is_branch(const struct emulate_ctx *ctx)
            (u32)ctx->next_rip != (u32)(ctx->regs->rip + ctx->insn.length);
 }
 
+// A single step is by TF as it was before the instruction; by the new one behind SYSCALL, so that
+// SFMASK can keep it out of the handler, and SYSRET.
+static void prepare_trap(struct vcpu *vcpu, const struct emulate_ctx *ctx)
+{
+    if (ctx->insn.op == INSN_SYSCALL || ctx->insn.op == INSN_SYSRET)
+        vcpu_modify(vcpu, GROUP_RIP)->rflags = ctx->next_rflags;
+    if (vcpu->cur->state.rflags & RFLAGS_TF && is_branch(ctx))
+        vcpu_trap_branch(vcpu);
+}
+
 static void commit_insn(struct vcpu *vcpu, const struct emulate_ctx *ctx)
 {
     commit_registers(vcpu, ctx->regs);
@@ -403,9 +413,9 @@ static void commit_insn(struct vcpu *vcpu, const struct emulate_ctx *ctx)
         commit_far(vcpu, ctx);
     if (unlikely(ctx->hits))
         vcpu_trap_breakpoints(vcpu, ctx->hits);
-    if (unlikely(vcpu->cur->state.rflags & RFLAGS_TF) && is_branch(ctx))
-        vcpu_trap_branch(vcpu);
-    vcpu_finish_insn(vcpu, ctx->next_rip); // with TF as it was before
+    if (unlikely((vcpu->cur->state.rflags | ctx->next_rflags) & RFLAGS_TF) && !ctx->switched)
+        prepare_trap(vcpu, ctx);
+    vcpu_finish_insn(vcpu, ctx->next_rip);
     vcpu_modify(vcpu, GROUP_RIP)->rflags = ctx->next_rflags;
     if (ctx->shadow)
         vcpu_modify(vcpu, GROUP_BLOCKING)->interruptibility |= ctx->shadow;

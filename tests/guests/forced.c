@@ -3,7 +3,8 @@
 //
 // Moves between vector registers behind the forced-emulation prefix (UD2 and "kvm"), which a guest
 // with the test device has: SDM vol. 2 MOVAPS, MOVDQU, MOVDQA, and what VEX forms do to the upper half;
-// and single steps of branches (SDM vol. 3 "Single-Stepping on Branches", APM vol. 2, 13.1.4).
+// and single steps of branches (SDM vol. 3 "Single-Stepping on Branches", APM vol. 2, 13.1.4) and of
+// SYSCALL, whose trap is by the new TF as debug.c has it of the CPU's.
 
 #include "guest.h"
 
@@ -87,6 +88,32 @@ static void test_branches(void)
     trap_handlers[VECTOR_DB] = NULL;
 }
 
+extern char tf_syscall[], tf_target[];
+__asm__("tf_syscall: pushfq; orl $0x100, (%rsp); popfq\n" FORCED "syscall; nop\n"
+        "tf_target: nop; ret");
+
+static void step_over_syscall(u64 mask)
+{
+    traps = 0;
+    msr_write(MSR_SFMASK, mask);
+    __asm__ volatile("call *%0" : : "r"(tf_syscall) : "rcx", "r11", "memory", "cc");
+}
+
+static void test_syscall(void)
+{
+    msr_write(MSR_EFER, msr_read(MSR_EFER) | EFER_SCE);
+    msr_write(MSR_STAR, (u64)CODE64 << 32);
+    msr_write(MSR_LSTAR, (u64)tf_target);
+    trap_handlers[VECTOR_DB] = on_debug;
+    write_dr6(DR6_FIXED);
+    step_over_syscall(0);
+    report(traps == 1 && trap_rip == (u64)tf_target && trap_dr6 == (DR6_FIXED | DR6_BS),
+           "SYSCALL with TF: %u traps, off by %lld", traps, (long long)(trap_rip - (u64)tf_target));
+    step_over_syscall(RFLAGS_TF);
+    report(traps == 0, "SYSCALL with TF in SFMASK: %u traps", traps);
+    trap_handlers[VECTOR_DB] = NULL;
+}
+
 static void forced_avx(void *unused)
 {
     (void)unused;
@@ -107,6 +134,7 @@ void guest_main(void)
     }
     test_sse();
     test_branches();
+    test_syscall();
     if (!(cpuid(1, 0).ecx & BIT(28))) {
         report_skip("no AVX");
         return;
