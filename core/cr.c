@@ -8,7 +8,7 @@
 #include <arch/x86/regs.h>
 #include <nestor/device.h>
 #include <nestor/nested.h>
-#include <nestor/nested_stage2.h>
+#include <nestor/l1_stage2.h>
 #include <nestor/run.h>
 
 #define CR0_KNOWN                                                                              \

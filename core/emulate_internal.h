@@ -4,7 +4,8 @@
 // What the emulator's files share: emulate.c (frame, memory, operands), emulate_alu.c (arithmetic),
 // emulate_segment.c (segment registers), emulate_ops.c (the instructions and their table);
 // emulate_stack.c, emulate_string.c, emulate_far.c, emulate_rare.c, emulate_vector.c,
-// emulate_system.c, emulate_selector.c and emulate_syscall.c (more of them); task.c (task switches).
+// emulate_system.c, emulate_selector.c and emulate_syscall.c (more of them); task.c (task
+// switches).
 
 #pragma once
 

@@ -2,9 +2,9 @@
 // Copyright (c) 2026 The Nestor authors
 //
 // Segment registers and descriptors in the emulator: what a selector loads in each mode, MOV, POP
-// and LDS.. to a segment register. Intel SDM volume 2 under each name, volume 3 "Segment Descriptors"
-// and section 5.8; AMD APM volume 3. What is loaded goes to c->seg, for the caller to commit. Faults
-// come before effects, but for accessed bits.
+// and LDS.. to a segment register. Intel SDM volume 2 under each name, volume 3 "Segment
+// Descriptors" and section 5.8; AMD APM volume 3. What is loaded goes to c->seg, for the caller to
+// commit. Faults come before effects, but for accessed bits.
 
 #include "emulate_internal.h"
 #include <nestor/string.h>

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // Copyright (c) 2026 The Nestor authors
 //
-// The emulated instructions that work on the stack (Intel SDM volume 2: PUSH, POP, PUSHA, POPA, ENTER,
-// LEAVE, PUSHF, POPF), and the pushes and pops of near transfers.
+// The emulated instructions that work on the stack (Intel SDM volume 2: PUSH, POP, PUSHA, POPA,
+// ENTER, LEAVE, PUSHF, POPF), and the pushes and pops of near transfers.
 
 #include "emulate_internal.h"
 
@@ -57,7 +57,8 @@ enum emulate_result emu_run_push(struct emulate_ctx *c)
     return emu_push(c, c->src);
 }
 
-// The destination's address is worked out with the RSP after the emu_pop, and POP RSP keeps the value.
+// The destination's address is worked out with the RSP after the emu_pop, and POP RSP keeps the
+// value.
 enum emulate_result emu_run_pop(struct emulate_ctx *c)
 {
     u64 value;

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // Copyright (c) 2026 The Nestor authors
 //
-// The emulated string instructions, which may read memory and ports ahead for a whole run of elements
-// (Intel SDM volume 2: MOVS, CMPS, STOS, LODS, SCAS, INS, OUTS, REP), and IN and OUT.
+// The emulated string instructions, which may read memory and ports ahead for a whole run of
+// elements (Intel SDM volume 2: MOVS, CMPS, STOS, LODS, SCAS, INS, OUTS, REP), and IN and OUT.
 
 #include "emulate_internal.h"
 

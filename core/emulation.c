@@ -459,8 +459,8 @@ static void commit_fault(struct vcpu *vcpu, const struct emulate_ctx *ctx)
         nested_tell_refused(vcpu);
 }
 
-// What precedes the switch: the event that it delivers is not lost if that faults, and goes into the
-// faults' error codes (EXT) if no instruction made it.
+// What precedes the switch: the event that it delivers is not lost if that faults, and goes into
+// the faults' error codes (EXT) if no instruction made it.
 static bool prepare_task_switch(struct vcpu *vcpu, struct emulate_ctx *ctx, struct vm_exit *exit)
 {
     const struct event *event = &vcpu->events.reinject;

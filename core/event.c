@@ -137,8 +137,8 @@ static void commit_payload(struct vcpu *vcpu, const struct event *event)
 }
 
 // An interrupt shadow ends with the delivery. Left in force it does no harm to that (SDM vol. 3
-// "Interruptibility State"), but VM entry refuses it together with RFLAGS.TF unless a single step is
-// pending ("Checks on Guest Non-Register State").
+// "Interruptibility State"), but VM entry refuses it together with RFLAGS.TF unless a single step
+// is pending ("Checks on Guest Non-Register State").
 static void end_shadow(struct vcpu *vcpu)
 {
     if (vcpu_state(vcpu, GROUP_BLOCKING)->interruptibility & (BLOCK_STI | BLOCK_MOV_SS))
@@ -342,8 +342,8 @@ static void inject_interrupt(struct vcpu *vcpu, int vector)
     inject(vcpu, &(struct event){.valid = true, .vector = (u8)vector, .type = EVENT_INTERRUPT});
 }
 
-// The CPU delivers the LAPIC's interrupts itself; only the PIC's are injected, and go first. A leaky
-// CPU is not to know of one that the guest can't take at once.
+// The CPU delivers the LAPIC's interrupts itself; only the PIC's are injected, and go first. A
+// leaky CPU is not to know of one that the guest can't take at once.
 static void deliver_accelerated(struct vcpu *vcpu)
 {
     struct vcpu_events *ev = &vcpu->events;
@@ -419,7 +419,8 @@ static void deliver_interrupt(struct vcpu *vcpu)
         vcpu->events.interrupts_check = false;
         return;
     }
-    // An exit to L1 would lose what has been injected: an NMI, or anything if this has come just now.
+    // An exit to L1 would lose what has been injected: an NMI, or anything if this has come just
+    // now.
     if (unlikely(vcpu->level) && vcpu->cur->ctl.inject.valid) {
         vcpu->immediate_exit = true;
         return;
@@ -465,8 +466,8 @@ static bool injection_first(struct vcpu *vcpu)
     return true;
 }
 
-// VMX: virtual interrupts go before L1's own (SDM vol. 3 "Virtual-Interrupt Delivery"), which may have
-// posted one more; SVM: physical ones go first (APM vol. 2, 15.21.4).
+// VMX: virtual interrupts go before L1's own (SDM vol. 3 "Virtual-Interrupt Delivery"), which may
+// have posted one more; SVM: physical ones go first (APM vol. 2, 15.21.4).
 static void deliver_interrupts_l2(struct vcpu *vcpu)
 {
     if (deliver_virtual(vcpu, true) && injection_first(vcpu))

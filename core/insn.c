@@ -14,7 +14,7 @@
 #include <nestor/decode.h>
 #include <nestor/guest_walk.h>
 #include <nestor/nested.h>
-#include <nestor/nested_stage2.h>
+#include <nestor/l1_stage2.h>
 #include <nestor/page.h>
 #include <nestor/run.h>
 #include <nestor/string.h>
@@ -236,7 +236,8 @@ static ALWAYS_INLINE struct translation *cached(struct vcpu *vcpu, const struct 
     return NULL;
 }
 
-// Whether all that the walk has read is in the record. The PDPTEs that a CPU holds and PKRS are not.
+// Whether all that the walk has read is in the record. The PDPTEs that a CPU holds and PKRS are
+// not.
 static bool is_whole(const struct paging_state *ps, const struct translation *t)
 {
     bool held = !ps->pdpte_from_memory && (ps->cr0 & CR0_PG) && (ps->cr4 & CR4_PAE) &&
@@ -617,9 +618,9 @@ static bool op_expected(const struct exit_opcode *expected, u8 op)
     return false;
 }
 
-// An L1 may have given its L2's code another page and owe the flush, and a guest may change code that
-// another of its vCPUs executes: neither may end it. What is there now is executed instead. Only an
-// instruction that Nestor misreads exits like that again and again.
+// An L1 may have given its L2's code another page and owe the flush, and a guest may change code
+// that another of its vCPUs executes: neither may end it. What is there now is executed instead.
+// Only an instruction that Nestor misreads exits like that again and again.
 bool insn_retry(struct vcpu *vcpu)
 {
     vcpu->retries = vcpu->exits == vcpu->retry_exit + 1 ? vcpu->retries + 1 : 1;
@@ -664,8 +665,8 @@ static inline bool has_usual_bytes(const u8 *code, const struct exit_opcode *exp
     return (word & expected->mask) == expected->bytes;
 }
 
-// The same page as known_code finds, by fewer comparisons: the mode's number stands for all that its
-// tag, CR3 and mode do.
+// The same page as known_code finds, by fewer comparisons: the mode's number stands for all that
+// its tag, CR3 and mode do.
 static inline const u8 *seen_code(const struct vcpu *vcpu, const struct vcpu_ctx *ctx, u64 size)
 {
     u64 rip = ctx->state.rip, offset = rip & ~PAGE_MASK;

@@ -174,8 +174,8 @@ static u64 debugctl_works(void)
     return backend == &vmx_backend && !msr_read_safe(MSR_DEBUGCTL, &unused) ? DEBUGCTL_BTF : 0;
 }
 
-// Every CPU since the P6 takes LBR and BTF, so both can be written; what has no effect here reads 0,
-// as KVM has it.
+// Every CPU since the P6 takes LBR and BTF, so both can be written; what has no effect here reads
+// 0, as KVM has it.
 static int write_debugctl(struct vcpu *vcpu, u32 msr, u64 value)
 {
     if (value & ~(u64)(DEBUGCTL_LBR | DEBUGCTL_BTF))

@@ -86,7 +86,8 @@ bool serial_in_line(enum serial_index port)
     return ports[port].last && ports[port].last != '\n';
 }
 
-// How long a full transmitter is waited for: a tenth of a second, 100 characters' time at 9,600 baud.
+// How long a full transmitter is waited for: a tenth of a second, 100 characters' time at 9,600
+// baud.
 static u64 tx_deadline(const struct serial *port)
 {
     enum { TICKS_BEFORE_CALIBRATION = 300000000 };

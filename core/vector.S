@@ -2,8 +2,8 @@
 // Copyright (c) 2026 The Nestor authors
 //
 // The guest's vector and x87 registers, which stay in the CPU while Nestor runs: moves of a
-// register whose number is known only at run time, and x87 instructions on a buffer. C is compiled without
-// any of these registers, and the Makefile checks that nothing but this routine uses them.
+// register whose number is known only at run time, and x87 instructions on a buffer. C is compiled
+// without any of these registers, and the Makefile checks that nothing but this routine uses them.
 
     .macro stub insn:vararg
     .balign 16, 0xcc

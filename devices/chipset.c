@@ -2,8 +2,8 @@
 // Copyright (c) 2026 The Nestor authors
 //
 // Single ports: 80h (POST codes, which systems write to pass a microsecond), 92h (fast A20 and
-// reset), 0F0h (the latch of the x87's FERR#), and 0E9h, the debug console of virtual machines, whose
-// lines go to Nestor's log.
+// reset), 0F0h (the latch of the x87's FERR#), and 0E9h, the debug console of virtual machines,
+// whose lines go to Nestor's log.
 
 #include "chipset.h"
 #include "machine.h"

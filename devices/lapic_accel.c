@@ -3,9 +3,10 @@
 //
 // A local APIC that the CPU itself plays (SDM vol. 3 "APIC Virtualization and Virtual Interrupts").
 // While it runs the guest, TPR, PPR, ISR and IRR are those of the virtual-APIC page; struct
-// lapic_state's irr is the inbox, which irq_hand_over empties into the page, and the other registers
-// in the page are copies for the guest's reads. When the model is to work on the registers itself,
-// irq_take_back makes lapic_state whole again. Nothing here runs for a vCPU whose CPU can't.
+// lapic_state's irr is the inbox, which irq_hand_over empties into the page, and the other
+// registers in the page are copies for the guest's reads. When the model is to work on the
+// registers itself, irq_take_back makes lapic_state whole again. Nothing here runs for a vCPU whose
+// CPU can't.
 
 #include "lapic.h"
 
@@ -87,8 +88,8 @@ static void give_registers(struct lapic *lapic)
     *page_reg(lapic, APIC_TPR) = s->tpr;
     *page_reg(lapic, APIC_PPR) = lapic->ppr;
     vectors_to_page(lapic, APIC_ISR, s->isr);
-    // No notification finds IRR empty, which Bochs 3 takes for vector FFh (SDM: RVI stays); vector 0
-    // is none.
+    // No notification finds IRR empty, which Bochs 3 takes for vector FFh (SDM: RVI stays); vector
+    // 0 is none.
     if (lapic->vcpu->apic.posted)
         *page_reg(lapic, APIC_IRR) = 1;
     __atomic_store_n(&lapic->in_page, true, __ATOMIC_RELEASE);

@@ -79,8 +79,8 @@ static void timer_raise(struct lapic *lapic)
     lapic_local(lapic, LVT_TIMER);
 }
 
-// The next deadline of a running count. While one interrupt waits for the guest, one that is owed is
-// not tried before the next period's end: what a slow guest lacks is not more exits.
+// The next deadline of a running count. While one interrupt waits for the guest, one that is owed
+// is not tried before the next period's end: what a slow guest lacks is not more exits.
 static void timer_arm_count(struct lapic *lapic, bool waits)
 {
     u64 period = timer_period(lapic), next = lapic->s.timer_start + period, now;

@@ -1,16 +1,16 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // Copyright (c) 2026 The Nestor authors
 //
-// The hypervisor's CPUID leaves, and KVM's paravirtual interface for guests that look for it, as the
-// Linux kernel documents it (Documentation/virt/kvm/x86: cpuid, msr, hypercalls): kvmclock, steal
-// time, PV EOI and PV IPI, each of which a configuration may hide. KVM's leaves stand first, where
-// its guests look; Nestor's own follow at the next base, or stand first where all of KVM's are
-// hidden.
+// The hypervisor's CPUID leaves, and KVM's paravirtual interface for guests that look for it, as
+// the Linux kernel documents it (Documentation/virt/kvm/x86: cpuid, msr, hypercalls): kvmclock,
+// steal time, PV EOI and PV IPI, each of which a configuration may hide. KVM's leaves stand first,
+// where its guests look; Nestor's own follow at the next base, or stand first where all of KVM's
+// are hidden.
 //
-// What a guest names by an MSR is RAM, checked when it is written; RAM stays. A vCPU has its CPU for
-// itself, so no time is ever stolen (the hint that would say so is not given: Linux polls before it
-// halts then). The host's TSC is one clock for all CPUs, so kvmclock is stable: every vCPU's page
-// tells the same line from the guest's start.
+// What a guest names by an MSR is RAM, checked when it is written; RAM stays. A vCPU has its CPU
+// for itself, so no time is ever stolen (the hint that would say so is not given: Linux polls
+// before it halts then). The host's TSC is one clock for all CPUs, so kvmclock is stable: every
+// vCPU's page tells the same line from the guest's start.
 
 #include "paravirt.h"
 #include "lapic.h"

@@ -5,11 +5,11 @@
 // read-back) and the PC's port 61h. Nothing ticks: counts and outputs are worked out from the
 // elapsed time, and one timer waits for channel 0's next rising edge.
 //
-// On a PC an edge that finds the one before it not yet taken is lost. Here it may find it so because
-// Nestor, or what Nestor runs on, was late; and edges may have passed unseen. As KVM does, both are
-// made up for, four times as fast as they come and a second's worth at most, so that a clock that
-// counts them does not drift. While one waits for the guest no other is tried before its time: what a
-// slow guest lacks is not more exits. What the guest masks is lost.
+// On a PC an edge that finds the one before it not yet taken is lost. Here it may find it so
+// because Nestor, or what Nestor runs on, was late; and edges may have passed unseen. As KVM does,
+// both are made up for, four times as fast as they come and a second's worth at most, so that a
+// clock that counts them does not drift. While one waits for the guest no other is tried before its
+// time: what a slow guest lacks is not more exits. What the guest masks is lost.
 
 #include "pit.h"
 #include "clock.h"

@@ -6,7 +6,7 @@
 #pragma once
 
 #include <nestor/nested.h>
-#include <nestor/nested_stage2.h>
+#include <nestor/l1_stage2.h>
 #include <nestor/run.h>
 
 struct nested_ops {
@@ -44,7 +44,8 @@ void nested_enter_l2(struct vcpu *vcpu);
 void nested_leave_l2(struct vcpu *vcpu);
 // Starts an L2 context's controls from what Nestor needs for itself; the front end adds L1's.
 void nested_base_controls(struct vcpu *vcpu);
-// The CPU has refused what the front end's checks passed: logged once, L1 can do it again and again.
+// The CPU has refused what the front end's checks passed: logged once, L1 can do it again and
+// again.
 void nested_tell_refusal(struct vcpu *vcpu, u64 reason);
 
 // A PAT with a type that does not exist: 2, 3 and above 7 (SDM vol. 3 "IA32_PAT MSR", APM vol. 2,

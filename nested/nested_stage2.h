@@ -9,7 +9,7 @@
 #pragma once
 
 #include <nestor/exit.h>
-#include <nestor/nested_stage2.h>
+#include <nestor/l1_stage2.h>
 #include <nestor/vcpu.h>
 
 // Page-modification logging (SDM vol. 3): 512 addresses, from the last one down.

@@ -10,7 +10,7 @@
 #include <arch/x86/msr.h>
 #include <arch/x86/regs.h>
 #include <nestor/decode.h>
-#include <nestor/nested_stage2.h>
+#include <nestor/l1_stage2.h>
 #include <nestor/string.h>
 
 // --- VMLOAD, VMSAVE ---
@@ -212,8 +212,8 @@ static int vmcb12_read_msr(struct vcpu *vcpu, u32 msr, u64 *value)
     return 0;
 }
 
-// SVMDIS can't be set while SVM is on; LOCK holds both as they are (15.30.1). Of the others A20M and
-// debug-port disabling have nothing to act on here.
+// SVMDIS can't be set while SVM is on; LOCK holds both as they are (15.30.1). Of the others A20M
+// and debug-port disabling have nothing to act on here.
 static int write_vm_cr(struct vcpu *vcpu, u64 value)
 {
     u64 held = vcpu->nested->vm_cr & VM_CR_LOCK ? VM_CR_LOCK | VM_CR_SVMDIS : 0;

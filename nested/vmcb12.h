@@ -84,8 +84,8 @@ static inline void vmcb12_hand_branches(const struct guest_state *from, struct g
         to->last_branch[i] = from->last_branch[i];
 }
 void vmcb12_prepare_msrpm(struct vcpu *vcpu); // once
-// What VMRUN reads of VMCB12. Returns the groups of L2's state, CTL_NEW, CHECK_NEW: what differs from
-// the last time.
+// What VMRUN reads of VMCB12. Returns the groups of L2's state, CTL_NEW, CHECK_NEW: what differs
+// from the last time.
 u32 vmcb12_read(struct nested *n, const struct vmcb *from);
 // VMRUN of the VMCB at vmcb12_gpa, whose instruction is over; `news`: what was read.
 void vmcb12_enter(struct vcpu *vcpu, u32 news);

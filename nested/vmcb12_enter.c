@@ -34,8 +34,8 @@ struct vmcb_segment vmcb12_put_segment(const struct segment *s)
 
 // --- VMCB12 as it is read ---
 
-// Whether the words from `first` on, up to `behind`, are others than at the last time: then they are
-// taken. With constants it is three moves a word.
+// Whether the words from `first` on, up to `behind`, are others than at the last time: then they
+// are taken. With constants it is three moves a word.
 static inline __attribute__((always_inline)) bool take(struct vmcb *v, const struct vmcb *from,
                                                        size_t first, size_t behind)
 {

@@ -227,8 +227,8 @@ static enum field_type field_type(u64 encoding)
     return encoding >> 10 & 3;
 }
 
-// The VMCS that VMREAD and VMWRITE mean: the current one; an L2's (VMCS shadowing), the one that the
-// link pointer names, in L1's memory. VMCS12_NONE: none.
+// The VMCS that VMREAD and VMWRITE mean: the current one; an L2's (VMCS shadowing), the one that
+// the link pointer names, in L1's memory. VMCS12_NONE: none.
 static gpa_t accessed_vmcs(const struct nested *n, const struct vcpu *vcpu)
 {
     return vcpu->level ? vmcs12_read(n, VMCS_LINK_POINTER) : n->current;
@@ -472,7 +472,8 @@ static void run_entry(struct vcpu *vcpu, struct vm_exit *exit)
         vm_fail(vcpu, exit, error);
         return;
     }
-    // What the instruction leaves of L1's RIP, flags and blocking is never seen: an exit loads them.
+    // What the instruction leaves of L1's RIP, flags and blocking is never seen: an exit loads
+    // them.
     if (error)
         vmcs12_entry_failed(vcpu, REASON_INVALID_GUEST_STATE, qualification);
     else

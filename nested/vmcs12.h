@@ -75,8 +75,8 @@ u64 *vmcs12_field(struct nested *n, u32 encoding);
 // Cuts each field of the current VMCS12 to its width: it was read from L1's memory, where there may
 // be what no VMWRITE can write.
 void vmcs12_fields_cut(struct nested *n);
-// Saves what the last exit has left for later: at level 0, before such a field is read or written, or
-// the current VMCS12 leaves.
+// Saves what the last exit has left for later: at level 0, before such a field is read or written,
+// or the current VMCS12 leaves.
 void vmcs12_settle(struct vcpu *vcpu);
 // What Nestor itself reads and writes. The controls that a field belongs to say whether it counts.
 static inline u64 vmcs12_read(const struct nested *n, enum vmcs_field field)
@@ -136,8 +136,8 @@ void vmcs12_shadow_reset(struct vcpu *vcpu);
 void vmcs12_publish(struct vcpu *vcpu);
 void vmcs12_collect(struct vcpu *vcpu);
 void vmcs12_unpublish(struct vcpu *vcpu);
-// Before a VMREAD or VMWRITE that Nestor carries out, an emulated one perhaps: VMCS12's field is what
-// L1 has written last.
+// Before a VMREAD or VMWRITE that Nestor carries out, an emulated one perhaps: VMCS12's field is
+// what L1 has written last.
 void vmcs12_shadow_lead(struct vcpu *vcpu, u32 encoding);
 // VMCS12's field has changed by a VMWRITE that exited: what L1 reads follows.
 void vmcs12_shadow_follow(struct vcpu *vcpu, u32 encoding);
@@ -173,7 +173,8 @@ u32 vmcs12_check_entry(struct vcpu *vcpu, u64 *qualification);
 // Most rows need be looked at only where L1 has written to what they depend on since they passed:
 // what an exit saves fits them. Of each group, whether all are due, or those of RIP and behind it;
 // behind VMPTRLD they are.
-// Likewise, of what an entry makes of it: merging controls, loading guest state that an exit has saved.
+// Likewise, of what an entry makes of it: merging controls, loading guest state that an exit has
+// saved.
 enum vmcs12_due {
     DUE_CONTROLS = BIT(0),
     DUE_HOST = BIT(1),
@@ -194,8 +195,8 @@ u64 vmcs12_tsc_moved(struct vcpu *vcpu, u64 by);
 void vmcs12_bitmap_reset(struct vcpu *vcpu);
 // The exit to L1.
 void vmcs12_exit(struct vcpu *vcpu, u32 reason, u64 qualification, const struct vm_exit *exit);
-// The entry failed behind the checks that VMfail; L1 goes on at its host RIP. The vCPU is at level 1
-// if L2's state was loaded: what the host-state area does not say stays L2's.
+// The entry failed behind the checks that VMfail; L1 goes on at its host RIP. The vCPU is at level
+// 1 if L2's state was loaded: what the host-state area does not say stays L2's.
 void vmcs12_entry_failed(struct vcpu *vcpu, u32 reason, u64 qualification);
 
 void vmcs12_stage2_fault(struct vcpu *vcpu, const struct vm_exit *exit,

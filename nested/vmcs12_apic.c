@@ -170,8 +170,8 @@ static void virtualize_self_ipi(struct vcpu *vcpu, u8 vector)
     set_status(vcpu, MAX(requesting(vcpu), vector), in_service(vcpu));
 }
 
-// "VM Exits Induced by the TPR Threshold": once, before L2's first instruction; in shutdown not until
-// something has ended that.
+// "VM Exits Induced by the TPR Threshold": once, before L2's first instruction; in shutdown not
+// until something has ended that.
 bool vmcs12_tpr_exit_due(struct vcpu *vcpu)
 {
     if (vcpu->nested->tpr_checked || vcpu->cur->state.activity > ACTIVITY_HLT)
@@ -288,8 +288,8 @@ static const struct {
     {0x3e0, 0x3e0, ACCESS_VIRTUAL_READ | ACCESS_VIRTUAL_WRITE}, // divide configuration
 };
 
-// The bytes that an instruction accesses there, 0: not known. The emulator does many repetitions of a
-// string instruction at once, and not all of them need be virtual.
+// The bytes that an instruction accesses there, 0: not known. The emulator does many repetitions of
+// a string instruction at once, and not all of them need be virtual.
 static unsigned access_size(const struct insn *insn)
 {
     if (insn->op >= INSN_MOVS && insn->op <= INSN_OUTS && insn->prefixes & (INSN_REP | INSN_REPNE))

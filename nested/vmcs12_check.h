@@ -11,8 +11,8 @@
 
 // The words that a row may depend on. Secondary controls count as 0 unless activated. WORD_EVENT is
 // the interruption information, 0 if nothing is injected; WORD_STATE is 0 where the non-register
-// state is the plain one and nothing is injected, else 1; WORD_LINK is 0 without a link pointer. The
-// last two are not 0 where each entry looks at rows of that group, whether it is due or not.
+// state is the plain one and nothing is injected, else 1; WORD_LINK is 0 without a link pointer.
+// The last two are not 0 where each entry looks at rows of that group, whether it is due or not.
 enum check_word {
     WORD_NONE,
     WORD_PIN,
@@ -50,8 +50,8 @@ struct check_row {
 
 struct check_table {
     const struct check_row *rows;
-    // The first row of those that are looked at even if the group is not due, where the word `each` is
-    // not 0; and of those that are if `due_late` is due.
+    // The first row of those that are looked at even if the group is not due, where the word `each`
+    // is not 0; and of those that are if `due_late` is due.
     unsigned count, always, late;
     u8 each;          // enum check_word
     u8 due, due_late; // enum vmcs12_due

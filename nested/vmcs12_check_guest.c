@@ -364,8 +364,8 @@ static bool blocked_nmi(const struct check *c, const struct check_row *row)
 }
 
 // With STI or MOV SS blocking, or halted, BS must say whether a single step is due: by the field of
-// IA32_DEBUGCTL, whether or not the entry loads that. (Without "load debug controls" L2 has L1's BTF,
-// which the CPU below then judges by; it refuses what does not fit, and L1 gets reason 33.)
+// IA32_DEBUGCTL, whether or not the entry loads that. (Without "load debug controls" L2 has L1's
+// BTF, which the CPU below then judges by; it refuses what does not fit, and L1 gets reason 33.)
 static bool single_step(const struct check *c, const struct check_row *row)
 {
     bool step = (get(c, GUEST_RFLAGS) & RFLAGS_TF) && !(get(c, GUEST_DEBUGCTL) & DEBUGCTL_BTF);

@@ -97,7 +97,8 @@ static u32 load_shared(struct vcpu *vcpu, struct guest_state *s)
     return changed;
 }
 
-// Likewise, of what no exit leaves as an entry would load it, and L1 writes without more to look at.
+// Likewise, of what no exit leaves as an entry would load it, and L1 writes without more to look
+// at.
 static u32 load_volatile(struct nested *n, struct guest_state *s)
 {
     u32 changed = GROUP_RIP;
@@ -453,8 +454,8 @@ static bool load_l2(struct vcpu *vcpu)
     return likely(l2->state.efer & EFER_LMA) || load_all(vcpu);
 }
 
-// "Changes to Instruction Behavior in VMX Non-Root Operation": IRET ends the blocking of NMIs without
-// NMI exiting, and that of virtual NMIs; between the two it does not.
+// "Changes to Instruction Behavior in VMX Non-Root Operation": IRET ends the blocking of NMIs
+// without NMI exiting, and that of virtual NMIs; between the two it does not.
 static bool nmis_stay_blocked(const struct nested *n)
 {
     bool injected = vectoring(n) && injected_type(n) == EVENT_NMI;
@@ -463,8 +464,8 @@ static bool nmis_stay_blocked(const struct nested *n)
            (injected || (vmcs12_read(n, GUEST_INTERRUPTIBILITY) & BLOCK_NMI));
 }
 
-// Whether there may be something to do before L2's first instruction beside what core knows of: a debug
-// exception, or an exit that waits for no event.
+// Whether there may be something to do before L2's first instruction beside what core knows of: a
+// debug exception, or an exit that waits for no event.
 static bool looks_at_boundary(const struct vcpu *vcpu)
 {
     const struct nested *n = vcpu->nested;

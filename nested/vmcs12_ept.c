@@ -2,8 +2,9 @@
 // Copyright (c) 2026 The Nestor authors
 //
 // EPT and VPID for an L1: what an entry makes of them, and the exits by EPT violation,
-// misconfiguration and a full page-modification log (SDM vol. 3 "Extended-Page-Table Pointer (EPTP)",
-// "EPT-Induced VM Exits", "Exit Qualification for EPT Violations", "Page-Modification Logging").
+// misconfiguration and a full page-modification log (SDM vol. 3 "Extended-Page-Table Pointer
+// (EPTP)", "EPT-Induced VM Exits", "Exit Qualification for EPT Violations", "Page-Modification
+// Logging").
 
 #include "nested_stage2.h"
 #include "vmcs12_switch.h"

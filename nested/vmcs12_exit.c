@@ -49,9 +49,9 @@ static void save_pdptes(struct nested *n, const struct guest_state *s)
         vmcs12_write(n, (enum vmcs_field)(GUEST_PDPTE0 + 2 * i), s->pdpte[i]);
 }
 
-// RF as an exit saves it ("Saving RIP, RSP, RFLAGS, and SSP"): 0 where an instruction exits; 1 by an
-// access that stage 2 refuses, outside the delivery of an event. An emulated instruction's exit need
-// not be of the kind that the CPU's was.
+// RF as an exit saves it ("Saving RIP, RSP, RFLAGS, and SSP"): 0 where an instruction exits; 1 by
+// an access that stage 2 refuses, outside the delivery of an event. An emulated instruction's exit
+// need not be of the kind that the CPU's was.
 static void settle_rf(struct vcpu *vcpu, const struct vm_exit *exit)
 {
     u64 rflags = vcpu->cur->state.rflags, settled = rflags;
@@ -65,8 +65,8 @@ static void settle_rf(struct vcpu *vcpu, const struct vm_exit *exit)
         vcpu_modify(vcpu, GROUP_RIP)->rflags = settled;
 }
 
-// "Saving Non-Register State": debug exceptions that are pending are kept by exits that may come before
-// them, and in MOV SS's shadow.
+// "Saving Non-Register State": debug exceptions that are pending are kept by exits that may come
+// before them, and in MOV SS's shadow.
 static u64 kept_pending(const struct guest_state *s, u32 reason)
 {
     const u64 before = BIT(REASON_INIT) | BIT(REASON_MTF) | BIT(REASON_TPR_BELOW_THRESHOLD) |
@@ -200,7 +200,8 @@ static void load_host_segments(struct nested *n, struct guest_state *s, bool hos
 }
 
 // "Loading Host State": ctx[0] becomes what VMCS12's host-state area says. What it does not say
-// stays as it is in `before`: L2's state, or L1's own if L2's was not loaded. `nmis`: BLOCK_NMI or 0.
+// stays as it is in `before`: L2's state, or L1's own if L2's was not loaded. `nmis`: BLOCK_NMI or
+// 0.
 static void load_host_state(struct vcpu *vcpu, const struct guest_state *before, u32 nmis)
 {
     struct nested *n = vcpu->nested;

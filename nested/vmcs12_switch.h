@@ -1,8 +1,10 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // Copyright (c) 2026 The Nestor authors
 //
-// What the files of the transitions between L1 and L2 share: vmcs12_enter.c, vmcs12_exit.c,
-// vmcs12_intercept.c, vmcs12_event.c.
+// What the files of the transitions between L1 and L2 share: vmcs12_enter.c: into L2;
+// vmcs12_exit.c: to L1; vmcs12_intercept.c: which exits L1 wants; vmcs12_event.c: events;
+// vmcs12_apic.c, vmcs12_ept.c, vmcs12_cet.c: what these features have of each; vmcs12_shadow.c:
+// VMCS12 where the CPU serves it.
 
 #pragma once
 
@@ -24,8 +26,8 @@ bool vmcs12_apic_cr8(struct vcpu *vcpu, struct vm_exit *exit);
 bool vmcs12_apic_msr(struct vcpu *vcpu, struct vm_exit *exit);
 // An L2's EXIT_STAGE2 with L1's address: the same for the APIC-access page.
 bool vmcs12_apic_page(struct vcpu *vcpu, struct vm_exit *exit);
-// Whether an interrupt of L1's, which is acknowledged, only notifies of interrupts that are posted for
-// its L2; takes them.
+// Whether an interrupt of L1's, which is acknowledged, only notifies of interrupts that are posted
+// for its L2; takes them.
 bool vmcs12_is_posted(const struct vcpu *vcpu, int vector);
 void vmcs12_take_posted(struct vcpu *vcpu);
 

@@ -5,8 +5,9 @@
 // 15.5, 15.6; 15.15 clean bits; 15.16 ASIDs; 15.20 event injection; 15.21 virtual interrupts and
 // interrupt shadows).
 //
-// Interrupt window: V_IRQ with an intercepted VINTR. An offered interrupt is a V_IRQ with its vector
-// that is not intercepted: it costs no exit (V_IRQ is 0 behind an exit when the guest has taken it).
+// Interrupt window: V_IRQ with an intercepted VINTR. An offered interrupt is a V_IRQ with its
+// vector that is not intercepted: it costs no exit (V_IRQ is 0 behind an exit when the guest has
+// taken it).
 //
 // NMI blocking (SVM of the test machines has no virtual NMI): the model's BLOCK_NMI is set when an
 // NMI is injected. While it is set, IRET is intercepted. The exit comes before IRET has executed,
@@ -201,8 +202,8 @@ static void prepare_events(struct vcpu *vcpu)
     hw->shadow = (u8)svm_lost_shadow(ctx);
     hw->shadow_rip = hw->vmcb->rip;
     hw->blocking = (u8)(ctx->state.interruptibility & (BLOCK_NMI | BLOCK_SMI));
-    // The immediate exit: an interrupt to itself, taken as soon as the injection is done. An NMI that
-    // waits for no more than this injection comes then.
+    // The immediate exit: an interrupt to itself, taken as soon as the injection is done. An NMI
+    // that waits for no more than this injection comes then.
     if (vcpu->immediate_exit || svm_may_come_twice(&ctx->ctl.inject) ||
         (ctx->ctl.nmi_window && ctx->ctl.inject.valid &&
          !(ctx->state.interruptibility & BLOCK_NMI)))

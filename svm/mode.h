@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // Copyright (c) 2026 The Nestor authors
 //
-// The hot half of svm/state.c: what says in which mode the guest is (APM vol. 2 appendix B). Without
-// nRIP save most exits need it, to find the instruction's length.
+// The hot half of svm/state.c: what says in which mode the guest is (APM vol. 2 appendix B).
+// Without nRIP save most exits need it, to find the instruction's length.
 
 #pragma once
 
@@ -28,9 +28,9 @@ static inline u64 svm_code_differs(const struct backend_ctx *hw)
            svm_segment_differs(&vmcb->ss, &hw->seen_ss) | (u64)(vmcb->cpl ^ hw->seen_cpl);
 }
 
-// Whether what the model has taken last, or what was written from it, is no longer the guest's. SVME
-// is always set in hardware; the guest's own bit and PAT are the model's, because WRMSR to EFER and
-// PAT exits.
+// Whether what the model has taken last, or what was written from it, is no longer the guest's.
+// SVME is always set in hardware; the guest's own bit and PAT are the model's, because WRMSR to
+// EFER and PAT exits.
 static inline u64 svm_mode_differs(const struct vcpu_ctx *ctx)
 {
     const struct vmcb *vmcb = ctx->hw->vmcb;

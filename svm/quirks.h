@@ -3,12 +3,12 @@
 //
 // Where the machines that play AMD depart from the manual, as far as the back end has to know it:
 // QEMU 7.2 (TCG) and Bochs 2.7. Elsewhere the code is the manual's (APM vol. 2 chapter 15) and asks
-// here. What a CPU of silicon never does is either behind a flag that svm_probe_quirks sets, or reads
-// a value that silicon does not give.
+// here. What a CPU of silicon never does is either behind a flag that svm_probe_quirks sets, or
+// reads a value that silicon does not give.
 //
 // Two more need no rule here, since core decodes the instruction where it matters: QEMU's RDTSCP
-// exits as RDTSC and its INVD as WBINVD; its INT3 and INTO come as INTn, also in EXITINTINFO (15.7.2,
-// 15.9, 15.12.4, 15.12.5).
+// exits as RDTSC and its INVD as WBINVD; its INT3 and INTO come as INTn, also in EXITINTINFO
+// (15.7.2, 15.9, 15.12.4, 15.12.5).
 
 #pragma once
 
@@ -22,8 +22,8 @@ extern bool svm_repeats_injection;
 // Sets both, by the hypervisor leaf of QEMU's own.
 void svm_probe_quirks(void);
 
-// QEMU's WRMSR takes addresses that are not canonical, where the APM (vol. 3, "WRMSR") has #GP. Such
-// writes exit then, and core/msr.c looks at them. Tried on the CPU itself.
+// QEMU's WRMSR takes addresses that are not canonical, where the APM (vol. 3, "WRMSR") has #GP.
+// Such writes exit then, and core/msr.c looks at them. Tried on the CPU itself.
 bool svm_wrmsr_checks_addresses(void);
 
 // QEMU remembers the vector of an interrupt in EVENTINJ until the next exit and, if it has to leave
@@ -79,8 +79,8 @@ static inline bool svm_is_invalid(u64 code)
     return code == VMEXIT_INVALID || code == (u32)VMEXIT_INVALID;
 }
 
-// What DR6 tells of a #DB that exited (15.12.2: DR6 and DR7 are as the handler would see them). Bochs
-// leaves DR6 as it was, so no cause at all means a single step.
+// What DR6 tells of a #DB that exited (15.12.2: DR6 and DR7 are as the handler would see them).
+// Bochs leaves DR6 as it was, so no cause at all means a single step.
 static inline u64 svm_debug_causes(u64 payload)
 {
     return payload ? payload : DR6_BS;

@@ -8,8 +8,8 @@
 //
 // The VMLOAD group (FS, GS, TR, LDTR, SYSENTER, STAR.., KernelGSBase) is moved to the VMCB by the
 // stub on every exit. SVM has no field for PDPTEs, pending debug exceptions and (here) CET: the
-// model's value is the only one. DEBUGCTL and the last branches are the VMCB's where the CPU has LBR
-// virtualization (15.23), else there are none.
+// model's value is the only one. DEBUGCTL and the last branches are the VMCB's where the CPU has
+// LBR virtualization (15.23), else there are none.
 
 #include <arch/x86/insn.h>
 #include <arch/x86/msr.h>
@@ -403,8 +403,8 @@ struct fpu_area {
 #define MXCSR_INITIAL 0x1f80
 #define FCW_INITIAL   0x37f
 
-// Where XRSTOR leaves the last x87 instruction's pointers alone (no XSaveErPtr), one of Nestor's own
-// takes the place of another vCPU's (APM vol. 2, "FXSAVE and FXRSTOR Instructions").
+// Where XRSTOR leaves the last x87 instruction's pointers alone (no XSaveErPtr), one of Nestor's
+// own takes the place of another vCPU's (APM vol. 2, "FXSAVE and FXRSTOR Instructions").
 static void forget_fp_pointers(const struct svm_cpu *cpu)
 {
     static const u32 zero;

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // Copyright (c) 2026 The Nestor authors
 //
-// APIC acceleration on VMX: TPR shadow, APIC-register virtualization and virtual-interrupt delivery,
-// in xAPIC mode by the APIC-access page, in x2APIC mode by the MSR bitmap. SDM vol. 3 "APIC
-// Virtualization and Virtual Interrupts".
+// APIC acceleration on VMX: TPR shadow, APIC-register virtualization and virtual-interrupt
+// delivery, in xAPIC mode by the APIC-access page, in x2APIC mode by the MSR bitmap. SDM vol. 3
+// "APIC Virtualization and Virtual Interrupts".
 
 #include "vmx.h"
 #include <arch/x86/msr.h>

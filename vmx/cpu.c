@@ -18,10 +18,10 @@
 struct vmx_caps vmx_caps;
 
 // How long a guest runs with its interrupts closed before it exits, so that it sees requests of
-// other CPUs: 1 ms, but at least so many ticks. Bochs works out what is masked before the CPU counts
-// as being in the guest, so it takes no external-interrupt exit from one that was entered with
-// RFLAGS.IF = 0, where the SDM (vol. 3 "Other Causes of VM Exits") asks for it whatever IF is. Shown
-// by tests/guests/nested_vmx_events.c; and Bochs' TSC may run at a few MHz.
+// other CPUs: 1 ms, but at least so many ticks. Bochs works out what is masked before the CPU
+// counts as being in the guest, so it takes no external-interrupt exit from one that was entered
+// with RFLAGS.IF = 0, where the SDM (vol. 3 "Other Causes of VM Exits") asks for it whatever IF is.
+// Shown by tests/guests/nested_vmx_events.c; and Bochs' TSC may run at a few MHz.
 enum { MASKED_RUN_TICKS = 1 << 16 };
 
 void vmx_instruction_failed(const char *what, u64 operand)

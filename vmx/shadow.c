@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // Copyright (c) 2026 The Nestor authors
 //
-// VMCS shadowing: a guest hypervisor's VMREAD and VMWRITE of some fields go to a shadow VMCS without
-// an exit (SDM vol. 3 "VMCS Shadowing", "VMREAD Bitmap and VMWRITE Bitmap"). It is active and current only
-// while Nestor writes or reads it.
+// VMCS shadowing: a guest hypervisor's VMREAD and VMWRITE of some fields go to a shadow VMCS
+// without an exit (SDM vol. 3 "VMCS Shadowing", "VMREAD Bitmap and VMWRITE Bitmap"). It is active
+// and current only while Nestor writes or reads it.
 
 #include "vmx.h"
 #include <nestor/host.h>

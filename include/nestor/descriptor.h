@@ -59,8 +59,8 @@ struct segment segment_null(u16 selector, unsigned dpl);
 // A gate's target: the selector is in bits 31:16 of the low half.
 u64 descriptor_gate_offset(const struct descriptor *gate);
 
-// The vector of the fault that loading this segment raises, 0 if it may be loaded. Its error code is
-// selector_error(); a null selector is the caller's. In a task switch #GP becomes #TS.
+// The vector of the fault that loading this segment raises, 0 if it may be loaded. Its error code
+// is selector_error(); a null selector is the caller's. In a task switch #GP becomes #TS.
 u8 descriptor_check_data(const struct descriptor *d, unsigned cpl);
 u8 descriptor_check_stack(const struct descriptor *d, unsigned cpl);
 u8 descriptor_check_ldt(const struct descriptor *d);

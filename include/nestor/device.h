@@ -52,8 +52,8 @@ gpa_t machine_write_tables(struct vm *vm);
 void machine_raise_ferr(struct vm *vm);
 
 // --- interrupts, from the vCPU's own pCPU (devices/lapic.c, pic.c) ---
-// The interrupt that would be taken if RFLAGS.IF and the shadow allowed (PPR is taken into account):
-// the local APIC's vector, 0 for an ExtINT (the PIC's), -1 for none.
+// The interrupt that would be taken if RFLAGS.IF and the shadow allowed (PPR is taken into
+// account): the local APIC's vector, 0 for an ExtINT (the PIC's), -1 for none.
 int irq_next(struct vcpu *vcpu);
 static inline bool irq_pending(struct vcpu *vcpu)
 {

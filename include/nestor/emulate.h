@@ -132,8 +132,8 @@ struct emulate_ctx {
     struct segment seg[SEG_COUNT]; // commit those of seg_loaded (bits by enum segment_index)
     u8 seg_loaded;
     bool unblock_nmi; // IRET: also where it faults
-    // The task was switched: set CR0.TS, clear DR7's local enables, commit all, also before a fault;
-    // then, if task_trap, raise #DB with BT.
+    // The task was switched: set CR0.TS, clear DR7's local enables, commit all, also before a
+    // fault; then, if task_trap, raise #DB with BT.
     bool switched, task_trap;
     // Private.
     u64 gpr[16]; // becomes regs->gpr
@@ -153,7 +153,8 @@ enum emulate_result emulate_raise(struct emulate_ctx *ctx, u8 vector, bool has_e
 enum emulate_result emulate_load_seg(struct emulate_ctx *ctx, enum segment_index seg, u16 selector);
 
 // The task switch of ctx->gpr, next_rip and next_rflags (as they go to the old TSS) to `task`.
-// What is checked of the new task before the switch may exit (SDM vol. 3 "Treatment of Task Switches").
+// What is checked of the new task before the switch may exit (SDM vol. 3 "Treatment of Task
+// Switches").
 enum emulate_result emulate_task_check(struct emulate_ctx *ctx,
                                        const struct exit_task_switch *task);
 enum emulate_result emulate_task_switch(struct emulate_ctx *ctx,

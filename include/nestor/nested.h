@@ -104,8 +104,8 @@ enum nested_answer nested_event(struct vcpu *vcpu, enum nested_event event);
 // Nestor's own): true if L1's exception intercept took it and the exit to L1 was made.
 bool nested_wants_exception(struct vcpu *vcpu, const struct event *event);
 
-// The running L2's guest-physical address, of an access for `la`, into L1's, through L1's stage 2 if
-// it has one. access: enum l1_access. 0; -E_AGAIN; or -E_FAULT: L1's tables refuse it, and
+// The running L2's guest-physical address, of an access for `la`, into L1's, through L1's stage 2
+// if it has one. access: enum l1_access. 0; -E_AGAIN; or -E_FAULT: L1's tables refuse it, and
 // nested_tell_refused() makes the exit to L1, where a page fault would be injected; it returns
 // whether there was one to make.
 int nested_translate(struct vcpu *vcpu, gpa_t *gpa, gva_t la, u32 access);

@@ -108,8 +108,8 @@ int insn_peek(struct vcpu *vcpu, u8 buf[15]);
 // Sets exit->insn_len of an instruction's exit where the hardware did not say it. False: it is no
 // such instruction; the guest has its fault, or executes what is there, or is stopped.
 bool insn_find_length(struct vcpu *vcpu, struct vm_exit *exit);
-// What is in memory is not what has exited. True: the guest executes what is there now; false: it has
-// done so often enough.
+// What is in memory is not what has exited. True: the guest executes what is there now; false: it
+// has done so often enough.
 bool insn_retry(struct vcpu *vcpu);
 // Guest-physical accesses to RAM: 0 or -E_FAULT.
 int guest_read_gpa(struct vcpu *vcpu, gpa_t gpa, void *buf, u64 size);
@@ -129,8 +129,8 @@ void insn_name_interrupted(struct vcpu *vcpu, struct event *event);
 // Its operand as a VMX exit's instruction information and displacement would have it.
 struct exit_operand;
 void insn_exit_operand(const struct insn *insn, u64 next_rip, struct exit_operand *op);
-// The same for an exit in 64-bit code, from what has been decoded before; NULL where the page of RIP
-// is not known, or it is no instruction. Until the next call.
+// The same for an exit in 64-bit code, from what has been decoded before; NULL where the page of
+// RIP is not known, or it is no instruction. Until the next call.
 const struct insn *insn_known(struct vcpu *vcpu, const struct vm_exit *exit);
 // Whether `la` is known to be no RAM, for `access`, and at which guest-physical address.
 bool guest_device_known(struct vcpu *vcpu, gva_t la, u32 access, gpa_t *gpa);

@@ -209,11 +209,11 @@ struct vcpu_ctx {
     struct guest_state state;
     u32 valid, dirty; // enum state_group
     u32 ctl_dirty;    // enum control_group
-    // What may have changed since a front end last cleared it here: CODE and DATA by pulls that found
-    // something new, all groups by writes; controls by writes.
+    // What may have changed since a front end last cleared it here: CODE and DATA by pulls that
+    // found something new, all groups by writes; controls by writes.
     u32 news, ctl_news;
-    // A number for what CR, CODE and EFER_PAT hold: a new one whenever they change, never one of the
-    // other context's. 0: the back end does not say.
+    // A number for what CR, CODE and EFER_PAT hold: a new one whenever they change, never one of
+    // the other context's. 0: the back end does not say.
     u64 mode;
     struct controls ctl;
     struct backend_ctx *hw;
@@ -476,7 +476,8 @@ void vcpu_finish_insn(struct vcpu *vcpu, u64 next_rip);
 void vcpu_finish_repetition(struct vcpu *vcpu);
 // Breakpoints (DR6 bits) that it hit: a trap after it.
 void vcpu_trap_breakpoints(struct vcpu *vcpu, u64 hits);
-// Before vcpu_finish_insn for a taken branch that began with RFLAGS.TF: a trap if DEBUGCTL.BTF asks.
+// Before vcpu_finish_insn for a taken branch that began with RFLAGS.TF: a trap if DEBUGCTL.BTF
+// asks.
 void vcpu_trap_branch(struct vcpu *vcpu);
 // vcpu_finish_insn for an exit's instruction, whose length or next RIP is known (insn_find_length).
 void vcpu_finish_exit(struct vcpu *vcpu, struct vm_exit *exit);

@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // Copyright (c) 2026 The Nestor authors
 //
-// Put over both entry points of Linux' protected-mode code: writes the TSC to COM1, eight bytes, and ends the machine. So one
-// run says at which tick the kernel's first instruction is executed. The same bytes are 32-bit and 64-bit code.
+// Put over both entry points of Linux' protected-mode code: writes the TSC to COM1, eight bytes,
+// and ends the machine. So one run says at which tick the kernel's first instruction is executed.
+// The same bytes are 32-bit and 64-bit code.
 
     .code32
     .text

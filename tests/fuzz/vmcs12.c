@@ -2,8 +2,8 @@
 // Copyright (c) 2026 The Nestor authors
 // fuzz-tests: test_vmcs12_check
 //
-// The checks of VM entry on a VMCS12 of which any fields hold anything: they change nothing but what
-// is still due to be checked, and say the same twice.
+// The checks of VM entry on a VMCS12 of which any fields hold anything: they change nothing but
+// what is still due to be checked, and say the same twice.
 
 #define main unit_main
 #include "tests/unit/test_vmcs12_check.c"

@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // Copyright (c) 2026 The Nestor authors
 //
-// Whether the machine's clocks agree: the interrupts of the 8254, of the RTC and of the local APIC's
-// timer, the RTC's seconds, the TSC and kvmclock, all against the ACPI PM timer, while the CPU is
-// busy, while it is halted, and while it is interrupted 10,000 times a second. None may drift by
-// 0.1 %. Words on the command line: "minute": each load takes one; "slow": for an emulator in real
-// time, which is not up to more than 250 interrupts a second.
+// Whether the machine's clocks agree: the interrupts of the 8254, of the RTC and of the local
+// APIC's timer, the RTC's seconds, the TSC and kvmclock, all against the ACPI PM timer, while the
+// CPU is busy, while it is halted, and while it is interrupted 10,000 times a second. None may
+// drift by 0.1 %. Words on the command line: "minute": each load takes one; "slow": for an emulator
+// in real time, which is not up to more than 250 interrupts a second.
 
 #include "guest.h"
 

@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // Copyright (c) 2026 The Nestor authors
 //
-// With IF = 0 no interrupt is taken, whatever made it pending and whatever else comes meanwhile (SDM
-// vol. 3 "Masking Maskable Hardware Interrupts"). A timer's interrupt always comes in that time; in
-// a virtual machine it is an external interrupt of the host first. In xAPIC and x2APIC mode.
+// With IF = 0 no interrupt is taken, whatever made it pending and whatever else comes meanwhile
+// (SDM vol. 3 "Masking Maskable Hardware Interrupts"). A timer's interrupt always comes in that
+// time; in a virtual machine it is an external interrupt of the host first. In xAPIC and x2APIC
+// mode.
 
 #include "guest.h"
 

@@ -123,7 +123,8 @@ SCENE("IRET that sets TF", OK, "mov %rsp, %rax; pushq $0x10; push %rax; pushfq; 
 // QEMU 7.2: no trap after STI
 SCENE("STI with TF", QEMU, "cli; " TF "sti; 1: nop; 2: nop; 3: cli", STEP(1b) STEP(2b) STEP(3b))
 SCENE("STI, CPUID with TF", QEMU, "cli; xor %eax, %eax; " TF "sti; 1: cpuid; 2: nop; 3: cli", STEP(1b) STEP(2b) STEP(3b))
-// A debug exception ends HLT. The emulators forget that: the timer wakes them, and the trap comes next.
+// A debug exception ends HLT. The emulators forget that: the timer wakes them, and the trap comes
+// next.
 SCENE("HLT with TF", BARE, TIMER "sti; " TF "nop; 1: hlt; 2: nop; cli; movl $0, 0x380(%rdi)", STEP(1b) STEP(2b))
 // SYSCALL, to CODE64: the trap comes at its target, unless SFMASK clears TF
 SCENE("SYSCALL with TF", OK, SYSCALL("0") TF "nop; 3: syscall; nop; 1: nop; 2: nop", STEP(3b) STEP(1b) STEP(2b))

@@ -15,8 +15,8 @@
 #define USER   2 // at CPL 3 only: at CPL 0 it would succeed, or lose the stack
 #define FAULTS 4 // only with addresses that fault: it goes where it points to
 
-// RDI is the operand. R15 is where the instruction is. Which of its two words LGDT reads first is the
-// CPU's business, and so is CR2 at CPL 0.
+// RDI is the operand. R15 is where the instruction is. Which of its two words LGDT reads first is
+// the CPU's business, and so is CR2 at CPL 0.
 // clang-format off
 __asm__(".macro row flags:req, code:vararg\n"
         ".irp prefix, 0, 1\n"

@@ -1,18 +1,19 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // Copyright (c) 2026 The Nestor authors
 //
-// CPU features with state of their own, each if CPUID offers it, and its #GP or #UD if not: protection
-// keys (SDM vol. 3 "Protection Keys"), shadow stacks and indirect-branch tracking (vol. 1 "Control-
-// Flow Enforcement Technology"), XSAVES (vol. 1 "Managing State Using the XSAVE Feature Set"), user
-// wait (vol. 2 TPAUSE), RDPRU (APM vol. 3). Their state survives exits, and is each CPU's own.
+// CPU features with state of their own, each if CPUID offers it, and its #GP or #UD if not:
+// protection keys (SDM vol. 3 "Protection Keys"), shadow stacks and indirect-branch tracking (vol.
+// 1 "Control- Flow Enforcement Technology"), XSAVES (vol. 1 "Managing State Using the XSAVE Feature
+// Set"), user wait (vol. 2 TPAUSE), RDPRU (APM vol. 3). Their state survives exits, and is each
+// CPU's own.
 
 #include "guest.h"
 
 enum { EAX, EBX, ECX, EDX };
 enum { KEY = 3, LARGE_PAGE = 2 << 20, SHADOW_TOP = 4096 };
 
-// Beyond the machine's RAM in linear addresses: a user-mode page and a supervisor-mode page, both at
-// 32 MiB, and a shadow-stack page at 34 MiB.
+// Beyond the machine's RAM in linear addresses: a user-mode page and a supervisor-mode page, both
+// at 32 MiB, and a shadow-stack page at 34 MiB.
 #define USER_PAGE   0x40000000ull
 #define KERNEL_PAGE 0x80200000ull
 #define SHADOW_PAGE 0x40400000ull
@@ -23,7 +24,8 @@ static void map(void)
 {
     u64 *pdpt = (u64 *)(pml4[0] & ~0xfffull);
 
-    // Bochs takes PKRU's rights, not PKRS's, if only the last entry makes it a supervisor-mode page.
+    // Bochs takes PKRU's rights, not PKRS's, if only the last entry makes it a supervisor-mode
+    // page.
     pdpt[KERNEL_PAGE >> 30] &= ~BIT(2);
     directories[USER_PAGE >> 21] = RAM | LEAF | BIT(1) | BIT(2) | (u64)KEY << 59;
     directories[KERNEL_PAGE >> 21] = RAM | LEAF | BIT(1) | (u64)KEY << 59;
@@ -133,7 +135,8 @@ static bool allowed(void (*fn)(void *), u64 at)
 }
 
 // Bochs judges an access to a page that it has looked up before wrongly: by the rights of both
-// registers, and PKRU's do not count at CPL 0. The same for PKRU on user-mode pages and IA32_PKRS on the others.
+// registers, and PKRU's do not count at CPL 0. The same for PKRU on user-mode pages and IA32_PKRS
+// on the others.
 static void test_rights(const char *name, u64 page, void (*set)(u32 rights))
 {
     write_cr0(read_cr0() | CR0_WP);

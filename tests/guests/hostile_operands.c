@@ -4,7 +4,8 @@
 // A guest that points its descriptor tables, stacks and string operands at devices, at nothing and
 // at non-canonical addresses, and has instructions emulated there: by operands behind MMIO, and by
 // the prefix that asks for it. Each must end as the manual says. With the option "fatal=N" the N-th
-// of a list of accesses that no CPU could make sense of: those may stop this guest, and nothing else.
+// of a list of accesses that no CPU could make sense of: those may stop this guest, and nothing
+// else.
 
 #include "guest.h"
 

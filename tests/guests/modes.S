@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // Copyright (c) 2026 The Nestor authors
 //
-// The ways from 64-bit mode into the others and back, and the probes that run there. All share the block at BLOCK (struct block in
-// modes.c), which is mapped to itself in every mode.
+// The ways from 64-bit mode into the others and back, and the probes that run there. All share the
+// block at BLOCK (struct block in modes.c), which is mapped to itself in every mode.
 
 #include "asm.inc"
 
@@ -36,7 +36,8 @@
 #define r_extra BLOCK + 88
 #define b_bounds BLOCK + 104
 
-// The same source for 16-bit and 32-bit code: the assembler adds the prefixes. Far pointers are DS's.
+// The same source for 16-bit and 32-bit code: the assembler adds the prefixes. Far pointers are
+// DS's.
 	.macro PROBE
 	mov %cr0, %eax
 	mov %eax, r_cr0

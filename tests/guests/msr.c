@@ -333,8 +333,8 @@ static void test_status_write(void)
     msr_write(MSR_HWCR, hwcr);
 }
 
-// IA32_MISC_ENABLE: XD bit disable (34) takes the bit out of CPUID and EFER, limit CPUID maxval (22)
-// leaves no basic leaf above 2.
+// IA32_MISC_ENABLE: XD bit disable (34) takes the bit out of CPUID and EFER, limit CPUID maxval
+// (22) leaves no basic leaf above 2.
 static void set_nx(void *unused)
 {
     (void)unused;

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // Copyright (c) 2026 The Nestor authors
 //
-// A small L1 with nested paging (APM vol. 2, 15.25): an L2 that touches what L1's tables map, forbid
-// or lack, in pages of each size, L1's devices, and its own paging structures; accessed and dirty
-// flags; TLB_CONTROL and ASIDs; more tables and more roots than any cache may hold. The tables map
-// the first 4 GiB to themselves, but for a window.
+// A small L1 with nested paging (APM vol. 2, 15.25): an L2 that touches what L1's tables map,
+// forbid or lack, in pages of each size, L1's devices, and its own paging structures; accessed and
+// dirty flags; TLB_CONTROL and ASIDs; more tables and more roots than any cache may hold. The
+// tables map the first 4 GiB to themselves, but for a window.
 
 #include "svm.h"
 

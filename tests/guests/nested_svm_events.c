@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // Copyright (c) 2026 The Nestor authors
 //
-// Events of a small L1's L2: exceptions that are intercepted and those that go to L2's own handlers,
-// EVENTINJ and deliveries that are interrupted, GIF, interrupts and NMIs (APM vol. 2, 15.12, 15.17,
-// 15.20, 15.21). What is rarer is in svm_events.
+// Events of a small L1's L2: exceptions that are intercepted and those that go to L2's own
+// handlers, EVENTINJ and deliveries that are interrupted, GIF, interrupts and NMIs (APM vol. 2,
+// 15.12, 15.17, 15.20, 15.21). What is rarer is in svm_events.
 
 #include "svm.h"
 

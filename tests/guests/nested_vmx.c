@@ -3,8 +3,8 @@
 //
 // A small hypervisor: VMX operation and its capabilities, what VMXON, VMCLEAR, VMPTRLD, VMREAD and
 // VMWRITE refuse, a VMCS's fields; VMLAUNCH and VMRESUME of guests of a few instructions, and what
-// the VMCS and the registers hold after each exit, with EPT off and on (SDM vol. 3 "VM Entries", "VM
-// Exits", "VMX Instruction Reference"). Its L2's events, exits and entry checks are in
+// the VMCS and the registers hold after each exit, with EPT off and on (SDM vol. 3 "VM Entries",
+// "VM Exits", "VMX Instruction Reference"). Its L2's events, exits and entry checks are in
 // nested_vmx_events, nested_vmx_exits and nested_vmx_checks.
 
 #include "vmx.h"

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // Copyright (c) 2026 The Nestor authors
 //
-// The checks of VM entry (SDM vol. 3 "VM Entries"): each row spoils one field of a VMCS that enters.
-// Checks that depend on secondary controls or on several fields are in vmx_entry_checks.
+// The checks of VM entry (SDM vol. 3 "VM Entries"): each row spoils one field of a VMCS that
+// enters. Checks that depend on secondary controls or on several fields are in vmx_entry_checks.
 
 #include "vmx.h"
 

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // Copyright (c) 2026 The Nestor authors
 //
-// Events of a small hypervisor's L2: exceptions that exit and those that go to L2's own handlers, the
-// page-fault filter, injection and deliveries that are interrupted, interrupts and NMIs that exit or
-// do not, and the interrupt window (SDM vol. 3 "Exception Bitmap", "Event Injection", "Other Causes
-// of VM Exits"). What is rarer is in vmx_events.
+// Events of a small hypervisor's L2: exceptions that exit and those that go to L2's own handlers,
+// the page-fault filter, injection and deliveries that are interrupted, interrupts and NMIs that
+// exit or do not, and the interrupt window (SDM vol. 3 "Exception Bitmap", "Event Injection",
+// "Other Causes of VM Exits"). What is rarer is in vmx_events.
 
 #include "vmx.h"
 

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // Copyright (c) 2026 The Nestor authors
 //
-// Instructions of a small hypervisor's L2 that exit: by themselves, by a control, by CR0's and CR4's
-// masks, by the I/O and MSR bitmaps; what each exit tells; and the MSR areas (SDM vol. 3
-// "Instructions That Cause VM Exits", "Information for VM Exits Due to Instruction Execution"). What
-// depends on L2's mode is in vmx_modes.
+// Instructions of a small hypervisor's L2 that exit: by themselves, by a control, by CR0's and
+// CR4's masks, by the I/O and MSR bitmaps; what each exit tells; and the MSR areas (SDM vol. 3
+// "Instructions That Cause VM Exits", "Information for VM Exits Due to Instruction Execution").
+// What depends on L2's mode is in vmx_modes.
 
 #include "vmx.h"
 

@@ -3,9 +3,10 @@
 //
 // Code that one CPU writes over while another executes it: an instruction that exits turns into one
 // that does not and back. What the CPU executes is one or the other; that a hypervisor finds the
-// other one in memory when it looks is no end (SDM vol. 3 "Handling Self- and Cross-Modifying Code").
-// QEMU's TCG fetches byte by byte: the three differ in one byte, so that what it mixes is one of
-// them. (With a NOP of two bytes, 66 90, it ran 66 a2 now and then, on the bare machine as well.)
+// other one in memory when it looks is no end (SDM vol. 3 "Handling Self- and Cross-Modifying
+// Code"). QEMU's TCG fetches byte by byte: the three differ in one byte, so that what it mixes is
+// one of them. (With a NOP of two bytes, 66 90, it ran 66 a2 now and then, on the bare machine as
+// well.)
 
 #include "guest.h"
 

@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // Copyright (c) 2026 The Nestor authors
 //
-// What INIT leaves of SVM, and its redirection (APM vol. 2, 14.1.3 "Processor Initialization State",
-// 15.17, 15.30.1 VM_CR, 15.30.4 VM_HSAVE_PA): EFER and SVMDIS are cleared, the latter unless LOCK
-// holds it, VM_HSAVE_PA and the rest of VM_CR stay; with R_INIT set an INIT becomes #SX.
+// What INIT leaves of SVM, and its redirection (APM vol. 2, 14.1.3 "Processor Initialization
+// State", 15.17, 15.30.1 VM_CR, 15.30.4 VM_HSAVE_PA): EFER and SVMDIS are cleared, the latter
+// unless LOCK holds it, VM_HSAVE_PA and the rest of VM_CR stay; with R_INIT set an INIT becomes
+// #SX.
 
 #include "svm.h"
 

@@ -160,7 +160,8 @@ static void test_rows(void)
     memset(msrpm, 0, 2 * PAGE_SIZE);
 }
 
-// --- what goes first, an exception or the intercept (APM vol. 2, table "Instruction Intercepts") ---
+// --- what goes first, an exception or the intercept (APM vol. 2, table "Instruction Intercepts")
+// ---
 
 L2(i_read_dr4, "mov %dr4, %rbx; vmmcall");
 

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // Copyright (c) 2026 The Nestor authors
 //
-// The 32-bit side of task.c: the way there and back, what the main task does, the other tasks, and the handlers of the faults.
+// The 32-bit side of task.c: the way there and back, what the main task does, the other tasks, and
+// the handlers of the faults.
 
 #include "asm.inc"
 

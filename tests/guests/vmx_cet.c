@@ -58,7 +58,8 @@ static void map_shadow_stacks(void)
 {
     u64 *pdpt = (u64 *)(pml4[0] & ~0xfffull);
 
-    // Bochs takes PKRU's rights, not PKRS's, if only the last entry makes it a supervisor-mode page.
+    // Bochs takes PKRU's rights, not PKRS's, if only the last entry makes it a supervisor-mode
+    // page.
     pdpt[SHADOW_PAGE >> 30] &= ~BIT(2);
     directories[SHADOW_PAGE >> 21] = SHADOW_RAM | BIT(0) | BIT(5) | BIT(6) | BIT(7); // P A D PS
     write_cr3((u64)pml4);

@@ -2,8 +2,8 @@
 // Copyright (c) 2026 The Nestor authors
 //
 // What an exit leaves behind, and an entry that fails: RFLAGS.RF, blocking by NMI, the activity
-// state, the guest-linear address; and how wide an access to the APIC-access page may be (SDM vol. 3
-// "Saving RIP, RSP, RFLAGS, and SSP", "VM-Entry Failures During or After Loading Guest State",
+// state, the guest-linear address; and how wide an access to the APIC-access page may be (SDM vol.
+// 3 "Saving RIP, RSP, RFLAGS, and SSP", "VM-Entry Failures During or After Loading Guest State",
 // "Changes to Instruction Behavior in VMX Non-Root Operation", "Virtualizing Memory-Mapped APIC
 // Accesses").
 

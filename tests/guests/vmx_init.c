@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // Copyright (c) 2026 The Nestor authors
 //
-// What INIT leaves of VMX: IA32_FEATURE_CONTROL, which only a reset clears (SDM vol. 3 "Enabling and
-// Entering VMX Operation", table "IA-32 and Intel 64 Processor States Following Power-up, Reset, or
-// INIT"), and an INIT that VMX root operation blocks until VMXOFF.
+// What INIT leaves of VMX: IA32_FEATURE_CONTROL, which only a reset clears (SDM vol. 3 "Enabling
+// and Entering VMX Operation", table "IA-32 and Intel 64 Processor States Following Power-up,
+// Reset, or INIT"), and an INIT that VMX root operation blocks until VMXOFF.
 
 #include "vmx.h"
 

@@ -31,8 +31,8 @@ static const char *const mode_names[] = {"64-bit", "compatibility", "32-bit", "1
 #define IN_MEMORY  (ADDR(7) | SEG(7) | NO_INDEX | NO_BASE)
 #define WITH_INDEX (INDEX(15) | 3)
 #define WITH_BASE  BASE(15)
-// Bochs says nothing of SGDT's operand size, and takes the address size for RDRAND's. (The mask is of
-// 32 bits.)
+// Bochs says nothing of SGDT's operand size, and takes the address size for RDRAND's. (The mask is
+// of 32 bits.)
 #define BOCHS_DIFFERS BIT(63)
 
 enum { ES, CS, SS, DS, FS, GS };
@@ -244,9 +244,9 @@ static void check(const struct row *row)
 L32(set_pg, SET_PG);
 L32(clear_lme, "mov $0xc0000080, %ecx; xor %eax, %eax; xor %edx, %edx; wrmsr; " SET_PG);
 
-// An exit that does not save IA32_EFER leaves the field as L1 wrote it: with LME, without LMA. It does
-// not fit what L2 has become, whether that is IA-32e mode or paging without LME, and the next entry
-// looks at it although L1 has written nothing.
+// An exit that does not save IA32_EFER leaves the field as L1 wrote it: with LME, without LMA. It
+// does not fit what L2 has become, whether that is IA-32e mode or paging without LME, and the next
+// entry looks at it although L1 has written nothing.
 static void check_unsaved_efer(bool ia32e)
 {
     u32 *directory = pages(1);

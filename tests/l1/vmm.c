@@ -4,12 +4,13 @@
 // The smallest user of /dev/kvm that boots Linux to its shell: runs in a Linux that is Nestor's
 // guest (L1), because QEMU is slow under emulators and large. KVM has the interrupt controllers
 // and the PIT; here are a COM1 on stdin and stdout, an empty PCI bus, a clock that stands still and
-// the ACPI registers for power-off. (Documentation/virt/kvm/api.rst, Documentation/arch/x86/boot.rst
-// and zero-page.rst of Linux; ACPI 6.4 chapter 5; Multiboot 0.6.96; National PC16550D.)
+// the ACPI registers for power-off. (Documentation/virt/kvm/api.rst,
+// Documentation/arch/x86/boot.rst and zero-page.rst of Linux; ACPI 6.4 chapter 5; Multiboot 0.6.96;
+// National PC16550D.)
 //
 // vmm [-i INITRD] [-a COMMAND-LINE] [-c CPUS] [-m MIB] [-s] KERNEL: the status is the guest's code.
-// Its memory is large pages where L1 has any (a Linux with less than 512 MiB free has none); with -s
-// small ones only. What it took in ticks of the TSC is said last.
+// Its memory is large pages where L1 has any (a Linux with less than 512 MiB free has none); with
+// -s small ones only. What it took in ticks of the TSC is said last.
 
 #include <elf.h>
 #include <errno.h>

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // Copyright (c) 2026 The Nestor authors
 //
-// A vCPU for tests of core/event.c, with fakes of the LAPIC, the back end and the front end that note
-// what they were asked.
+// A vCPU for tests of core/event.c, with fakes of the LAPIC, the back end and the front end that
+// note what they were asked.
 
 #pragma once
 

@@ -7,8 +7,8 @@
 // unit-sources: core/task.c
 // unit-sources: core/emulate_far.c core/emulate_segment.c core/descriptor.c
 //
-// The emulator's instructions by hand cases from the manuals: ports, privileges and flags, the stack,
-// LOCK, the intercept points, and what is refused.
+// The emulator's instructions by hand cases from the manuals: ports, privileges and flags, the
+// stack, LOCK, the intercept points, and what is refused.
 
 #include "emulate_fake.h"
 

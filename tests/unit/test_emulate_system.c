@@ -257,8 +257,8 @@ static void test_privileges(void **state)
     assert_int_equal(ctx.insn.reg, 6);
 }
 
-// What must be aligned is #GP also with alignment checks; of what may lie anywhere the vendors check
-// 8 or 16 bytes.
+// What must be aligned is #GP also with alignment checks; of what may lie anywhere the vendors
+// check 8 or 16 bytes.
 static void test_vector_alignment(void **state)
 {
     (void)state;

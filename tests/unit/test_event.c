@@ -301,8 +301,8 @@ static void test_mov_ss(void **state)
     assert_int_equal(vcpu.dr6, DR6_FIXED | 1);
 }
 
-// A breakpoint of MOV SS, which the hardware holds, is due behind the next instruction and before an
-// interrupt: the entry that injects one would drop it.
+// A breakpoint of MOV SS, which the hardware holds, is due behind the next instruction and before
+// an interrupt: the entry that injects one would drop it.
 static void test_mov_ss_ends(void **state)
 {
     (void)state;

@@ -97,7 +97,8 @@ static void test_set_bit_stops_the_clock(void **state)
     expect_time("2026-01-01 00:00:00 5");
 }
 
-// SET holds off updates only: the divider chain goes on, with its periodic interrupts and its phase.
+// SET holds off updates only: the divider chain goes on, with its periodic interrupts and its
+// phase.
 static void test_set_bit_leaves_the_divider(void **state)
 {
     unsigned count = 0;

@@ -2,8 +2,9 @@
 // Copyright (c) 2026 The Nestor authors
 // unit-sources: nested/vmcb12_check.c
 //
-// VMRUN's consistency checks (nested/vmcb12_check.c; APM vol. 2, 15.5.1, 15.20, 15.25): a legal VMCB
-// spoiled in one place, and a million mutations whose verdict a second reading of the manual gives.
+// VMRUN's consistency checks (nested/vmcb12_check.c; APM vol. 2, 15.5.1, 15.20, 15.25): a legal
+// VMCB spoiled in one place, and a million mutations whose verdict a second reading of the manual
+// gives.
 
 #include <stdarg.h>
 #include <stddef.h>

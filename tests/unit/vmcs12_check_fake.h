@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // Copyright (c) 2026 The Nestor authors
 //
-// An L1 with the usual controls, whose VMCS12 passes the checks of VM entry; a row spoils one field.
-// For tests of nested/vmcs12_check*.c.
+// An L1 with the usual controls, whose VMCS12 passes the checks of VM entry; a row spoils one
+// field. For tests of nested/vmcs12_check*.c.
 
 #pragma once
 

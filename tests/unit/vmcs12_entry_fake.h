@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // Copyright (c) 2026 The Nestor authors
 //
-// An L1 that is offered every control of the SDM, also those that none has yet, and states that pass
-// the checks of VM entry: in each mode, and where a rule needs something beside it. For tests of
-// nested/vmcs12_check*.c.
+// An L1 that is offered every control of the SDM, also those that none has yet, and states that
+// pass the checks of VM entry: in each mode, and where a rule needs something beside it. For tests
+// of nested/vmcs12_check*.c.
 
 #pragma once
 

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // Copyright (c) 2026 The Nestor authors
 //
-// What the machine's ACPI tables and a guest's begin with (ACPI 6.3: 5.2.5.3 "Root System Description
-// Pointer Structure", 5.2.6 "System Description Table Header").
+// What the machine's ACPI tables and a guest's begin with (ACPI 6.3: 5.2.5.3 "Root System
+// Description Pointer Structure", 5.2.6 "System Description Table Header").
 
 #pragma once
 

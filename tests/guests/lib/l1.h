@@ -2,9 +2,9 @@
 // Copyright (c) 2026 The Nestor authors
 //
 // What the small hypervisors of guests that nest share, on VMX (vmx.h) and on SVM (svm.h): an L2 of
-// a few instructions, which shares L1's paging and GDT and has an IDT of its own, behind whose gates
-// there is a call of L1 each (VMCALL, VMMCALL); nested paging that is the identity; and a timer, an
-// IPI and an NMI for L1 itself.
+// a few instructions, which shares L1's paging and GDT and has an IDT of its own, behind whose
+// gates there is a call of L1 each (VMCALL, VMMCALL); nested paging that is the identity; and a
+// timer, an IPI and an NMI for L1 itself.
 
 #pragma once
 
@@ -28,12 +28,12 @@ extern u64 l2_idt[512];
 extern u8 l2_stack[L2_STACK];
 extern char l2_handlers[256 * 4]; // behind the gates, 4 bytes apart
 
-// L2's IDT with `call`, an instruction of 3 bytes, behind each gate; and L1's handlers of the timer,
-// the IPI and the NMI.
+// L2's IDT with `call`, an instruction of 3 bytes, behind each gate; and L1's handlers of the
+// timer, the IPI and the NMI.
 void l1_prepare(const char *call);
 
-// Nested paging of the first 4 GiB by 2 MiB pages: the root's table, behind it the one below, behind
-// that the four directories. `bits`: of entries that lead to a table; `leaf`: of the others.
+// Nested paging of the first 4 GiB by 2 MiB pages: the root's table, behind it the one below,
+// behind that the four directories. `bits`: of entries that lead to a table; `leaf`: of the others.
 enum { PDPT = 512, DIRECTORIES = 1024 }; // where they are, in entries
 u64 *identity_tables(u64 bits, u64 leaf);
 // Another root, with tables of its own on the way to `gpa` (of 2 MiB), where there is but one page,

@@ -57,8 +57,8 @@ svm_run:
 	pop_preserved
 	ret
 
-	// u64 vmx_enter(u64 how): VMLAUNCH (0), VMRESUME (1), or VMLAUNCH behind MOV SS (2). Returns RFLAGS & (CF | ZF) if
-	// that failed, 0 after an exit to vmx_exit or vmx_exit_anyhow.
+	// u64 vmx_enter(u64 how): VMLAUNCH (0), VMRESUME (1), or VMLAUNCH behind MOV SS (2). Returns
+	// RFLAGS & (CF | ZF) if that failed, 0 after an exit to vmx_exit or vmx_exit_anyhow.
 	.globl vmx_enter
 vmx_enter:
 	push_preserved
@@ -92,7 +92,8 @@ vmx_exit:
 	mov (%rsp), %rsp
 	jmp exited
 
-	// HOST_RIP for a host state of anything, as long as CR3 and RIP hold: nothing is pushed before RSP is back.
+	// HOST_RIP for a host state of anything, as long as CR3 and RIP hold: nothing is pushed before RSP
+	// is back.
 	.globl vmx_exit_anyhow
 vmx_exit_anyhow:
 	store_l2

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // Copyright (c) 2026 The Nestor authors
 //
-// A small guest's way from its loader (32-bit protected mode, EBX = Multiboot information), or from a SIPI (real mode), to 64-bit C.
+// A small guest's way from its loader (32-bit protected mode, EBX = Multiboot information), or from
+// a SIPI (real mode), to 64-bit C.
 
 #define LOW 0x8000 // where the AP's first code is copied to
 #define L(x) (LOW + x - low_start)
@@ -37,7 +38,8 @@ _start:
 	ltr %ax
 	call lib_main
 
-	// From flat 32-bit mode without paging to 64-bit mode, behind the call. Changes EAX, ECX, EDX; the stack holds 4 bytes less.
+	// From flat 32-bit mode without paging to 64-bit mode, behind the call. Changes EAX, ECX, EDX; the
+	// stack holds 4 bytes less.
 	.code32
 	.globl enter_long
 enter_long:

@@ -27,8 +27,8 @@ static inline void clgi(void)
     __asm__ volatile("clgi" : : : "memory");
 }
 
-// What precedes the first VMRUN, but for EFER and VM_HSAVE_PA: the VMCB, permission maps that permit
-// all, L2's IDT.
+// What precedes the first VMRUN, but for EFER and VM_HSAVE_PA: the VMCB, permission maps that
+// permit all, L2's IDT.
 void svm_prepare(void);
 // The same and EFER.SVME and VM_HSAVE_PA; false: there is no SVM.
 bool svm_start(void);

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // Copyright (c) 2026 The Nestor authors
 //
-// Where the IDT's gates lead: struct trap on the stack, then trap_handle in C; and the calls that an exception may end.
+// Where the IDT's gates lead: struct trap on the stack, then trap_handle in C; and the calls that
+// an exception may end.
 
 #include "asm.inc"
 
@@ -62,7 +63,8 @@ trap_common:
 	add $16, %rsp
 	iretq
 
-	// int try(void (*fn)(void *), void *arg): trap_handle ends it at try_end with RAX = vector and RSP = try_rsp.
+	// int try(void (*fn)(void *), void *arg): trap_handle ends it at try_end with RAX = vector and RSP
+	// = try_rsp.
 	.globl try, try_end
 try:
 	push_preserved

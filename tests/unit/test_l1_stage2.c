@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // Copyright (c) 2026 The Nestor authors
-// unit-sources: mmu/nested_stage2.c mmu/guest_walk.c
+// unit-sources: mmu/l1_stage2.c mmu/guest_walk.c
 //
 // The walk of an L1's EPT and NPT against tables whose builder knows what they mean: a case chooses
 // what each level says, and its outcome is worked out from the choices by the SDM's sections "EPT
@@ -17,7 +17,7 @@
 
 #include <arch/x86/regs.h>
 #include <arch/x86/vmx.h>
-#include <nestor/nested_stage2.h>
+#include <nestor/l1_stage2.h>
 
 #include "rng.h"
 
@@ -256,8 +256,8 @@ static void test_ept_flags(void **state)
     }
 }
 
-// "Page-Modification Logging": a D flag that is set is told; with no room in the log nothing is set,
-// and what needs no flag passes; the rights come first.
+// "Page-Modification Logging": a D flag that is set is told; with no room in the log nothing is
+// set, and what needs no flag passes; the rights come first.
 static void test_ept_log(void **state)
 {
     (void)state;

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // Copyright (c) 2026 The Nestor authors
 //
-// An L1's own stage 2, walked in software: EPT (SDM vol. 3 "EPT Translation Mechanism", "EPT-Induced
-// VM Exits", "Accessed and Dirty Flags for EPT") with 4 or 5 levels, and nested paging in each mode
-// that an SVM host can be in (APM vol. 2 "Nested Paging"). Pure: reads the tables through the
-// caller's functions.
+// An L1's own stage 2, walked in software: EPT (SDM vol. 3 "EPT Translation Mechanism",
+// "EPT-Induced VM Exits", "Accessed and Dirty Flags for EPT") with 4 or 5 levels, and nested paging
+// in each mode that an SVM host can be in (APM vol. 2 "Nested Paging"). Pure: reads the tables
+// through the caller's functions.
 
 #pragma once
 
@@ -57,8 +57,8 @@ struct l1_fault {
 // structures are writes.
 u32 l1_stage2_access(const struct l1_stage2 *l1, u32 access);
 
-// Translates `gpa` for `access` (as it counts) and sets the A and D flags that this takes, after the rights are
-// checked. mem->read answers what is not memory by all ones. Returns 0; -E_FAULT with *fault filled;
-// or -E_AGAIN if the entries keep changing.
+// Translates `gpa` for `access` (as it counts) and sets the A and D flags that this takes, after
+// the rights are checked. mem->read answers what is not memory by all ones. Returns 0; -E_FAULT
+// with *fault filled; or -E_AGAIN if the entries keep changing.
 int l1_stage2_walk(const struct l1_stage2 *l1, const struct walk_memory *mem, gpa_t gpa, u32 access,
                    struct l1_translation *out, struct l1_fault *fault);

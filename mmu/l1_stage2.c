@@ -1,14 +1,14 @@
 // SPDX-License-Identifier: BSD-2-Clause
 // Copyright (c) 2026 The Nestor authors
 //
-// The walk of an L1's stage 2 (nested_stage2.h). EPT: a walk collects the entries, refuses what is
+// The walk of an L1's stage 2 (l1_stage2.h). EPT: a walk collects the entries, refuses what is
 // misconfigured or missing as it meets it, then checks the rights, then sets A and D. NPT is what
 // guest_walk() does, with every access a user's and those to L2's paging structures writes
 // (APM vol. 2 "Nested versus Guest Page Faults").
 
 #include <arch/x86/regs.h>
 #include <arch/x86/vmx.h>
-#include <nestor/nested_stage2.h>
+#include <nestor/l1_stage2.h>
 
 #define EPT_PRESENT BITS(2, 0)
 #define EPT_TYPE    BITS(5, 3)
