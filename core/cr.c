@@ -91,8 +91,8 @@ static u64 cr3_reserved(struct vcpu *vcpu)
 // "PDPTE Registers").
 static int load_pdptes(struct vcpu *vcpu, u64 cr0, u64 cr3, u64 cr4, u64 efer, u64 pdpte[4])
 {
-    u64 reserved = ~BITS(cpuid_phys_bits(vcpu->vm) - 1, 0) | BITS(8, 5) | BITS(2, 1);
     gpa_t gpa = cr3 & BITS(31, 5);
+    u64 reserved;
 
     if (!backend->holds_pdptes || !(cr0 & CR0_PG) || !(cr4 & CR4_PAE) || (efer & EFER_LMA))
         return 0;
@@ -100,6 +100,7 @@ static int load_pdptes(struct vcpu *vcpu, u64 cr0, u64 cr3, u64 cr4, u64 efer, u
         return -E_FAULT;
     if (guest_read_gpa(vcpu, gpa, pdpte, 4 * sizeof(pdpte[0])))
         return -E_FAULT;
+    reserved = ~BITS(cpuid_phys_bits(vcpu->vm) - 1, 0) | BITS(8, 5) | BITS(2, 1);
     for (unsigned i = 0; i < 4; i++)
         if ((pdpte[i] & 1) && (pdpte[i] & reserved))
             return -E_FAULT;

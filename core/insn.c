@@ -230,6 +230,7 @@ static ALWAYS_INLINE struct translation *cached(struct vcpu *vcpu, const struct 
 {
     struct translation *t = slot_of(vcpu, la, access);
 
+    KEEP_ADDRESS(t);
     if (likely(t->tag == tag_of(s, la, access) && t->cr3 == s->cr3 && t->mode == paging_mode(s) &&
                t->world == vcpu->world && still_true(t)))
         return t;
@@ -672,6 +673,7 @@ static inline const u8 *seen_code(const struct vcpu *vcpu, const struct vcpu_ctx
     u64 rip = ctx->state.rip, offset = rip & ~PAGE_MASK;
     const struct translation *t = &vcpu->insn_cache->code[(rip >> PAGE_SHIFT) % CACHE_SLOTS];
 
+    KEEP_ADDRESS(t);
     if (likely(t->seen == ctx->mode && !((t->tag ^ rip) >> PAGE_SHIFT) && t->world == vcpu->world &&
                offset <= PAGE_SIZE - size && still_true(t)))
         return t->host + offset;

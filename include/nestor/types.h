@@ -50,6 +50,9 @@ typedef u64 gva_t; // guest-linear address
 #define INIT_DATA              __attribute__((section(".init.data")))
 #define INIT_BSS               __attribute__((section(".bss.init"))) // zeroed
 
+// The compiler keeps the address of a table's row instead of computing it again for each field.
+#define KEEP_ADDRESS(p) __asm__("" : "+r"(p))
+
 // Functions that can fail return 0 or a positive result, or one of these negated.
 enum nestor_error {
     E_PERM = 1,
