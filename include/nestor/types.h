@@ -47,7 +47,6 @@ typedef u64 gva_t; // guest-linear address
 #define PACKED                 __attribute__((packed))
 #define ALIGNED(n)             __attribute__((aligned(n)))
 #define INIT_TEXT              __attribute__((section(".init.text"), cold))
-#define INIT_DATA              __attribute__((section(".init.data")))
 #define INIT_BSS               __attribute__((section(".bss.init"))) // zeroed
 
 // The compiler keeps the address of a table's row instead of computing it again for each field.
@@ -55,18 +54,13 @@ typedef u64 gva_t; // guest-linear address
 
 // Functions that can fail return 0 or a positive result, or one of these negated.
 enum nestor_error {
-    E_PERM = 1,
     E_NOENT = 2,
-    E_IO = 5,
-    E_2BIG = 7,
     E_AGAIN = 11,
     E_NOMEM = 12,
     E_FAULT = 14,
-    E_BUSY = 16,
     E_EXIST = 17,
     E_NODEV = 19,
     E_INVAL = 22,
     E_NOSPC = 28,
     E_RANGE = 34,
-    E_NOSYS = 38,
 };

@@ -14,7 +14,7 @@
 struct vcpu;
 struct machine;
 
-enum { VM_RAM_MAX = 16, VM_NAME_MAX = 32 };
+enum { VM_RAM_MAX = 16 };
 
 // RAM below the PCI hole and above 4 GiB, as a PC has it.
 #define VM_LOW_RAM_LIMIT 0xc0000000ull
