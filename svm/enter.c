@@ -381,33 +381,38 @@ static inline u32 is_rare(const struct vcpu *vcpu, const struct vcpu_ctx *ctx)
     return groups | ctx->hw->prepare | wants_events(vcpu, ctx);
 }
 
-// All GPRs but RSP are lost to the guest; the compiler saves what it needs.
-static inline void run(struct vcpu *vcpu, hpa_t vmcb_pa, struct svm_cpu *cpu)
+// All GPRs but RSP are lost to the guest, so the compiler would have to save what it needs: the stub
+// gives vcpu back, and the rest follows from that.
+static inline struct vcpu *run(struct vcpu *vcpu, hpa_t vmcb_pa, struct svm_cpu *cpu)
 {
     __asm__ volatile("push %%rbp; call svm_vmrun; pop %%rbp"
                      : "+D"(vcpu), "+a"(vmcb_pa), "+d"(cpu)
                      :
                      : "rbx", "rcx", "rsi", "r8", "r9", "r10", "r11", "r12", "r13", "r14", "r15",
                        "cc", "memory");
+    return vcpu;
 }
 
-void svm_enter(struct vcpu *vcpu, struct vm_exit *exit)
+static inline struct vcpu *enter(struct vcpu *vcpu)
 {
     struct svm_cpu *cpu = vcpu->cpu->backend;
-    struct vcpu_ctx *ctx = vcpu->cur;
-    struct guest_state *state = &ctx->state;
-    struct backend_ctx *hw = ctx->hw;
-    struct vmcb *vmcb = hw->vmcb;
-    u32 todo;
+    const struct vcpu_ctx *ctx = vcpu->cur;
+    struct vmcb *vmcb = ctx->hw->vmcb;
 
     vmcb->rax = vcpu->gpr[GPR_RAX];
-    vmcb->rip = state->rip;
-    vmcb->rsp = state->rsp;
-    vmcb->rflags = state->rflags;
+    vmcb->rip = ctx->state.rip;
+    vmcb->rsp = ctx->state.rsp;
+    vmcb->rflags = ctx->state.rflags;
     vmcb->interrupt_shadow = 0;
     if (unlikely(is_rare(vcpu, ctx)))
         prepare(vcpu, cpu);
-    run(vcpu, hw->vmcb_pa, cpu);
+    return run(vcpu, ctx->hw->vmcb_pa, cpu);
+}
+
+static inline void take_state(struct vcpu *vcpu, const struct vmcb *vmcb)
+{
+    struct vcpu_ctx *ctx = vcpu->cur;
+    struct guest_state *state = &ctx->state;
 
     vcpu->gpr[GPR_RAX] = vmcb->rax;
     state->rip = vmcb->rip;
@@ -415,10 +420,20 @@ void svm_enter(struct vcpu *vcpu, struct vm_exit *exit)
     state->rflags = vmcb->rflags;
     // adjust_exit adds what prepare() found
     state->interruptibility = vmcb->interrupt_shadow & BLOCK_STI;
-    ctx->valid = hw->stays;
+    ctx->valid = ctx->hw->stays;
     ctx->dirty = 0;
     vcpu->shared_valid = 0;
-    todo = svm_fill_exit(vmcb, exit);
+}
+
+void svm_enter(struct vcpu *caller, struct vm_exit *exit)
+{
+    struct vcpu *vcpu = enter(caller);
+    struct vcpu_ctx *ctx = vcpu->cur;
+    struct backend_ctx *hw = ctx->hw;
+    u32 todo;
+
+    take_state(vcpu, hw->vmcb);
+    todo = svm_fill_exit(hw->vmcb, exit);
     if (todo & INSN)
         svm_see_mode(ctx);
     if (unlikely((todo & ADJUST) | hw->after))

@@ -114,12 +114,14 @@ void fake_vmrun(void)
     guest(vmcb);
 }
 
-// Called with any stack alignment, and free to lose every register.
+// Called with any stack alignment, and free to lose every register but RDI.
 __asm__(".globl svm_vmrun\n"
-        "svm_vmrun: mov %rsp, %rbp\n"
+        "svm_vmrun: push %rdi\n"
+        "mov %rsp, %rbp\n"
         "and $-16, %rsp\n"
         "call fake_vmrun\n"
         "mov %rbp, %rsp\n"
+        "pop %rdi\n"
         "ret\n"
         ".section .note.GNU-stack, \"\", @progbits\n"
         ".text\n");
