@@ -34,9 +34,21 @@ bool lapic_waits(const struct lapic *lapic, u8 vector)
             (lapic->in_page && *page_vectors(lapic, APIC_IRR, vector >> 5) >> (vector & 31) & 1));
 }
 
+static bool page_has_any(const struct lapic *lapic, u32 reg)
+{
+    u32 any = 0;
+
+#pragma GCC unroll 8
+    for (unsigned i = 0; i < VECTOR_WORDS; i++)
+        any |= *page_vectors(lapic, reg, i);
+    return any;
+}
+
 // 0 if there is none, as RVI and SVI.
 static u8 page_highest(const struct lapic *lapic, u32 reg)
 {
+    if (likely(!page_has_any(lapic, reg)))
+        return 0;
     for (unsigned i = VECTOR_WORDS; i-- > 0;) {
         u32 word = *page_vectors(lapic, reg, i);
 
