@@ -118,31 +118,34 @@ static void commit_pdptes(struct vcpu *vcpu, const u64 pdpte[4], int loaded)
         s->pdpte[i] = pdpte[i];
 }
 
+static bool cr0_refused(struct vcpu *vcpu, const struct guest_state *s, u64 value)
+{
+    u64 known = (value & CR0_KNOWN) | CR0_ET;
+
+    if (value >> 32 || ((value & CR0_PG) && !(value & CR0_PE)) ||
+        ((value & CR0_NW) && !(value & CR0_CD)))
+        return true;
+    if ((value & ~s->cr0 & CR0_PG) && (s->efer & EFER_LME) &&
+        (!(s->cr4 & CR4_PAE) || (s->seg[SEG_CS].access & SEG_L)))
+        return true;
+    if ((~value & s->cr0 & CR0_PG) && ((s->cr4 & CR4_PCIDE) || vcpu_mode_64bit(vcpu)))
+        return true;
+    return (!(value & CR0_WP) && (s->cr4 & CR4_CET)) || nested_check_cr(vcpu, 0, known);
+}
+
 static int write_cr0(struct vcpu *vcpu, u64 value)
 {
     struct guest_state *s = vcpu_state(vcpu, GROUP_CR | GROUP_EFER_PAT | GROUP_CODE);
     u64 efer = s->efer, changed, pdpte[4];
     int loaded;
 
-    if (value >> 32)
+    if (cr0_refused(vcpu, s, value))
         return -E_FAULT;
     value = (value & CR0_KNOWN) | CR0_ET;
-    if (((value & CR0_PG) && !(value & CR0_PE)) || ((value & CR0_NW) && !(value & CR0_CD)))
-        return -E_FAULT;
-    if ((value & ~s->cr0 & CR0_PG) && (efer & EFER_LME)) {
-        if (!(s->cr4 & CR4_PAE) || (s->seg[SEG_CS].access & SEG_L))
-            return -E_FAULT;
+    if ((value & ~s->cr0 & CR0_PG) && (efer & EFER_LME))
         efer |= EFER_LMA;
-    }
-    if (!(value & CR0_PG)) {
-        if ((s->cr0 & CR0_PG) && ((s->cr4 & CR4_PCIDE) || vcpu_mode_64bit(vcpu)))
-            return -E_FAULT;
+    if (!(value & CR0_PG))
         efer &= ~EFER_LMA;
-    }
-    if (!(value & CR0_WP) && (s->cr4 & CR4_CET))
-        return -E_FAULT;
-    if (nested_check_cr(vcpu, 0, value))
-        return -E_FAULT;
     changed = value ^ s->cr0;
     loaded = changed & CR0_PAGING ? load_pdptes(vcpu, value, s->cr3, s->cr4, efer, pdpte) : 0;
     if (loaded < 0)
@@ -156,6 +159,11 @@ static int write_cr0(struct vcpu *vcpu, u64 value)
     return 0;
 }
 
+static bool cr3_refused(struct vcpu *vcpu, const struct guest_state *s, u64 value)
+{
+    return value & cr3_reserved(vcpu) & ~(s->cr4 & CR4_PCIDE ? BIT(63) : 0);
+}
+
 static int write_cr3(struct vcpu *vcpu, u64 value)
 {
     struct guest_state *s = vcpu_state(vcpu, GROUP_CR | GROUP_EFER_PAT);
@@ -163,10 +171,10 @@ static int write_cr3(struct vcpu *vcpu, u64 value)
     u64 pdpte[4];
     int loaded;
 
+    if (cr3_refused(vcpu, s, value))
+        return -E_FAULT;
     if (s->cr4 & CR4_PCIDE)
         value &= ~BIT(63);
-    if (value & cr3_reserved(vcpu))
-        return -E_FAULT;
     loaded = load_pdptes(vcpu, s->cr0, value, s->cr4, s->efer, pdpte);
     if (loaded < 0)
         return -E_FAULT;
@@ -228,5 +236,21 @@ int cr_write_guest(struct vcpu *vcpu, unsigned number, u64 value)
         return write_cr8(vcpu, value);
     default:
         return -E_FAULT;
+    }
+}
+
+bool cr_refuses_guest(struct vcpu *vcpu, unsigned number, u64 value)
+{
+    const struct guest_state *s = vcpu_state(vcpu, GROUP_CR | GROUP_EFER_PAT | GROUP_CODE);
+
+    switch (number) {
+    case 0:
+        return cr0_refused(vcpu, s, value);
+    case 3:
+        return cr3_refused(vcpu, s, value);
+    case 4:
+        return cr4_refused(vcpu, s, value);
+    default:
+        return number == 8 && value >> 4;
     }
 }

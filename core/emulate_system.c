@@ -35,7 +35,9 @@ enum emulate_result emu_check_cr4(struct emulate_ctx *c)
         return emulate_raise(c, VECTOR_UD, false, 0);
     if (c->insn.op == INSN_RDPMC)
         allowed = c->cr4 & CR4_PCE;
-    else if (c->insn.op != INSN_XSETBV)
+    else if (c->insn.op == INSN_XSETBV)
+        allowed = c->amd; // SVM's intercept goes before #GP, which its exit's handler looks for
+    else
         allowed = !(c->cr4 & CR4_TSD);
     return c->cpl != 0 && !allowed ? raise_gp0(c) : EMULATE_OK;
 }

@@ -70,8 +70,7 @@ static bool operand(struct vcpu *vcpu, const struct vm_exit *exit, gpa_t *addres
     return true;
 }
 
-// #UD without SVME or outside protected mode, then #GP for the CPL. True: go on.
-static bool may_execute(struct vcpu *vcpu)
+bool vmcb12_may_execute(struct vcpu *vcpu)
 {
     const struct guest_state *s = vcpu_state(vcpu, GROUP_CR | GROUP_EFER_PAT | GROUP_RIP);
 
@@ -102,7 +101,7 @@ static struct vmcb *operand_vmcb(struct vcpu *vcpu, const struct vm_exit *exit, 
     struct vmcb *v;
     int error;
 
-    if (!may_execute(vcpu) || !operand(vcpu, exit, &address))
+    if (!vmcb12_may_execute(vcpu) || !operand(vcpu, exit, &address))
         return NULL;
     if (IS_ALIGNED(address, PAGE_SIZE) && by_l2_address(vcpu)) {
         error = nested_translate(vcpu, &address, 0, access);
@@ -158,7 +157,7 @@ static void run_gif(struct vcpu *vcpu, struct vm_exit *exit)
     bool clear = exit->kind == EXIT_CLGI;
     u8 *v_irq = &vcpu->nested->vmcb.v_irq;
 
-    if (!may_execute(vcpu))
+    if (!vmcb12_may_execute(vcpu))
         return;
     if (vcpu->level && vmcb12_vgif(vcpu))
         *v_irq = (u8)(clear ? *v_irq & ~SVM_V_GIF : *v_irq | SVM_V_GIF);
@@ -171,7 +170,7 @@ static void run_gif(struct vcpu *vcpu, struct vm_exit *exit)
 // The address may stay: a flush may always drop more.
 static void run_invlpga(struct vcpu *vcpu, struct vm_exit *exit)
 {
-    if (!may_execute(vcpu))
+    if (!vmcb12_may_execute(vcpu))
         return;
     nested_invalidate_tag(vcpu, false, (u32)vcpu->gpr[GPR_RCX]);
     vcpu_finish_exit(vcpu, exit);

@@ -99,6 +99,10 @@ void vmcb12_exit_invalid(struct vcpu *vcpu);
 void vmcb12_stage2_fault(struct vcpu *vcpu, const struct vm_exit *exit,
                          const struct l1_fault *fault);
 
+// --- vmcb12.c ---
+// Of SVM's instructions: #UD without SVME or outside protected mode, then #GP for the CPL. True: go on.
+bool vmcb12_may_execute(struct vcpu *vcpu);
+
 // --- vmcb12_intercept.c, vmcb12_event.c ---
 bool vmcb12_reflect(struct vcpu *vcpu, struct vm_exit *exit);
 bool vmcb12_wants_exception(struct vcpu *vcpu, const struct event *event);

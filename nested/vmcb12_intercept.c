@@ -295,6 +295,13 @@ static bool reflect_msr(struct vcpu *vcpu, struct vm_exit *exit)
     return exit_insn(vcpu, exit, VMEXIT_MSR, write, 0);
 }
 
+static u64 written(struct vcpu *vcpu, u8 gpr)
+{
+    u64 value = vcpu_gpr(vcpu, gpr);
+
+    return vcpu_mode_64bit(vcpu) ? value : (u32)value;
+}
+
 // Whether the selective intercept takes a write that is complete: MOV to CR0 that changes more than
 // TS and MP, and any LMSW; never CLTS (15.8.1).
 static bool is_selective(struct vcpu *vcpu, const struct exit_cr *cr)
@@ -345,29 +352,40 @@ static bool reflect_efer_trap(struct vcpu *vcpu, struct vm_exit *exit)
     return true;
 }
 
+// A value that the CPU refuses is #GP before the intercept (15.9); QEMU (7.2) looks at none.
+static bool cr_faults(struct vcpu *vcpu, const struct exit_cr *cr)
+{
+    return cr->access == CR_WRITE && cr_refuses_guest(vcpu, cr->number, written(vcpu, cr->gpr));
+}
+
 static bool reflect_cr(struct vcpu *vcpu, struct vm_exit *exit)
 {
     bool read = exit->cr.access == CR_READ;
     u32 bit = read ? SVM_CR_READ(exit->cr.number) : SVM_CR_WRITE(exit->cr.number);
 
-    if (vmcb12_intercepts(vcpu, SVM_WORD_CR, bit))
-        return exit_cr(vcpu, exit,
+    if (vmcb12_intercepts(vcpu, SVM_WORD_CR, bit)) {
+        if (!complete(vcpu, exit))
+            return true;
+        return !cr_faults(vcpu, &exit->cr) &&
+               exit_cr(vcpu, exit,
                        (u64)(read ? VMEXIT_CR0_READ : VMEXIT_CR0_WRITE) + exit->cr.number);
+    }
     if (!read && vmcb12_intercepts(vcpu, SVM_WORD_3, SVM_INTERCEPT_CR0_SEL_WRITE)) {
         if (!complete(vcpu, exit))
             return true;
-        if (is_selective(vcpu, &exit->cr))
+        if (is_selective(vcpu, &exit->cr) && !cr_faults(vcpu, &exit->cr))
             return exit_cr(vcpu, exit, VMEXIT_CR0_SEL_WRITE);
     }
     return reflect_cr_trap(vcpu, exit);
 }
 
-// Its exceptions go first (15.9); QEMU (7.2) looks for neither of these two.
+// Its exceptions go first (15.9); QEMU (7.2) looks for none of these.
 static bool dr_faults(struct vcpu *vcpu, const struct exit_dr *dr)
 {
     const struct guest_state *s = vcpu_state(vcpu, GROUP_CR | GROUP_DEBUG);
 
-    return s->dr7 & DR7_GD || ((dr->number & 6) == 4 && s->cr4 & CR4_DE);
+    return s->dr7 & DR7_GD || ((dr->number & 6) == 4 && s->cr4 & CR4_DE) ||
+           (dr->write && dr->number >= 4 && written(vcpu, dr->gpr) >> 32);
 }
 
 static bool reflect_dr(struct vcpu *vcpu, struct vm_exit *exit)
@@ -375,10 +393,13 @@ static bool reflect_dr(struct vcpu *vcpu, struct vm_exit *exit)
     u32 bit = 1u << (exit->dr.number + (exit->dr.write ? 16 : 0));
     u64 code = (u64)(exit->dr.write ? VMEXIT_DR0_WRITE : VMEXIT_DR0_READ) + exit->dr.number;
 
-    if (!vmcb12_intercepts(vcpu, SVM_WORD_DR, bit) || dr_faults(vcpu, &exit->dr))
+    if (!vmcb12_intercepts(vcpu, SVM_WORD_DR, bit))
         return false;
-    if (complete(vcpu, exit))
-        vmcb12_exit(vcpu, code, assists(vcpu) ? exit->dr.gpr : 0, 0, exit);
+    if (!complete(vcpu, exit))
+        return true;
+    if (dr_faults(vcpu, &exit->dr))
+        return false;
+    vmcb12_exit(vcpu, code, assists(vcpu) ? exit->dr.gpr : 0, 0, exit);
     return true;
 }
 
@@ -466,6 +487,13 @@ bool vmcb12_reflect(struct vcpu *vcpu, struct vm_exit *exit)
         return true;
     case EXIT_ENTRY_FAILED:
         return reflect_entry_failed(vcpu, exit);
+    case EXIT_VMRUN:
+    case EXIT_VMLOAD:
+    case EXIT_VMSAVE:
+    case EXIT_STGI:
+    case EXIT_CLGI:
+    case EXIT_INVLPGA: // their exceptions go first (15.9): Nestor may have emulated them
+        return !vmcb12_may_execute(vcpu) || reflect_by_bit(vcpu, exit);
     default:
         if (!is_undefined(vcpu, exit->kind))
             return reflect_by_bit(vcpu, exit);

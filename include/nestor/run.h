@@ -88,6 +88,8 @@ u64 efer_allowed(struct vcpu *vcpu); // the bits that this guest may set, and LM
 
 // Control registers with every check of a MOV to CR: 0 or -E_FAULT (#GP), nothing changed then.
 int cr_write_guest(struct vcpu *vcpu, unsigned number, u64 value);
+// Whether it would raise #GP for the value, PAE's pointers left aside.
+bool cr_refuses_guest(struct vcpu *vcpu, unsigned number, u64 value);
 u64 cr_read_guest(struct vcpu *vcpu, unsigned number);
 u64 cr_visible(struct vcpu *vcpu, unsigned number); // as a MOV from CR reads it (core/exit.c)
 u64 cr4_allowed(const struct vcpu *vcpu);           // the bits that this guest's CPUID offers
