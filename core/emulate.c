@@ -511,7 +511,7 @@ enum emulate_result emulate_insn(struct emulate_ctx *c)
     if (r != EMULATE_OK)
         return r;
     c->shadow = c->seg_loaded = 0;
-    c->unblock_nmi = c->switched = c->task_trap = false;
+    c->branched = c->unblock_nmi = c->switched = c->task_trap = false;
     c->dst = c->src = 0;
     emu_start_over(c);
     r = run(c);

@@ -314,9 +314,11 @@ static enum emulate_result branch(struct emulate_ctx *c, u64 target)
 
     target &= size_mask(c->insn.opsize);
     r = emulate_linear(c, SEG_CS, target, 1, EMULATE_FETCH, &la);
-    if (r == EMULATE_OK)
-        c->next_rip = target;
-    return r;
+    if (r != EMULATE_OK)
+        return r;
+    c->next_rip = target;
+    c->branched = true;
+    return EMULATE_OK;
 }
 
 static enum emulate_result run_jmp(struct emulate_ctx *c)

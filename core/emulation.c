@@ -350,7 +350,7 @@ static void prepare(struct vcpu *vcpu, struct emulate_ctx *ctx, struct emulate_r
     ctx->amd = backend == &svm_backend;
     ctx->long_mode = s->efer & EFER_LMA;
     ctx->shadow = ctx->seg_loaded = 0;
-    ctx->unblock_nmi = ctx->switched = ctx->task_trap = false;
+    ctx->branched = ctx->unblock_nmi = ctx->switched = ctx->task_trap = false;
     ctx->dr7 = ctx->hits = 0;
     if (unlikely(vcpu->breakpoints | vcpu->level))
         ctx->dr7 = armed_breakpoints(vcpu);
@@ -388,21 +388,13 @@ static void commit_far(struct vcpu *vcpu, const struct emulate_ctx *ctx)
     }
 }
 
-static bool is_branch(const struct emulate_ctx *ctx)
-{
-    u8 op = ctx->insn.op;
-
-    return ctx->seg_loaded & BIT(SEG_CS) || (op >= INSN_CALL && op <= INSN_RET) ||
-           (u32)ctx->next_rip != (u32)(ctx->regs->rip + ctx->insn.length);
-}
-
 // A single step is by TF as it was before the instruction; by the new one behind SYSCALL, so that
 // SFMASK can keep it out of the handler, and SYSRET.
 static void prepare_trap(struct vcpu *vcpu, const struct emulate_ctx *ctx)
 {
     if (ctx->insn.op == INSN_SYSCALL || ctx->insn.op == INSN_SYSRET)
         vcpu_modify(vcpu, GROUP_RIP)->rflags = ctx->next_rflags;
-    if (vcpu->cur->state.rflags & RFLAGS_TF && is_branch(ctx))
+    if (vcpu->cur->state.rflags & RFLAGS_TF && (ctx->branched || ctx->seg_loaded & BIT(SEG_CS)))
         vcpu_trap_branch(vcpu);
 }
 

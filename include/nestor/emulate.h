@@ -131,6 +131,7 @@ struct emulate_ctx {
     u16 port;
     struct segment seg[SEG_COUNT]; // commit those of seg_loaded (bits by enum segment_index)
     u8 seg_loaded;
+    bool branched;    // a near branch was taken
     bool unblock_nmi; // IRET: also where it faults
     // The task was switched: set CR0.TS, clear DR7's local enables, commit all, also before a
     // fault; then, if task_trap, raise #DB with BT.

@@ -61,9 +61,12 @@ static void on_debug(struct trap *trap)
     trap->rflags &= ~RFLAGS_TF;
 }
 
-extern char btf_jump[], btf_next[];
+// The last one is taken, to where it would have gone anyway.
+extern char btf_jump[], btf_next[], btf_jcc[], btf_behind[];
 __asm__("btf_jump: pushfq; orl $0x100, (%rsp); popfq\n" FORCED "nop\n" FORCED
-        "jmp btf_next; nop; btf_next: nop; ret");
+        "jmp btf_next; nop; btf_next: nop; ret\n"
+        "btf_jcc: pushfq; orl $0x101, (%rsp); popfq\n" FORCED "jnc btf_behind\n" FORCED
+        "jc btf_behind; btf_behind: nop; ret");
 
 static void set_debugctl(void *value)
 {
@@ -85,6 +88,12 @@ static void test_branches(void)
            "BTF: %u traps, behind the jump's %lld, DR6 %#llx", traps,
            (long long)(trap_rip - (u64)btf_next), (unsigned long long)trap_dr6);
     report(msr_read(MSR_DEBUGCTL) == 0, "which clears BTF");
+    traps = 0;
+    set_debugctl(&btf);
+    ((void (*)(void))(void *)btf_jcc)();
+    report(traps == 1 && trap_rip == (u64)btf_behind,
+           "BTF: %u traps by a jump to the next instruction", traps);
+    set_debugctl(&(u64){0});
     trap_handlers[VECTOR_DB] = NULL;
 }
 
