@@ -84,10 +84,16 @@ static bool segment_allows(struct emulate_ctx *c, const struct segment *s, u64 o
     return emu_limit_allows(s, offset, size);
 }
 
-// Intel SDM volume 3, table "Alignment Requirements by Data Type": 8 for 10 bytes, 4 for 6. Wide
-// vectors that may lie anywhere: 8 on Intel, 16 on AMD (APM volume 2, table "Data-Type Alignment").
+// Intel SDM volume 3, table "Alignment Requirements by Data Type": 8 for 10 bytes, 4 for 6, a far
+// pointer's like its offset's. Wide vectors that may lie anywhere: 8 on Intel, 16 on AMD (APM volume
+// 2, table "Data-Type Alignment").
 static unsigned alignment(const struct emulate_ctx *c, unsigned size)
 {
+    u8 op = c->insn.op;
+
+    if (size == c->insn.opsize + 2u &&
+        (op == INSN_CALL_FAR || op == INSN_JMP_FAR || op == INSN_LSS || op == INSN_LFAR))
+        return c->insn.opsize;
     return MIN(1u << (31 - __builtin_clz(size)), c->amd ? 16u : 8u);
 }
 

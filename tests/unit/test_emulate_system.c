@@ -280,6 +280,11 @@ static void test_vector_alignment(void **state)
             assert_int_equal(FAULT("\x0f\x10\x43\x08"), VECTOR_AC);
         else
             assert_int_equal(RUN("\x0f\x10\x43\x08"), EMULATE_OK);
+        // far pointers of 32 and 48 bits: 2 and 4
+        assert_int_not_equal(FAULT("\x66\xff\x6b\x02"), VECTOR_AC); // ljmpw *2(%rbx)
+        assert_int_equal(FAULT("\x66\xff\x6b\x01"), VECTOR_AC);
+        assert_int_not_equal(FAULT("\xff\x6b\x04"), VECTOR_AC); // ljmp *4(%rbx)
+        assert_int_equal(FAULT("\xff\x6b\x02"), VECTOR_AC);
     }
 }
 
