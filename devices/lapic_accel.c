@@ -26,11 +26,19 @@ static u32 *page_vectors(const struct lapic *lapic, u32 reg, unsigned word)
     return page_reg(lapic, reg + 16 * word);
 }
 
+static bool requested(const struct lapic *lapic, u8 vector)
+{
+    return __atomic_load_n(&lapic->s.irr[vector >> 6], __ATOMIC_ACQUIRE) >> (vector & 63) & 1;
+}
+
+// An offer begins before its bit leaves IRR and ends after it is back: whoever looks from another
+// CPU sees one of both if he looks at IRR on either side.
 bool lapic_waits(const struct lapic *lapic, u8 vector)
 {
     return vector && // 0, of an LVT that is not set up, is none
-           ((lapic->s.irr[vector >> 6] >> (vector & 63) & 1) ||
-            lapic->vcpu->ctx[0].ctl.offer == vector ||
+           (requested(lapic, vector) ||
+            __atomic_load_n(&lapic->vcpu->ctx[0].ctl.offer, __ATOMIC_ACQUIRE) == vector ||
+            requested(lapic, vector) ||
             (lapic->in_page && *page_vectors(lapic, APIC_IRR, vector >> 5) >> (vector & 31) & 1));
 }
 

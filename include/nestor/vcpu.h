@@ -60,7 +60,7 @@ enum state_group {
     GROUP_CR2 = BIT(18),
     GROUP_SWITCHED = BIT(19), // u_cet, pl_ssp, pkrs, umwait_control (core/switched.c)
     GROUP_DR6 = BIT(20),
-    GROUP_EXTENDED = BIT(21), // xcr0, xss, tsc_aux: the model's are always right
+    GROUP_EXTENDED = BIT(21), // xcr0, xss, tsc_aux: always valid, but for XSETBV on QEMU's SVM
     GROUP_ALL_SHARED = BITS(21, 16),
 };
 
