@@ -85,8 +85,8 @@ static bool segment_allows(struct emulate_ctx *c, const struct segment *s, u64 o
 }
 
 // Intel SDM volume 3, table "Alignment Requirements by Data Type": 8 for 10 bytes, 4 for 6, a far
-// pointer's like its offset's. Wide vectors that may lie anywhere: 8 on Intel, 16 on AMD (APM volume
-// 2, table "Data-Type Alignment").
+// pointer's like its offset's. Wide vectors that may lie anywhere: Intel leaves it open and names 8
+// ("Alignment Check Exception (#AC)"); 16 on AMD (APM volume 2, table "Data-Type Alignment").
 static unsigned alignment(const struct emulate_ctx *c, unsigned size)
 {
     u8 op = c->insn.op;

@@ -30,7 +30,7 @@ enum op_flags {
     OP_IBT = BIT(11),      // indirect branch tracking would see it, likewise
     OP_INWARD = BIT(12),   // may lead out of CPL 3: what sees it is the supervisor's too
     OP_OUTWARD = BIT(13),  // may lead to CPL 3
-    OP_CR4 = BIT(14),      // a bit of CR4 says who may execute it
+    OP_CR4 = BIT(14),      // emu_check_cr4() looks at it before an intercept
     OP_CET = OP_SHSTK | OP_IBT,
 };
 

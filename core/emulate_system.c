@@ -24,7 +24,8 @@ static enum emulate_result check_dr(struct emulate_ctx *c)
     return EMULATE_OK;
 }
 
-// RDTSC, RDTSCP, RDPMC, XSETBV, MOV DR: what precedes an intercept of theirs.
+// RDTSC, RDTSCP, RDPMC, XSETBV, MOV DR: what CR4, and MOV DR's value, say before an intercept of
+// theirs.
 enum emulate_result emu_check_cr4(struct emulate_ctx *c)
 {
     bool allowed = false; // at CPL 3

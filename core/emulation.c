@@ -86,21 +86,20 @@ static void device_access(struct vcpu *vcpu, gpa_t gpa, u8 *buf, unsigned size, 
     }
 }
 
-#define COPY_AS(type)                                    \
-    *(volatile type *)to = *(const volatile type *)from; \
-    break
-
 // Between RAM and a buffer. What the CPU does at once is done at once (SDM volume 3 "Guaranteed
 // Atomic Operations"): another CPU may look at the RAM, or change it.
 static void copy(void *to, const void *from, unsigned size)
 {
     switch (size) {
     case 2:
-        COPY_AS(u16);
+        *(volatile u16 *)to = *(const volatile u16 *)from;
+        break;
     case 4:
-        COPY_AS(u32);
+        *(volatile u32 *)to = *(const volatile u32 *)from;
+        break;
     case 8:
-        COPY_AS(u64);
+        *(volatile u64 *)to = *(const volatile u64 *)from;
+        break;
     default:
         memcpy(to, from, size);
     }

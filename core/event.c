@@ -267,7 +267,7 @@ static bool deliver_pending_debug(struct vcpu *vcpu)
                            .vector = VECTOR_DB,
                            .type = EVENT_EXCEPTION,
                            .has_payload = true,
-                           .payload = state->pending_dbg & ~BIT(12)}; // it never reaches DR6
+                           .payload = state->pending_dbg & ~BIT(12)}; // which never reaches DR6
     vcpu_modify(vcpu, GROUP_PENDING_DBG)->pending_dbg = 0;
     if (vcpu->level && nested_wants_exception(vcpu, &event)) // halted, perhaps
         return false;
@@ -419,8 +419,7 @@ static void deliver_interrupt(struct vcpu *vcpu)
         vcpu->events.interrupts_check = false;
         return;
     }
-    // An exit to L1 would lose what has been injected: an NMI, or anything if this has come just
-    // now.
+    // An exit to L1 would lose what has been injected: an NMI, or anything if this has just come.
     if (unlikely(vcpu->level) && vcpu->cur->ctl.inject.valid) {
         vcpu->immediate_exit = true;
         return;

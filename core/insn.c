@@ -237,8 +237,7 @@ static ALWAYS_INLINE struct translation *cached(struct vcpu *vcpu, const struct 
     return NULL;
 }
 
-// Whether all that the walk has read is in the record. The PDPTEs that a CPU holds and PKRS are
-// not.
+// Whether all that the walk has read is in the record: not the PDPTEs that a CPU holds, and PKRS.
 static bool is_whole(const struct paging_state *ps, const struct translation *t)
 {
     bool held = !ps->pdpte_from_memory && (ps->cr0 & CR0_PG) && (ps->cr4 & CR4_PAE) &&

@@ -472,8 +472,7 @@ static void run_entry(struct vcpu *vcpu, struct vm_exit *exit)
         vm_fail(vcpu, exit, error);
         return;
     }
-    // What the instruction leaves of L1's RIP, flags and blocking is never seen: an exit loads
-    // them.
+    // What the instruction leaves of L1's RIP, flags and blocking nobody sees: an exit loads them.
     if (error)
         vmcs12_entry_failed(vcpu, REASON_INVALID_GUEST_STATE, qualification);
     else

@@ -200,8 +200,8 @@ static void load_host_segments(struct nested *n, struct guest_state *s, bool hos
 }
 
 // "Loading Host State": ctx[0] becomes what VMCS12's host-state area says. What it does not say
-// stays as it is in `before`: L2's state, or L1's own if L2's was not loaded. `nmis`: BLOCK_NMI or
-// 0.
+// stays as it is in `before`: L2's state, or L1's own if L2's was not loaded. `nmis`: 0 or
+// BLOCK_NMI.
 static void load_host_state(struct vcpu *vcpu, const struct guest_state *before, u32 nmis)
 {
     struct nested *n = vcpu->nested;

@@ -21,8 +21,8 @@
 // rdi: struct vcpu *, GPRs at 0 (RAX and RSP are the VMCB's)
 // rax: the guest VMCB's HPA
 // rdx: struct svm_cpu *
-// Called by svm_enter's asm with IF = 0 and GIF = 1, returns so. Clobbers every register but RSP and
-// RDI.
+// Called by svm_enter's asm with IF = 0 and GIF = 1, returns so. Clobbers every register but RSP
+// and RDI.
     .balign 64
 svm_vmrun:
     push %rdi

@@ -381,8 +381,8 @@ static inline u32 is_rare(const struct vcpu *vcpu, const struct vcpu_ctx *ctx)
     return groups | ctx->hw->prepare | wants_events(vcpu, ctx);
 }
 
-// All GPRs but RSP are lost to the guest, so the compiler would have to save what it needs: the stub
-// gives vcpu back, and the rest follows from that.
+// All GPRs but RSP are lost to the guest. The stub gives vcpu back and the rest follows from that:
+// the compiler need save nothing.
 static inline struct vcpu *run(struct vcpu *vcpu, hpa_t vmcb_pa, struct svm_cpu *cpu)
 {
     __asm__ volatile("push %%rbp; call svm_vmrun; pop %%rbp"
